@@ -1,0 +1,142 @@
+"""Config files: YAML with dotted overrides, decoded into typed sections whose errors name the key."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from distrec.errors import InputError
+
+
+class Section(BaseModel):
+    """Base of every config section: unknown keys and silent type conversions are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
+
+
+S = TypeVar("S", bound=Section)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which `1e-3` is a number (YAML 1.1 wants a dot and calls it a string) and a repeated key an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                line = key_node.start_mark.line + 1
+                raise yaml.YAMLError(f"key '{key_node.value}' appears twice (line {line})")
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
+    list("-+0123456789."),
+)
+
+
+def parse_scalar(text: str, where: str) -> Any:
+    """The YAML value of `text`, as a config file would read it."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise InputError(f"{where}: '{text}' is not a YAML value ({_first_line(error)}); quote it.") from None
+
+
+def load_file(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        InputError: no such file, not YAML, or not a mapping.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"config file '{path}' cannot be read ({error.strerror}); give the path of a YAML file.") from None
+    try:
+        tree = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise InputError(f"config file '{path}' is not valid YAML: {_first_line(error)}; mend that line.") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"config file '{path}' holds {type(tree).__name__}, not keys and values; see configs/ for examples.")
+    return tree
+
+
+def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of `tree` with each `dotted.key=value` set; the value is read as YAML."""
+    tree = _copy(tree)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise InputError(f"override '{override}' is not of the form key=value, for example train.epochs=10.")
+        *parents, leaf = key.split(".")
+        node = tree
+        for depth, part in enumerate(parents):
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise InputError(f"override '{override}': '{'.'.join(parents[: depth + 1])}' is a value, not a section; remove '.{leaf}'.")
+        node[leaf] = parse_scalar(text, f"override '{override}'")
+    return tree
+
+
+def decode(section: type[S], tree: Any, where: str = "") -> S:
+    """`tree` as a `section`; `where` is the dotted key under which `tree` stands.
+
+    Raises:
+        InputError: names the first wrong key, its value, and the nearest valid key or the expected type.
+    """
+    if not isinstance(tree, dict):
+        raise InputError(f"'{where}' must hold keys and values, not {tree!r}.")
+    try:
+        return section.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(_explain(section, error, where)) from None
+
+
+def _explain(section: type[BaseModel], error: ValidationError, where: str) -> str:
+    problem = error.errors()[0]
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join([where, *path] if where else path)
+    if problem["type"] == "extra_forbidden":
+        valid = _valid_keys(section, path[:-1])
+        return f"unknown key '{key}'; {nearest(path[-1], valid)}."
+    if problem["type"] == "missing":
+        return f"key '{key}' is missing; add it."
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    expected = message if problem["type"] == "value_error" else f"must be {message}"
+    return f"key '{key}' is {problem['input']!r} but {expected}."
+
+
+def nearest(name: str, valid: Sequence[str]) -> str:
+    """A phrase that points from a wrong `name` to the closest valid ones."""
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    listed = ", ".join(sorted(valid))
+    return f"did you mean '{close[0]}'? (valid: {listed})" if close else f"valid here: {listed}"
+
+
+def _valid_keys(section: type[BaseModel], path: Sequence[str]) -> list[str]:
+    current: Any = section
+    for part in path:
+        field = getattr(current, "model_fields", {}).get(part)
+        annotation = getattr(field, "annotation", None)
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        current = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+    return list(getattr(current, "model_fields", {}))
+
+
+def _copy(tree: Any) -> Any:
+    return {key: _copy(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
+
+
+def _first_line(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None)
+    return f"{problem} (line {mark.line + 1})" if mark and problem else str(error).splitlines()[0]

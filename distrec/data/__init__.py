@@ -1,0 +1,1 @@
+"""The prepared dataset: format, importers, splits, global sample order and negatives."""

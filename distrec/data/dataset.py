@@ -1,0 +1,215 @@
+"""The prepared dataset: what `distrec prepare` writes and everything else reads.
+
+```
+manifest.json                      written last: a folder without it is an unfinished prepare
+interactions/{train,valid,test}/part-00000.parquet   user, item: int32; timestamp: int64
+users.parquet, items.parquet       index: int32; original: string; items also title: string (nullable)
+features/<name>/part-00000.parquet item: int32; vector: fixed-size list of float16/32; missing: bool
+content/part-00000.parquet         item: int32; text: string (nullable); image: binary (nullable)
+```
+
+Users and items are numbered from 0. Feature and content parts hold all items in index order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from distrec.config import Section, decode, digest, nearest
+from distrec.data.storage import Folder, open_folder, open_parquet, parquet_bytes, sha256
+from distrec.errors import InputError
+
+FORMAT = 1
+SPLITS = ("train", "valid", "test")
+Split = Literal["train", "valid", "test"]
+
+
+class FileEntry(Section):
+    """One file of a prepared dataset."""
+
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class FeatureEntry(Section):
+    """One feature set: a vector per item."""
+
+    width: int
+    dtype: Literal["float16", "float32"]
+    missing: int
+    source: str = Field(description="the encoder and its version, or the imported file")
+    parts: list[str]
+
+
+class Manifest(Section):
+    """`manifest.json`."""
+
+    format: int
+    name: str
+    users: int
+    items: int
+    interactions: dict[str, int]
+    split: str
+    id_order: str
+    features: dict[str, FeatureEntry]
+    content: dict[str, int] = Field(description="items that have a text, an image; empty without content")
+    config: dict[str, Any] = Field(description="the data config it was prepared with")
+    files: dict[str, FileEntry]
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Rows of one split, sorted by user, then time, then order in the source. Arrays of equal length."""
+
+    user: np.ndarray
+    item: np.ndarray
+    timestamp: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+
+class Dataset:
+    """Read access to a prepared dataset. Opening reads the manifest only."""
+
+    def __init__(self, folder: Folder, manifest: Manifest):
+        self.folder, self.manifest = folder, manifest
+        self.users, self.items = manifest.users, manifest.items
+
+    @classmethod
+    def open(cls, path: str) -> Dataset:
+        """The prepared dataset at a local path or `s3://` prefix.
+
+        Raises:
+            InputError: nothing there, an unfinished prepare, or another format.
+        """
+        folder = open_folder(path)
+        if not folder.exists("manifest.json"):
+            state = "an interrupted prepare" if folder.names() else "nothing"
+            raise InputError(f"data '{path}' has no manifest.json ({state} is there); run 'distrec prepare CONFIG --source DIR --out {path}'.")
+        try:
+            tree = folder.read_json("manifest.json")
+        except ValueError as error:
+            raise InputError(f"data '{path}': manifest.json is not valid JSON ({error}); run 'distrec prepare' again.") from None
+        if not isinstance(tree, dict) or tree.get("format") != FORMAT:
+            found = tree.get("format") if isinstance(tree, dict) else type(tree).__name__
+            raise InputError(f"data '{path}': manifest format is {found!r}, this version reads {FORMAT}; run 'distrec prepare' again.")
+        try:
+            return cls(folder, decode(Manifest, tree, "manifest"))
+        except InputError as error:
+            raise InputError(f"data '{path}': {error}") from None
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the manifest's content: the dataset's identity."""
+        return digest(self.manifest.model_dump())
+
+    def read_table(self, name: str, verify: bool = True) -> pa.Table:
+        """One file of the manifest as a table; a file that differs from its recorded SHA-256 is refused."""
+        entry = self.manifest.files[name]
+        try:
+            data = self.folder.read_bytes(name)
+        except FileNotFoundError:
+            raise InputError(f"data '{self.folder}': '{name}' is listed in manifest.json but missing; run 'distrec prepare' again.") from None
+        if verify and sha256(data) != entry.sha256:
+            raise InputError(f"data '{self.folder}': checksum of '{name}' differs from manifest.json ({len(data)} bytes, expected {entry.bytes}); run 'distrec prepare' again.")
+        return pa.parquet.read_table(pa.BufferReader(data))
+
+    def interactions(self, split: Split) -> Interactions:
+        """All rows of a split as int32 / int32 / int64 arrays, verified against checksum and id range."""
+        parts = [self.read_table(name) for name in sorted(self.manifest.files) if name.startswith(f"interactions/{split}/")]
+        if not parts:
+            empty = np.empty(0, np.int32)
+            return Interactions(empty, empty, np.empty(0, np.int64))
+        table = pa.concat_tables(parts)
+        user, item, time = (table[column].to_numpy() for column in ("user", "item", "timestamp"))
+        for name, ids, bound in (("user", user, self.users), ("item", item, self.items)):
+            if len(ids) and (ids.min() < 0 or ids.max() >= bound):
+                row = int(np.flatnonzero((ids < 0) | (ids >= bound))[0])
+                raise InputError(f"data '{self.folder}': {split} row {row} has {name} {ids[row]} but the manifest counts {bound} {name}s; run 'distrec prepare' again.")
+        return Interactions(user.astype(np.int32, copy=False), item.astype(np.int32, copy=False), time.astype(np.int64, copy=False))
+
+    def feature(self, name: str) -> FeatureEntry:
+        """The entry of a feature set.
+
+        Raises:
+            InputError: there is none of that name.
+        """
+        if name not in self.manifest.features:
+            known = list(self.manifest.features)
+            hint = nearest(name, known) if known else "the dataset has no features; run 'distrec encode' or import some"
+            raise InputError(f"data '{self.folder}' has no feature '{name}'; {hint}.")
+        return self.manifest.features[name]
+
+    def feature_rows(self, name: str, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows `start:stop` of a feature set: values `[rows, width]` float32 (zeros where missing) and missing `[rows]` bool.
+
+        Reads only the row groups that hold these rows.
+        """
+        entry = self.feature(name)
+        values = np.zeros((max(stop - start, 0), entry.width), np.float32)
+        missing = np.zeros(len(values), bool)
+        first = 0
+        for part in entry.parts:
+            rows = self.manifest.files[part].rows
+            if first < stop and first + rows > start:
+                file = open_parquet(self.folder, part)
+                at = first
+                for group in range(file.num_row_groups):
+                    count = file.metadata.row_group(group).num_rows
+                    low, high = max(at, start), min(at + count, stop)
+                    if low < high:
+                        table = file.read_row_group(group, columns=["vector", "missing"]).slice(low - at, high - low)
+                        values[low - start : high - start] = vectors(table["vector"], entry.width)
+                        missing[low - start : high - start] = table["missing"].to_numpy()
+                    at += count
+            first += rows
+        values[missing] = 0
+        return values, missing
+
+    def content(self, columns: list[str], batch_rows: int = 256) -> Iterator[pa.RecordBatch]:
+        """Batches of raw content (`item` and the asked columns of `text`, `image`) in item order, streamed."""
+        for name in sorted(self.manifest.files):
+            if name.startswith("content/"):
+                yield from open_parquet(self.folder, name).iter_batches(batch_rows, columns=["item", *columns])
+
+    def items_table(self) -> pa.Table:
+        """`items.parquet`: index, original id, title."""
+        return self.read_table("items.parquet")
+
+    def users_table(self) -> pa.Table:
+        """`users.parquet`: index, original id."""
+        return self.read_table("users.parquet")
+
+
+def vectors(column: pa.ChunkedArray, width: int) -> np.ndarray:
+    """A fixed-size-list column as a `[rows, width]` array of its own float type."""
+    chunks = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, width) for chunk in column.chunks]
+    return np.concatenate(chunks) if chunks else np.empty((0, width), np.float32)
+
+
+def vector_table(first_item: int, values: np.ndarray, missing: np.ndarray) -> pa.Table:
+    """A feature part: `values` `[rows, width]` float16 or float32 for items `first_item`, `first_item + 1`, …"""
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+    items = np.arange(first_item, first_item + len(values), dtype=np.int32)
+    return pa.table({"item": items, "vector": pa.FixedSizeListArray.from_arrays(flat, values.shape[1]), "missing": missing})
+
+
+def write_part(folder: Folder, name: str, table: pa.Table, row_group_rows: int = 65_536) -> FileEntry:
+    """Write one Parquet file of a dataset and return its manifest entry."""
+    data = parquet_bytes(table, row_group_rows)
+    folder.write_bytes(data, *name.split("/"))
+    return FileEntry(rows=table.num_rows, bytes=len(data), sha256=sha256(data))
+
+
+def write_manifest(folder: Folder, manifest: Manifest) -> None:
+    """Write `manifest.json`, atomically; always the last file of a prepare or encode."""
+    folder.write_json(manifest.model_dump(), "manifest.json")

@@ -1,0 +1,45 @@
+"""Random numbers keyed by meaning, not by who draws them.
+
+A stream is named by a tuple such as `("negatives", seed, epoch, attempt)`. Element `i` of a stream is the same number
+whichever worker draws it and however the range is cut, because Philox is a counter-based generator: its state can be
+set to any position. Everything random in training comes from here, which is what makes a run the same at any size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+_LANES = 4  # 64-bit numbers that Philox4x64 makes per counter value
+
+
+def _generator(key: tuple[str | int, ...], position: int) -> tuple[np.random.Generator, int]:
+    """A generator at the counter that holds `position`, and how many numbers to skip within it."""
+    name = hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
+    bits = np.random.Philox(key=np.frombuffer(name, np.uint64))
+    bits.advance(position // _LANES)
+    return np.random.Generator(bits), position % _LANES
+
+
+def uniform(key: tuple[str | int, ...], start: int, count: int) -> np.ndarray:
+    """Elements `start : start + count` of stream `key`: float64 in [0, 1)."""
+    generator, skip = _generator(key, start)
+    return generator.random(skip + count)[skip:]
+
+
+def integers(key: tuple[str | int, ...], start: int, count: int, bound: int) -> np.ndarray:
+    """Elements `start : start + count` of stream `key` as int64 in [0, bound); `bound` at most 2**31."""
+    return (uniform(key, start, count) * bound).astype(np.int64)
+
+
+def normal(key: tuple[str | int, ...], start: int, count: int) -> np.ndarray:
+    """Elements `start : start + count` of stream `key`: float64 standard normal (Box-Muller on two uniforms each)."""
+    pairs = uniform(key, 2 * start, 2 * count).reshape(count, 2)
+    return np.sqrt(-2.0 * np.log1p(-pairs[:, 0])) * np.cos(2.0 * np.pi * pairs[:, 1])
+
+
+def permutation(key: tuple[str | int, ...], count: int) -> np.ndarray:
+    """A permutation of `range(count)`, int64, named by `key`."""
+    generator, _ = _generator(key, 0)
+    return generator.permutation(count)

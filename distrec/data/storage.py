@@ -1,0 +1,117 @@
+"""One filesystem function for every path of the project: local folders and `s3://` prefixes alike."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import posixpath
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from distrec.errors import InputError
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder on some filesystem. Credentials and endpoints come from the environment (`AWS_…`), never from configs."""
+
+    fs: Any
+    path: str
+    local: bool
+
+    def at(self, *parts: str) -> str:
+        """The filesystem path of something inside."""
+        return posixpath.join(self.path, *parts)
+
+    def folder(self, *parts: str) -> Folder:
+        """A folder inside."""
+        return Folder(self.fs, self.at(*parts), self.local)
+
+    def exists(self, *parts: str) -> bool:
+        """Whether the folder, or something inside it, exists now (object listings are not cached)."""
+        self.fs.invalidate_cache()
+        return bool(self.fs.exists(self.at(*parts)))
+
+    def names(self, *parts: str) -> list[str]:
+        """Sorted names of what lies directly inside; empty where nothing does."""
+        self.fs.invalidate_cache()
+        where = self.at(*parts)
+        if not self.fs.exists(where):
+            return []
+        return sorted(posixpath.basename(path.rstrip("/")) for path in self.fs.ls(where, detail=False))
+
+    def make(self) -> None:
+        """Create the folder where that means something (object stores have none)."""
+        self.fs.makedirs(self.path, exist_ok=True)
+
+    def remove(self, *parts: str) -> None:
+        """Delete a file or folder inside, if it is there."""
+        if self.exists(*parts):
+            self.fs.rm(self.at(*parts), recursive=True)
+
+    def read_bytes(self, *parts: str) -> bytes:
+        """The whole content of a file inside."""
+        return bytes(self.fs.cat_file(self.at(*parts)))
+
+    def write_bytes(self, data: bytes, *parts: str) -> None:
+        """Write a file inside so that readers see the old content or the new, never a part."""
+        target = self.at(*parts)
+        if not self.local:  # a PUT of one object is atomic
+            self.fs.pipe_file(target, data)
+            return
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        draft = f"{target}.{uuid.uuid4().hex[:8]}.part"
+        with open(draft, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, target)
+
+    def read_json(self, *parts: str) -> Any:
+        """The JSON value of a file inside."""
+        return json.loads(self.read_bytes(*parts))
+
+    def write_json(self, value: Any, *parts: str) -> None:
+        """Write a JSON file inside, atomically."""
+        self.write_bytes((json.dumps(value, indent=2) + "\n").encode(), *parts)
+
+    def __str__(self) -> str:
+        return self.path if self.local else f"s3://{self.path}"
+
+
+def open_folder(path: str) -> Folder:
+    """The folder that a local path or an `s3://` URL names; it need not exist.
+
+    Raises:
+        InputError: the URL's protocol is not known or its package is missing.
+    """
+    if "://" not in path:
+        return Folder(fsspec.filesystem("file"), os.path.abspath(os.path.expanduser(path)), local=True)
+    try:
+        fs, inner = fsspec.core.url_to_fs(path)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"path '{path}' cannot be opened ({error}); use a local path or an s3:// URL.") from None
+    return Folder(fs, inner.rstrip("/"), local=fs.protocol in ("file", ("file", "local")))
+
+
+def sha256(data: bytes) -> str:
+    """Hexadecimal SHA-256 of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def parquet_bytes(table: pa.Table, row_group_rows: int = 65_536) -> bytes:
+    """`table` as one Parquet file in memory."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", row_group_size=row_group_rows)
+    return sink.getvalue().to_pybytes()
+
+
+def open_parquet(folder: Folder, *parts: str) -> pq.ParquetFile:
+    """A Parquet file inside `folder`, read lazily by row group."""
+    return pq.ParquetFile(folder.fs.open(folder.at(*parts), "rb"))
