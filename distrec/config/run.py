@@ -40,7 +40,9 @@ class TrainSection(Section):
     metric: str = "recall@20"
     cpus_per_worker: float = Field(1.0, gt=0)
     threads: int = Field(1, ge=1, description="CPU threads of each worker's tensor kernels")
-    checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints within an epoch; 0: end of epoch only")
+    checkpoint_every: int = Field(
+        0, ge=0, description="steps between checkpoints within an epoch; 0: end of epoch only"
+    )
     max_failures: int = Field(3, ge=0, description="times Ray Train restarts the workers from the last checkpoint")
 
     @field_validator("metric")
@@ -68,7 +70,8 @@ class OptimizerSection(Section):
     weight_decay: float = Field(0.0, ge=0)
     lr_decay: LrDecay | None = None
     tables: Literal["exact", "sparse"] = Field(
-        "exact", description="exact: every row of every table steps as the paper's optimizer does; sparse: fused row-wise Adagrad on looked-up rows"
+        "exact",
+        description="exact: every row of every table steps as the paper's optimizer does; sparse: fused row-wise Adagrad on looked-up rows",
     )
 
     @field_validator("betas")
@@ -94,8 +97,12 @@ class DenseSection(Section):
 class EvaluateSection(Section):
     """Full-ranking evaluation."""
 
-    mask: Literal["train", "train+valid", "none"] = Field("train", description="items left out of a user's ranking; train+valid leaves out valid items at test only")
-    test: bool = Field(True, description="read the test split at the end, with the weights of the best validation epoch")
+    mask: Literal["train", "train+valid", "none"] = Field(
+        "train", description="items left out of a user's ranking; train+valid leaves out valid items at test only"
+    )
+    test: bool = Field(
+        True, description="read the test split at the end, with the weights of the best validation epoch"
+    )
     ks: list[int] = Field([5, 10, 20, 50], min_length=1)
 
     @field_validator("ks")

@@ -38,7 +38,9 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
+    re.compile(
+        r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
     list("-+0123456789."),
 )
 
@@ -60,13 +62,17 @@ def load_file(path: str | Path) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise InputError(f"config file '{path}' cannot be read ({error.strerror}); give the path of a YAML file.") from None
+        raise InputError(
+            f"config file '{path}' cannot be read ({error.strerror}); give the path of a YAML file."
+        ) from None
     try:
         tree = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise InputError(f"config file '{path}' is not valid YAML: {_first_line(error)}; mend that line.") from None
     if not isinstance(tree, dict):
-        raise InputError(f"config file '{path}' holds {type(tree).__name__}, not keys and values; see configs/ for examples.")
+        raise InputError(
+            f"config file '{path}' holds {type(tree).__name__}, not keys and values; see configs/ for examples."
+        )
     return tree
 
 
@@ -82,7 +88,9 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         for depth, part in enumerate(parents):
             node = node.setdefault(part, {})
             if not isinstance(node, dict):
-                raise InputError(f"override '{override}': '{'.'.join(parents[: depth + 1])}' is a value, not a section; remove '.{leaf}'.")
+                raise InputError(
+                    f"override '{override}': '{'.'.join(parents[: depth + 1])}' is a value, not a section; remove '.{leaf}'."
+                )
         node[leaf] = parse_scalar(text, f"override '{override}'")
     return tree
 

@@ -94,14 +94,20 @@ class Dataset:
         folder = open_folder(path)
         if not folder.exists("manifest.json"):
             state = "an interrupted prepare" if folder.names() else "nothing"
-            raise InputError(f"data '{path}' has no manifest.json ({state} is there); run 'distrec prepare CONFIG --source DIR --out {path}'.")
+            raise InputError(
+                f"data '{path}' has no manifest.json ({state} is there); run 'distrec prepare CONFIG --source DIR --out {path}'."
+            )
         try:
             tree = folder.read_json("manifest.json")
         except ValueError as error:
-            raise InputError(f"data '{path}': manifest.json is not valid JSON ({error}); run 'distrec prepare' again.") from None
+            raise InputError(
+                f"data '{path}': manifest.json is not valid JSON ({error}); run 'distrec prepare' again."
+            ) from None
         if not isinstance(tree, dict) or tree.get("format") != FORMAT:
             found = tree.get("format") if isinstance(tree, dict) else type(tree).__name__
-            raise InputError(f"data '{path}': manifest format is {found!r}, this version reads {FORMAT}; run 'distrec prepare' again.")
+            raise InputError(
+                f"data '{path}': manifest format is {found!r}, this version reads {FORMAT}; run 'distrec prepare' again."
+            )
         try:
             return cls(folder, decode(Manifest, tree, "manifest"))
         except InputError as error:
@@ -118,14 +124,20 @@ class Dataset:
         try:
             data = self.folder.read_bytes(name)
         except FileNotFoundError:
-            raise InputError(f"data '{self.folder}': '{name}' is listed in manifest.json but missing; run 'distrec prepare' again.") from None
+            raise InputError(
+                f"data '{self.folder}': '{name}' is listed in manifest.json but missing; run 'distrec prepare' again."
+            ) from None
         if verify and sha256(data) != entry.sha256:
-            raise InputError(f"data '{self.folder}': checksum of '{name}' differs from manifest.json ({len(data)} bytes, expected {entry.bytes}); run 'distrec prepare' again.")
+            raise InputError(
+                f"data '{self.folder}': checksum of '{name}' differs from manifest.json ({len(data)} bytes, expected {entry.bytes}); run 'distrec prepare' again."
+            )
         return pa.parquet.read_table(pa.BufferReader(data))
 
     def interactions(self, split: Split) -> Interactions:
         """All rows of a split as int32 / int32 / int64 arrays, verified against checksum and id range."""
-        parts = [self.read_table(name) for name in sorted(self.manifest.files) if name.startswith(f"interactions/{split}/")]
+        parts = [
+            self.read_table(name) for name in sorted(self.manifest.files) if name.startswith(f"interactions/{split}/")
+        ]
         if not parts:
             empty = np.empty(0, np.int32)
             return Interactions(empty, empty, np.empty(0, np.int64))
@@ -134,8 +146,12 @@ class Dataset:
         for name, ids, bound in (("user", user, self.users), ("item", item, self.items)):
             if len(ids) and (ids.min() < 0 or ids.max() >= bound):
                 row = int(np.flatnonzero((ids < 0) | (ids >= bound))[0])
-                raise InputError(f"data '{self.folder}': {split} row {row} has {name} {ids[row]} but the manifest counts {bound} {name}s; run 'distrec prepare' again.")
-        return Interactions(user.astype(np.int32, copy=False), item.astype(np.int32, copy=False), time.astype(np.int64, copy=False))
+                raise InputError(
+                    f"data '{self.folder}': {split} row {row} has {name} {ids[row]} but the manifest counts {bound} {name}s; run 'distrec prepare' again."
+                )
+        return Interactions(
+            user.astype(np.int32, copy=False), item.astype(np.int32, copy=False), time.astype(np.int64, copy=False)
+        )
 
     def feature(self, name: str) -> FeatureEntry:
         """The entry of a feature set.
@@ -200,7 +216,9 @@ def vector_table(first_item: int, values: np.ndarray, missing: np.ndarray) -> pa
     """A feature part: `values` `[rows, width]` float16 or float32 for items `first_item`, `first_item + 1`, …"""
     flat = pa.array(np.ascontiguousarray(values).reshape(-1))
     items = np.arange(first_item, first_item + len(values), dtype=np.int32)
-    return pa.table({"item": items, "vector": pa.FixedSizeListArray.from_arrays(flat, values.shape[1]), "missing": missing})
+    return pa.table(
+        {"item": items, "vector": pa.FixedSizeListArray.from_arrays(flat, values.shape[1]), "missing": missing}
+    )
 
 
 def write_part(folder: Folder, name: str, table: pa.Table, row_group_rows: int = 65_536) -> FileEntry:
