@@ -1,0 +1,35 @@
+"""Item-item graphs of nearest neighbours by cosine, built in blocks: exact, and never items x items in memory."""
+
+from __future__ import annotations
+
+import torch
+
+from distrec.parallel.partition import Partition
+from distrec.parallel.topk import merge_top, top_columns
+from distrec.parallel.world import World
+
+_ROWS, _COLUMNS = 1024, 8192
+
+
+def cosine_neighbours(
+    world: World, partition: Partition, block: torch.Tensor, k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `min(k, items)` most similar items of each of my items, itself included.
+
+    Args:
+        block: my items' vectors `[my items, width]`, of unit length (or zero).
+
+    Returns:
+        Cosines `[my items, k]` and item numbers `[my items, k]`, best first, equal cosines in item order.
+    """
+    k = min(k, partition.rows)
+    values = torch.empty(len(block), 0)
+    items = torch.empty(len(block), 0, dtype=torch.int64)
+    for start in range(0, partition.rows, _COLUMNS):
+        stop = min(start + _COLUMNS, partition.rows)
+        candidates = world.chunk(block, partition, start, stop).t()
+        parts = [top_columns(rows @ candidates, k) for rows in block.split(_ROWS)]
+        if parts:
+            best = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]) + start
+            values, items = merge_top(values, items, *best, k)
+    return values, items

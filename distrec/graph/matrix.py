@@ -1,0 +1,74 @@
+"""A sparse matrix whose rows and columns lie on the workers like two tables, and its products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from distrec.graph.sparse import Csr
+from distrec.parallel.exchange import Exchange, planned_exchange
+from distrec.parallel.linear import linear
+from distrec.parallel.partition import Partition
+from distrec.parallel.world import World
+
+
+class ShardedMatrix:
+    """`M` `[rows, columns]`: this rank holds its rows' entries; column rows are fetched from, and pushed to, their owners.
+
+    Both products need one movement of column-side rows each: `M x` fetches them, `M^T y` pushes partial sums back. The
+    row side never travels, so the side with more rows should be the row side.
+
+    Args:
+        row, column: entries of my rows as global numbers, int64, any order.
+        value: float32 weights.
+    """
+
+    def __init__(
+        self, world: World, rows: Partition, columns: Partition, row: np.ndarray, column: np.ndarray, value: np.ndarray
+    ):
+        self.world, self.row_partition, self.column_partition = world, rows, columns
+        needed, place = np.unique(column, return_inverse=True)
+        self.exchange: Exchange
+        self.exchange, position = planned_exchange(world, columns, torch.from_numpy(needed))
+        local_row = row - rows.start(world.rank)
+        local_column = position.numpy()[place] if len(needed) else place
+        count = rows.count(world.rank)
+        self._by_row = Csr.from_entries(local_row, local_column, value, count, self.exchange.needed)
+        self._by_column = Csr.from_entries(local_column, local_row, value, self.exchange.needed, count)
+
+    def times_values(self, x: torch.Tensor) -> torch.Tensor:
+        """My rows of `M x` from my column-side block `x`; no gradient."""
+        return self._by_row.matmul(self.exchange.fetch_values(x))
+
+    def transposed_values(self, y: torch.Tensor) -> torch.Tensor:
+        """My column-side rows of `M^T y` from my row-side block `y`; no gradient."""
+        return self.exchange.push_values(self._by_column.matmul(y))
+
+    def times(self, x: torch.Tensor) -> torch.Tensor:
+        """My rows of `M x` `[my rows, width]` from my block of `x` `[my columns, width]`, with gradient."""
+        return linear(x, self.times_values, self.transposed_values)
+
+    def transposed_times(self, y: torch.Tensor) -> torch.Tensor:
+        """My rows of `M^T y` `[my columns, width]` from my block of `y` `[my rows, width]`, with gradient."""
+        return linear(y, self.transposed_values, self.times_values)
+
+    def exchanged_bytes(self, width: int) -> int:
+        """Bytes of float32 rows this rank receives per product with a matrix of `width` columns."""
+        return self.exchange.received * width * 4
+
+    @property
+    def entries(self) -> int:
+        """Entries of my rows."""
+        return len(self._by_row.values)
+
+
+def inverse_sqrt(degree: np.ndarray) -> np.ndarray:
+    """`degree ** -0.5` in float32, with 0 where the degree is 0."""
+    out = np.zeros(len(degree), np.float32)
+    np.power(degree, -0.5, where=degree > 0, out=out, dtype=np.float32, casting="same_kind")
+    return out
+
+
+Product = Callable[[torch.Tensor], torch.Tensor]

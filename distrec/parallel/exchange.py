@@ -1,0 +1,124 @@
+"""Fetching rows from their owners, and its adjoint, pushing contributions back to them.
+
+An exchange fixes *which* rows a rank needs; `fetch` turns my block into the needed rows, `push` turns contributions to
+the needed rows into the sum over ranks on my block. Two strategies do the same: gather every row, or send only the rows
+that someone needs. `planned_exchange` counts the bytes of both and takes the smaller.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+
+from distrec.parallel.linear import linear
+from distrec.parallel.partition import Partition
+from distrec.parallel.world import World
+
+
+class Exchange(ABC):
+    """Rows of a partitioned array that this rank needs, and how they come here.
+
+    Attributes:
+        needed: number of rows that `fetch` returns.
+        received: rows that come from other ranks per fetch (bytes = received x width x element size).
+    """
+
+    strategy: str
+    needed: int
+    received: int
+
+    @abstractmethod
+    def fetch_values(self, block: torch.Tensor) -> torch.Tensor:
+        """The needed rows `[needed, …]` from everyone's blocks `[my rows, …]`; no gradient."""
+
+    @abstractmethod
+    def push_values(self, rows: torch.Tensor) -> torch.Tensor:
+        """My block of the sum over ranks of contributions `[needed, …]`; no gradient."""
+
+    def fetch(self, block: torch.Tensor) -> torch.Tensor:
+        """`fetch_values` with gradient."""
+        return linear(block, self.fetch_values, self.push_values)
+
+
+class GatherExchange(Exchange):
+    """Every rank needs every row, in global order."""
+
+    strategy = "gather"
+
+    def __init__(self, world: World, partition: Partition):
+        self.world, self.partition = world, partition
+        self.needed = partition.rows
+        self.received = partition.block * (world.size - 1)
+
+    def fetch_values(self, block: torch.Tensor) -> torch.Tensor:
+        return self.world.gather_blocks(block, self.partition)
+
+    def push_values(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.world.reduce_blocks(rows, self.partition)
+
+
+class BoundaryExchange(Exchange):
+    """Each rank needs a list of rows of its own (ascending, without repeats).
+
+    Args:
+        needed_by: the needed global rows of every rank, `size` sorted int64 tensors.
+    """
+
+    strategy = "boundary"
+
+    def __init__(self, world: World, partition: Partition, needed_by: Sequence[torch.Tensor]):
+        self.world, self.partition = world, partition
+        mine = needed_by[world.rank]
+        start, stop = partition.start(world.rank), partition.stop(world.rank)
+        lists = [rows[(rows >= start) & (rows < stop)] - start for rows in needed_by]
+        self._send_rows = torch.cat(lists)
+        self._send = [len(rows) for rows in lists]
+        self._receive = torch.bincount(partition.owner(mine), minlength=world.size).tolist()
+        self.needed = len(mine)
+        self.received = self.needed - self._receive[world.rank]
+
+    def fetch_values(self, block: torch.Tensor) -> torch.Tensor:
+        return self.world.all_to_all(block.index_select(0, self._send_rows), self._send, self._receive)
+
+    def push_values(self, rows: torch.Tensor) -> torch.Tensor:
+        back = self.world.all_to_all(rows, self._receive, self._send)
+        out = back.new_zeros(self.partition.count(self.world.rank), *back.shape[1:])
+        return out.index_add_(0, self._send_rows, back)
+
+
+def planned_exchange(world: World, partition: Partition, needed: torch.Tensor) -> tuple[Exchange, torch.Tensor]:
+    """The cheaper exchange for the rows this rank needs (ascending global numbers), and each one's place in its output.
+
+    Collective: every rank calls it with its own list. The choice is the same on all ranks.
+    """
+    gather = GatherExchange(world, partition)
+    if world.size == 1:
+        return gather, needed
+    counts = torch.bincount(partition.owner(needed), minlength=world.size)
+    remote = counts.sum() - counts[world.rank]
+    # The slowest rank sets the pace of a collective, so the largest count decides.
+    worst = int(world.max_(remote.clone()))
+    if worst >= gather.received:
+        return gather, needed
+    lists = [torch.empty(0, dtype=torch.int64)] * world.size
+    sizes = torch.tensor([len(needed)])
+    all_sizes = world.gather_blocks(sizes, Partition(world.size, world.size)).tolist()
+    longest = Partition(max(all_sizes) * world.size, world.size)
+    padded = torch.full((max(all_sizes),), -1, dtype=torch.int64)
+    padded[: len(needed)] = needed
+    everyone = world.gather_blocks(padded, longest).view(world.size, -1)
+    lists = [everyone[rank, : all_sizes[rank]] for rank in range(world.size)]
+    return BoundaryExchange(world, partition, lists), torch.arange(len(needed))
+
+
+def batch_exchange(world: World, partition: Partition, ids_of: Sequence[torch.Tensor]) -> tuple[Exchange, torch.Tensor]:
+    """An exchange for the rows of one batch, and the place of each of my ids in its output.
+
+    Args:
+        ids_of: every rank's ids (any order, repeats allowed). All ranks know the whole batch, so nothing is communicated.
+    """
+    unique = [torch.unique(ids, return_inverse=True) for ids in ids_of]
+    exchange = BoundaryExchange(world, partition, [rows for rows, _ in unique])
+    return exchange, unique[world.rank][1]

@@ -1,0 +1,37 @@
+"""One autograd node for every linear map that is known by its two directions.
+
+Exchanges of rows, sparse products and propagations over several hops are all linear: their backward is their adjoint.
+Writing them as one node each keeps autograd from recording (and storing) the steps inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+Map = Callable[..., Any]
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, apply: Map, adjoint: Map, *inputs: torch.Tensor) -> Any:
+        ctx.adjoint = adjoint
+        ctx.single = len(inputs) == 1
+        return apply(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        back = ctx.adjoint(*grads)
+        return (None, None, back) if ctx.single else (None, None, *back)
+
+
+def linear(x: torch.Tensor, apply: Map, adjoint: Map) -> torch.Tensor:
+    """`apply(x)`, whose gradient is `adjoint` of the output's gradient."""
+    return _Linear.apply(apply, adjoint, x)  # type: ignore[no-any-return]
+
+
+def linear_pair(x: torch.Tensor, y: torch.Tensor, apply: Map, adjoint: Map) -> tuple[torch.Tensor, torch.Tensor]:
+    """`apply(x, y)`, a pair, whose gradients are `adjoint` of the pair of output gradients."""
+    return _Linear.apply(apply, adjoint, x, y)  # type: ignore[no-any-return]
