@@ -1,0 +1,205 @@
+"""Tables on the workers: TorchRec shards them row-wise, this class starts, reads, steps and saves them.
+
+Two kinds (design.md section 4):
+
+* exact: TorchRec's DENSE kernel. My block is a view of the kernel's flat parameter and an ordinary leaf of autograd, so
+  whole-table work costs no look-up and the paper's own optimizer steps over every row.
+* sparse: TorchRec's FUSED kernel. Look-ups go through TorchRec's exchange; row-wise Adagrad runs inside backward and
+  moves looked-up rows only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
+from torchrec import EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor
+from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.embedding import EmbeddingCollectionSharder, ShardedEmbeddingCollection
+from torchrec.distributed.sharding_plan import construct_module_sharding_plan, row_wise
+from torchrec.distributed.types import ShardingPlan
+from torchrec.optim import RowWiseAdagrad
+from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
+
+from distrec.config.run import OptimizerSection
+from distrec.parallel.partition import Partition
+from distrec.parallel.world import World
+from distrec.tables.optimizers import build_optimizer, moments
+from distrec.tables.spec import Side, Table
+
+_INIT_ROWS = 65_536
+
+
+class ShardedTables:
+    """All tables of a method.
+
+    Args:
+        partitions: the user and item partitions; a table's rows lie like its side.
+        seed: names the random streams of the initial values.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        tables: Sequence[Table],
+        partitions: Mapping[Side, Partition],
+        optimizer: OptimizerSection,
+        seed: int,
+    ):
+        self.world, self.exact = world, optimizer.tables == "exact"
+        self.specs = {table.name: table for table in tables}
+        self._partitions = {table.name: partitions[table.side] for table in tables}
+        self._collections = _shard(world, tables, self._partitions, optimizer)
+        self._blocks = {name: self._view(name).requires_grad_(self.exact) for name in self.specs}
+        for name in self.specs:
+            self._initialise(name, seed)
+        exact_leaves = list(self._blocks.values()) if self.exact else []
+        self._optimizer = build_optimizer(exact_leaves, optimizer) if exact_leaves else None
+        self._looked_up: set[str] = set()
+
+    def partition(self, name: str) -> Partition:
+        """How the rows of table `name` lie on the workers."""
+        return self._partitions[name]
+
+    def block(self, name: str) -> torch.Tensor:
+        """My rows of a table, `[my rows, dim]`; with gradient where tables are exact."""
+        return self._blocks[name]
+
+    def lookup(self, name: str, ids: torch.Tensor) -> torch.Tensor:
+        """Rows `ids` of a sparse table, `[len(ids), dim]`, through TorchRec's exchange. Collective.
+
+        At most once per table and step: a second look-up would run the fused update twice on rows they share.
+        """
+        if name in self._looked_up:
+            raise RuntimeError(f"table '{name}' is looked up twice in one step; join the ids in one call")
+        self._looked_up.add(name)
+        features = KeyedJaggedTensor(keys=[name], values=ids, lengths=torch.ones(len(ids), dtype=torch.int64))
+        vectors: torch.Tensor = self._collections[name](features)[name].values()
+        return vectors
+
+    def step(self, lr: float) -> None:
+        """Update the tables from the gradients of `world.size` times my share of the loss, and clear them.
+
+        The factor is the one that DeepSpeed's averaging takes back on the dense side (stack.md 3b); here it is divided
+        out once. Sparse tables have already stepped inside backward, where TorchRec divides by the world size itself.
+        """
+        self._looked_up.clear()
+        if self._optimizer is None:
+            return
+        for block in self._blocks.values():
+            if block.grad is not None and self.world.size > 1:
+                block.grad.div_(self.world.size)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def set_sparse_lr(self, lr: float) -> None:
+        """The learning rate of the fused update of the coming backward pass."""
+        if not self.exact:
+            for collection in self._collections.values():
+                for group in collection.fused_optimizer.param_groups:
+                    group["lr"] = lr
+                collection.fused_optimizer.step()  # hands the rate to the kernels; rows move in backward only
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Weights and moments as sharded tensors over the live storage: saving reads it, loading writes it.
+
+        Rows are addressed by their global number, so a checkpoint loads at any number of workers.
+        """
+        mesh = DeviceMesh("cpu", list(range(self.world.size)))
+        out: dict[str, torch.Tensor] = {}
+        for name, block in self._blocks.items():
+            tensors = {"weight": block.detach(), **self._moments(name)}
+            for kind, local in tensors.items():
+                shape = torch.Size([self._partitions[name].rows, *local.shape[1:]])
+                stride = (local.shape[1], 1) if local.dim() == 2 else (1,)
+                out[f"{name}.{kind}"] = DTensor.from_local(
+                    local, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride
+                )
+        return out
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps so far (Adam's bias correction depends on it)."""
+        return self._steps_of(next(iter(self._blocks))) if self._optimizer is not None else 0
+
+    @steps.setter
+    def steps(self, count: int) -> None:
+        if self._optimizer is not None:
+            for block in self._blocks.values():
+                if "step" in self._optimizer.state[block]:
+                    self._optimizer.state[block]["step"].fill_(count)
+
+    def _steps_of(self, name: str) -> int:
+        assert self._optimizer is not None
+        return int(self._optimizer.state[self._blocks[name]].get("step", 0))
+
+    def _moments(self, name: str) -> dict[str, torch.Tensor]:
+        if self._optimizer is not None:
+            return moments(self._optimizer, self._blocks[name])
+        kernel = _kernel(self._collections[name])
+        return {"sum_of_squares": state[0] for state in kernel.split_optimizer_states()} if kernel is not None else {}
+
+    def _view(self, name: str) -> torch.Tensor:
+        kernel, spec = _kernel(self._collections[name]), self.specs[name]
+        if kernel is None:  # this rank owns no row of the table
+            return torch.empty(0, spec.dim)
+        weights = kernel.weights if self.exact else kernel.split_embedding_weights()[0]
+        block: torch.Tensor = weights.detach().view(-1, spec.dim)
+        assert len(block) == self._partitions[name].count(self.world.rank)
+        return block
+
+    def _initialise(self, name: str, seed: int) -> None:
+        spec, partition = self.specs[name], self._partitions[name]
+        first, stop = partition.start(self.world.rank), partition.stop(self.world.rank)
+        with torch.no_grad():
+            for start in range(first, stop, _INIT_ROWS):
+                end = min(start + _INIT_ROWS, stop)
+                rows = spec.init(("table", name, seed), partition.rows, spec.dim, start, end)
+                self._blocks[name][start - first : end - first] = torch.from_numpy(rows)
+
+
+def _shard(
+    world: World, tables: Sequence[Table], partitions: Mapping[str, Partition], optimizer: OptimizerSection
+) -> dict[str, ShardedEmbeddingCollection]:
+    """One TorchRec embedding collection per table (a collection must have a single width), sharded row-wise."""
+    if not tables:
+        return {}
+    exact, sharder = optimizer.tables == "exact", EmbeddingCollectionSharder()
+    modules = torch.nn.ModuleDict()
+    for table in tables:
+        config = EmbeddingConfig(
+            name=table.name,
+            num_embeddings=partitions[table.name].rows,
+            embedding_dim=table.dim,
+            feature_names=[table.name],
+        )
+        modules[table.name] = EmbeddingCollection(tables=[config], device=torch.device("meta"))
+    if not exact:
+        apply_optimizer_in_backward(
+            RowWiseAdagrad, modules.parameters(), {"lr": optimizer.lr, "eps": optimizer.eps}
+        )
+    plan = {
+        name: construct_module_sharding_plan(
+            module,
+            {name: row_wise(compute_kernel="dense" if exact else "fused")},
+            sharder=sharder,  # type: ignore[arg-type]
+            local_size=world.size,
+            world_size=world.size,
+            device_type="cpu",
+        )
+        for name, module in modules.items()
+    }
+    model = DistributedModelParallel(
+        modules, device=torch.device("cpu"), plan=ShardingPlan(plan=plan), sharders=[sharder], init_data_parallel=False  # type: ignore[list-item, arg-type]
+    )
+    return {name: model.module[name] for name in modules}  # type: ignore[index]
+
+
+def _kernel(collection: ShardedEmbeddingCollection):  # type: ignore[no-untyped-def]
+    """The fbgemm module that holds my shard; None where I own no row."""
+    found = [grouped._emb_module for lookup in collection._lookups for grouped in lookup._emb_modules]  # type: ignore[union-attr]
+    return found[0] if found else None

@@ -1,0 +1,72 @@
+"""What a method says about a table: its name, which side's rows it has, how wide it is and how it starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from distrec.config.run import OptimizerSection
+from distrec.data import keyed
+from distrec.parallel.partition import Partition
+
+Side = Literal["user", "item"]
+
+
+class Initializer(Protocol):
+    """First values of rows `start:stop` of a table `[rows, dim]`, the same whoever asks and however it is cut."""
+
+    def __call__(self, key: tuple[str | int, ...], rows: int, dim: int, start: int, stop: int) -> np.ndarray: ...
+
+
+def xavier_uniform(key: tuple[str | int, ...], rows: int, dim: int, start: int, stop: int) -> np.ndarray:
+    """Uniform in plus or minus sqrt(6 / (rows + dim)) (Glorot & Bengio 2010)."""
+    draws = keyed.uniform(key, start * dim, (stop - start) * dim)
+    bound = math.sqrt(6 / (rows + dim))
+    return ((2 * draws - 1) * bound).astype(np.float32).reshape(-1, dim)
+
+
+def from_rows(read: Callable[[int, int], np.ndarray]) -> Initializer:
+    """Start from given vectors: `read(start, stop)` returns `[stop - start, dim]` float32."""
+
+    def init(key: tuple[str | int, ...], rows: int, dim: int, start: int, stop: int) -> np.ndarray:
+        return read(start, stop)
+
+    return init
+
+
+@dataclass(frozen=True)
+class Table:
+    """A trainable vector per user or per item."""
+
+    name: str
+    side: Side
+    dim: int
+    init: Initializer = xavier_uniform
+
+
+# Float32 copies of a row kept while training, beyond the weight itself: gradient and moments.
+_EXTRA_COPIES = {"adam": 3, "adamw": 3, "sgd": 1}
+
+
+def plan_tables(
+    tables: Sequence[Table], partitions: Mapping[Side, Partition], optimizer: OptimizerSection
+) -> list[dict[str, Any]]:
+    """How each table will lie on the workers, for `run.json`: sharding, rows per worker, and bytes per worker with
+    gradient and moments."""
+    copies = _EXTRA_COPIES[optimizer.name] if optimizer.tables == "exact" else 0
+    return [
+        {
+            "table": table.name,
+            "rows": partitions[table.side].rows,
+            "dim": table.dim,
+            "sharding": "row_wise",
+            "kernel": "dense" if optimizer.tables == "exact" else "fused",
+            "rows_per_worker": partitions[table.side].block,
+            "bytes_per_worker": partitions[table.side].block * table.dim * 4 * (1 + copies),
+        }
+        for table in tables
+    ]
