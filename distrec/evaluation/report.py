@@ -1,0 +1,81 @@
+"""The result of an evaluation: what `<run>/evaluation/<split>.json` holds, and the table that a terminal shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from distrec.evaluation.ranking import Ranked
+from distrec.evaluation.slices import Slice
+
+METRICS = ("recall", "ndcg", "precision", "map", "hit")
+
+
+def report(ranked: Ranked, slices: Sequence[Slice], split: str, mask: str) -> dict[str, Any]:
+    """The evaluation as a JSON value.
+
+    `metrics` has the keys of `summary.json` (`recall@20`, …), `intervals` the 95 % interval over users of each; both
+    are empty in a slice that has no user. `masked_pairs` are held-out pairs that the mask makes impossible to find:
+    they count as not found.
+
+    Args:
+        ranked: the whole split.
+        slices: its parts.
+        split: the split that was ranked.
+        mask: the splits whose items were left out, as `evaluate.mask` names them.
+    """
+    return {
+        "split": split,
+        "mask": mask,
+        "interval": "95 % over users, normal approximation",
+        **_part(ranked),
+        "masked_pairs": int(ranked.masked.sum()),
+        "slices": {part.name: {"meaning": part.meaning, **_part(part.ranked)} for part in slices},
+    }
+
+
+def _part(ranked: Ranked) -> dict[str, Any]:
+    return {
+        "users": len(ranked.user),
+        "pairs": len(ranked.item),
+        "metrics": ranked.metrics(),
+        "intervals": {name: list(ends) for name, ends in ranked.intervals().items()},
+    }
+
+
+def table(result: dict[str, Any], k: int) -> str:
+    """A report as plain text: all metrics at all cut-offs, then Recall and NDCG at `k` of each slice.
+
+    Args:
+        result: what `report` gave.
+        k: one of its cut-offs.
+    """
+    metrics, intervals = result["metrics"], result["intervals"]
+    ks = [name.removeprefix("recall@") for name in metrics if name.startswith("recall@")]
+    whole = [["", *(f"@{cut}" for cut in ks)]]
+    whole += [[name, *(_number(metrics, intervals, f"{name}@{cut}") for cut in ks)] for name in METRICS]
+    parts = [["slice", "users", "pairs", f"recall@{k}", f"ndcg@{k}"]]
+    for name, part in [("all", result), *result["slices"].items()]:
+        numbers = (_number(part["metrics"], part["intervals"], f"{metric}@{k}") for metric in ("recall", "ndcg"))
+        parts.append([name, str(part["users"]), str(part["pairs"]), *numbers])
+    ranking = "all items" if result["mask"] == "none" else f"all items but {result['mask']} ones"
+    note = f"{result['split']}: {result['users']} users, ranking {ranking}; ± 95 % over users"
+    if result["masked_pairs"]:
+        note += f"; {result['masked_pairs']} held-out pairs are masked and count as not found"
+    return "\n".join([note, "", *_aligned(whole), "", *_aligned(parts)])
+
+
+def _number(metrics: dict[str, float], intervals: dict[str, list[float]], name: str) -> str:
+    if name not in metrics:
+        return "-"
+    low, high = intervals[name]
+    return f"{metrics[name]:.4f} ±{(high - low) / 2:.4f}"
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """Rows of cells as lines: the first column to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]).rstrip()
+        for row in rows
+    ]

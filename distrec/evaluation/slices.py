@@ -1,0 +1,75 @@
+"""Where a ranking is good or bad: cold items, items without a modality, users by activity.
+
+A slice of items keeps the held-out pairs whose item is in it, and the users that have one: its metrics tell how well
+those items are found, still ranked among all items. A slice of users keeps all held-out pairs of some users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from distrec.data.dataset import Dataset, Interactions
+from distrec.data.storage import open_parquet
+from distrec.evaluation.ranking import Ranked
+
+COLD = 5  # an item with at most so many training interactions is cold
+ACTIVITY = (0, 5, 10, 20, 50)  # upper ends of the groups of users by training interactions; one more group beyond
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A part of the held-out pairs, ranked as in the whole."""
+
+    name: str
+    meaning: str
+    ranked: Ranked
+
+
+def missing_items(dataset: Dataset) -> dict[str, np.ndarray]:
+    """For each feature set that lacks some item: which items, bool `[items]`."""
+    out = {}
+    for name, feature in dataset.manifest.features.items():
+        if feature.missing:
+            parts: list[pq.ParquetFile] = [open_parquet(dataset.folder, part) for part in feature.parts]
+            out[name] = np.concatenate([part.read(columns=["missing"])["missing"].to_numpy() for part in parts])
+    return out
+
+
+def slices(
+    ranked: Ranked, train: Interactions, users: int, items: int, missing: Mapping[str, np.ndarray]
+) -> list[Slice]:
+    """Every slice, also those without a user.
+
+    Args:
+        ranked: the whole split.
+        train: the training interactions, which decide what is cold and who is active.
+        users: number of users.
+        items: number of items.
+        missing: feature sets and the items that lack them, as `missing_items` gives them.
+    """
+    out = []
+    seen = np.bincount(train.item, minlength=items)[ranked.item]
+    for name, meaning, chosen in (
+        ("items.cold", f"items with at most {COLD} training interactions", seen <= COLD),
+        ("items.unseen", "items without training interactions (part of items.cold)", seen == 0),
+        ("items.warm", f"items with more than {COLD} training interactions", seen > COLD),
+    ):
+        out.append(Slice(name, meaning, ranked.keep(chosen)))
+    for feature, lacking in missing.items():
+        out.append(Slice(f"items.without.{feature}", f"items without {feature}", ranked.keep(lacking[ranked.item])))
+    if len(missing) > 1:
+        lacking = np.logical_or.reduce(list(missing.values()))
+        out.append(Slice("items.without.any", "items without at least one feature", ranked.keep(lacking[ranked.item])))
+
+    active = np.bincount(train.user, minlength=users)[ranked.user_of_pair()]
+    group = np.searchsorted(ACTIVITY, active)
+    lows = [0, *(end + 1 for end in ACTIVITY)]
+    for number, low in enumerate(lows):
+        ends = f"{low}-{ACTIVITY[number]}" if number < len(ACTIVITY) else f"{low}+"
+        span = "0" if number == 0 else ends
+        out.append(Slice(f"users.{span}", f"users with {span} training interactions", ranked.keep(group == number)))
+    return out

@@ -1,0 +1,77 @@
+"""Run a function in several gloo processes."""
+
+import os
+import pickle
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def run_workers(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 180) -> list[Any]:
+    """What `function(*args)` returns in each of `world_size` processes that share a gloo group, by rank.
+
+    `function` must be importable (defined at the top of a module); arguments and results are pickled. Each process has
+    one thread. The first one to fail, or the timeout in seconds, ends them all.
+    """
+    context = mp.get_context("spawn")
+    with TemporaryDirectory() as folder, socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", 0))  # held, but not listening, so that no neighbour is given the same port
+        port = probe.getsockname()[1]
+        workers = [
+            context.Process(target=_work, args=(function, rank, world_size, port, folder, args), daemon=True)
+            for rank in range(world_size)
+        ]
+        try:
+            for worker in workers:
+                worker.start()
+            deadline = time.monotonic() + timeout
+            while any(worker.is_alive() for worker in workers):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{function.__name__} with {world_size} workers took more than {timeout} s")
+                if any(worker.exitcode for worker in workers):
+                    break
+                time.sleep(0.02)
+        finally:
+            for worker in workers:
+                if worker.is_alive():
+                    worker.kill()
+                if worker.pid is not None:
+                    worker.join()
+        failed = [rank for rank, worker in enumerate(workers) if worker.exitcode]
+        if failed:
+            told = [path.read_text() for path in sorted(Path(folder).glob("error-*"))]
+            raise RuntimeError(f"workers {failed} of {world_size} failed:\n" + "\n".join(told))
+        return [pickle.loads(Path(folder, f"result-{rank}").read_bytes()) for rank in range(world_size)]
+
+
+def _work(
+    function: Callable[..., Any], rank: int, world_size: int, port: int, folder: str, args: tuple[Any, ...]
+) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_WORLD_SIZE=str(world_size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        OMP_NUM_THREADS="1",
+    )
+    try:
+        dist.init_process_group("gloo")
+        result = function(*args)
+        Path(folder, f"result-{rank}").write_bytes(pickle.dumps(result))
+        dist.barrier()  # nobody leaves while another still talks
+        dist.destroy_process_group()
+    except BaseException:
+        Path(folder, f"error-{rank}").write_text(f"rank {rank}:\n{traceback.format_exc()}")
+        raise SystemExit(1) from None
