@@ -27,8 +27,8 @@ from distrec.data.storage import Folder, open_folder, open_parquet, parquet_byte
 from distrec.errors import InputError
 
 FORMAT = 1
-SPLITS = ("train", "valid", "test")
 Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 
 class FileEntry(Section):
@@ -62,6 +62,7 @@ class Manifest(Section):
     features: dict[str, FeatureEntry]
     content: dict[str, int] = Field(description="items that have a text, an image; empty without content")
     config: dict[str, Any] = Field(description="the data config it was prepared with")
+    source: str = Field("", description="SHA-256 over the source files; empty if made otherwise")
     files: dict[str, FileEntry]
 
 

@@ -1,0 +1,220 @@
+"""`distrec check`: is a prepared dataset what its manifest says, and fit to train on?"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from distrec.data.dataset import SPLITS, Dataset, vectors
+from distrec.data.importers.source import file_sha256
+from distrec.data.storage import open_parquet
+from distrec.errors import InputError
+
+_AGAIN = "run 'distrec prepare' again"
+_INTERACTIONS = {"user": pa.int32(), "item": pa.int32(), "timestamp": pa.int64()}
+_USERS = {"index": pa.int32(), "original": pa.string()}
+_ITEMS = {**_USERS, "title": pa.string()}
+_CONTENT = {"item": pa.int32(), "text": pa.string(), "image": pa.binary()}
+_LOW = 0.5  # a modality that fewer items have is worth a warning
+
+
+def check(path: str) -> None:
+    """Verify the prepared dataset at `path` and print what is in it, with warnings for what is legal but odd.
+
+    Checks files against their SHA-256, schemas, ids and their ranges, repeated pairs within and across splits, users
+    without train rows, and NaN or infinite features. Memory: one split's interactions and one row group of features.
+
+    Raises:
+        InputError: the first defect found.
+    """
+    dataset = Dataset.open(path)
+    manifest = dataset.manifest
+    damage = damaged_file(dataset)
+    if damage is not None:
+        raise InputError(f"data '{path}': {damage}; {_AGAIN}.")
+    size = sum(entry.bytes for entry in manifest.files.values())
+    print(f"{manifest.name}: {manifest.users:,} users, {manifest.items:,} items")
+    print(f"  files         {len(manifest.files)} with {size / 1e6:,.1f} MB, checksums right")
+    warnings: list[str] = []
+    for name, count in (("users", manifest.users), ("items", manifest.items)):
+        _check_ids(dataset, name, count)
+    _check_interactions(dataset, warnings)
+    for name in manifest.features:
+        _check_feature(dataset, name, warnings)
+    _check_content(dataset, warnings)
+    for warning in warnings:
+        print(f"  warning       {warning}")
+    print("  no defect found")
+
+
+def damaged_file(dataset: Dataset) -> str | None:
+    """The first file that is missing or differs from its SHA-256 in the manifest, in words; None if all are whole."""
+    for name, entry in dataset.manifest.files.items():
+        if not dataset.folder.exists(name):
+            return f"'{name}' is listed in manifest.json but missing"
+        if file_sha256(dataset.folder, name) != entry.sha256:
+            return f"checksum of '{name}' differs from manifest.json (expected {entry.bytes} bytes)"
+    return None
+
+
+def _parts(dataset: Dataset, prefix: str) -> list[str]:
+    return sorted(name for name in dataset.manifest.files if name.startswith(prefix))
+
+
+def _check_schema(dataset: Dataset, name: str, expected: dict[str, pa.DataType]) -> None:
+    """Refuse a file that the manifest does not list, or with other columns, types or rows."""
+    if name not in dataset.manifest.files:
+        raise InputError(f"data '{dataset.folder}': manifest.json does not list '{name}'; {_AGAIN}.")
+    file = open_parquet(dataset.folder, name)
+    found = {field.name: field.type for field in file.schema_arrow}
+    for column, kind in expected.items():
+        if found.get(column) != kind:
+            raise InputError(
+                f"data '{dataset.folder}': '{name}' column '{column}' is {found.get(column, 'absent')}, must be {kind}; {_AGAIN}."
+            )
+    rows = dataset.manifest.files[name].rows
+    if file.metadata.num_rows != rows:
+        raise InputError(
+            f"data '{dataset.folder}': '{name}' has {file.metadata.num_rows} rows, manifest.json says {rows}; {_AGAIN}."
+        )
+
+
+def _check_ids(dataset: Dataset, what: str, count: int) -> None:
+    name = f"{what}.parquet"
+    _check_schema(dataset, name, _ITEMS if what == "items" else _USERS)
+    table = dataset.read_table(name, verify=False)
+    if not np.array_equal(table["index"].to_numpy(), np.arange(count)):
+        raise InputError(f"data '{dataset.folder}': '{name}' index is not 0 to {count - 1}; {_AGAIN}.")
+    distinct = pc.count_distinct(table["original"]).as_py()
+    if distinct != count or table["original"].null_count:
+        raise InputError(f"data '{dataset.folder}': '{name}' has {distinct} distinct ids for {count} {what}; {_AGAIN}.")
+
+
+def _check_interactions(dataset: Dataset, warnings: list[str]) -> None:
+    pairs: dict[str, np.ndarray] = {}
+    trained = np.zeros(dataset.users, bool)
+    rows = np.zeros(dataset.items, np.int64)
+    for split in SPLITS:
+        for name in _parts(dataset, f"interactions/{split}/"):
+            _check_schema(dataset, name, _INTERACTIONS)
+        found = dataset.interactions(split)
+        if len(found) != dataset.manifest.interactions.get(split) or not len(found):
+            raise InputError(
+                f"data '{dataset.folder}': split '{split}' has {len(found)} rows, manifest.json says {dataset.manifest.interactions.get(split)} (none is too few); {_AGAIN}."
+            )
+        back = (np.diff(found.user) < 0) | ((np.diff(found.user) == 0) & (np.diff(found.timestamp) < 0))
+        if back.any():
+            row = int(np.flatnonzero(back)[0]) + 1
+            raise InputError(f"data '{dataset.folder}': {split} row {row} is out of order (user, then time); {_AGAIN}.")
+        pair = np.sort(found.user.astype(np.int64) * dataset.items + found.item)
+        same = pair[1:][pair[1:] == pair[:-1]]
+        if len(same):
+            raise InputError(f"data '{dataset.folder}': {_pair(dataset, same[0])} occurs twice in '{split}'; {_AGAIN}.")
+        for other, earlier in pairs.items():
+            both = np.intersect1d(earlier, pair, assume_unique=True)
+            if len(both):
+                raise InputError(
+                    f"data '{dataset.folder}': {_pair(dataset, both[0])} is in '{other}' and in '{split}' ({len(both)} such pairs leak); {_AGAIN}."
+                )
+        pairs[split] = pair
+        if split == "train":
+            trained[found.user] = True
+            rows = np.bincount(found.item, minlength=dataset.items)
+        elif not trained[found.user].all():
+            user = int(found.user[~trained[found.user]][0])
+            raise InputError(f"data '{dataset.folder}': user {user} is in '{split}' but not in train; {_AGAIN}.")
+    total = sum(len(pair) for pair in pairs.values())
+    counts = ", ".join(f"{split} {len(pair):,}" for split, pair in pairs.items())
+    print(
+        f"  interactions  {counts}; {total / dataset.users:.1f} per user, density {total / dataset.users / dataset.items:.3%}"
+    )
+    print(f"  split         {dataset.manifest.split}; no pair twice, every user has train rows")
+    print(
+        f"  cold items    {int((rows == 0).sum()):,} without a train row, {int((rows < 5).sum()):,} with fewer than 5"
+    )
+    if not trained.all():
+        warnings.append(f"{int((~trained).sum()):,} users have no interactions at all")
+
+
+def _pair(dataset: Dataset, pair: np.int64) -> str:
+    return f"user {pair // dataset.items} with item {pair % dataset.items}"
+
+
+def _check_feature(dataset: Dataset, name: str, warnings: list[str]) -> None:
+    entry = dataset.manifest.features[name]
+    value_type = pa.float16() if entry.dtype == "float16" else pa.float32()
+    expected = {"item": pa.int32(), "vector": pa.list_(value_type, entry.width), "missing": pa.bool_()}
+    prints = []  # one 64-bit fingerprint per vector
+    at = missing_rows = 0
+    for part in entry.parts:
+        _check_schema(dataset, part, expected)
+        file = open_parquet(dataset.folder, part)
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group)
+            values, missing = vectors(table["vector"], entry.width), table["missing"].to_numpy()
+            where = f"data '{dataset.folder}': '{part}'"
+            if not np.array_equal(table["item"].to_numpy(), np.arange(at, at + len(values))):
+                raise InputError(f"{where} does not hold items {at} to {at + len(values) - 1} in order; {_AGAIN}.")
+            if not np.isfinite(values).all():
+                row, column = np.argwhere(~np.isfinite(values))[0]
+                raise InputError(
+                    f"{where} item {at + row}: feature {column} is {values[row, column]}; correct the source."
+                )
+            prints.append(_fingerprints(values[~missing]))
+            at += len(values)
+            missing_rows += int(missing.sum())
+    if at != dataset.items or missing_rows != entry.missing:
+        raise InputError(
+            f"data '{dataset.folder}': feature '{name}' has {at} rows, {missing_rows} missing, for {dataset.items} items, {entry.missing} missing; {_AGAIN}."
+        )
+    seen = np.concatenate(prints)
+    print(
+        f"  feature       {name}: {entry.width} x {entry.dtype}, {_share(len(seen), dataset.items)}, from {entry.source}"
+    )
+    repeated = len(seen) - len(np.unique(seen))
+    if repeated:
+        warnings.append(f"feature '{name}': {repeated:,} items have the same vector as an earlier item")
+    _warn_low(f"feature '{name}'", len(seen), dataset.items, warnings)
+
+
+def _fingerprints(values: np.ndarray) -> np.ndarray:
+    """A 64-bit number per row that two different rows share with a chance of about 2**-48."""
+    words = values.view(np.uint16 if values.dtype == np.float16 else np.uint32)
+    weights = np.random.Generator(np.random.PCG64(1)).integers(0, 2**64, values.shape[1], np.uint64) | np.uint64(1)
+    total = np.zeros(len(values), np.uint64)
+    for column, weight in enumerate(weights):
+        total += words[:, column] * weight
+    return total
+
+
+def _check_content(dataset: Dataset, warnings: list[str]) -> None:
+    parts = _parts(dataset, "content/")
+    if not parts:
+        return
+    found = {"text": 0, "image": 0}
+    at = 0
+    for part in parts:
+        _check_schema(dataset, part, _CONTENT)
+    for batch in dataset.content(["text", "image"]):
+        if not np.array_equal(batch["item"].to_numpy(), np.arange(at, at + len(batch))):
+            raise InputError(f"data '{dataset.folder}': content is not in item order near item {at}; {_AGAIN}.")
+        at += len(batch)
+        for kind in found:
+            found[kind] += len(batch) - batch[kind].null_count
+    if at != dataset.items or found != dataset.manifest.content:
+        raise InputError(
+            f"data '{dataset.folder}': content has {at} rows with {found}, manifest.json says {dataset.items} with {dataset.manifest.content}; {_AGAIN}."
+        )
+    for kind, items in found.items():
+        print(f"  content       {kind}: {_share(items, dataset.items)}")
+        _warn_low(f"content '{kind}'", items, dataset.items, warnings)
+
+
+def _share(items: int, of: int) -> str:
+    return f"{items:,} of {of:,} items ({items / of:.1%})"
+
+
+def _warn_low(what: str, items: int, of: int, warnings: list[str]) -> None:
+    if 0 < items < _LOW * of:
+        warnings.append(f"{what}: only {_share(items, of)} have it")

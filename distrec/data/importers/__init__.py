@@ -1,0 +1,42 @@
+"""Importers: each turns a source folder and its own config section into a `RawDataset`.
+
+To add one: a module with a `Config` section and `read(source, config) -> RawDataset`, and a line in `IMPORTERS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from distrec.config import Section, decode, nearest
+from distrec.data.importers import mmrec, tables
+from distrec.data.importers.base import RawDataset, RawFeature, RawInteractions
+from distrec.data.importers.source import Source
+from distrec.errors import InputError
+
+__all__ = ["IMPORTERS", "Importer", "RawDataset", "RawFeature", "RawInteractions", "Source", "choose_importer"]
+
+
+@dataclass(frozen=True)
+class Importer:
+    """A config section and the function that reads a source by it."""
+
+    config: type[Section]
+    read: Callable[[Source, Any], RawDataset]
+
+
+IMPORTERS = {"tables": Importer(tables.Config, tables.read), "mmrec": Importer(mmrec.Config, mmrec.read)}
+
+
+def choose_importer(tree: dict[str, Any]) -> tuple[Importer, Section]:
+    """The importer that `tree` names and its decoded config.
+
+    Raises:
+        InputError: no importer of that name, or a wrong key in its section.
+    """
+    name = tree.get("name")
+    if name not in IMPORTERS:
+        raise InputError(f"key 'importer.name' is {name!r}; {nearest(str(name), list(IMPORTERS))}.")
+    importer = IMPORTERS[name]
+    return importer, decode(importer.config, tree, "importer")

@@ -1,0 +1,188 @@
+"""Precomputed features: `.npy` by row, Parquet by row or by key, kept on disk and checked before anything is written."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from distrec.config import Section
+from distrec.data.importers.base import RawFeature, read_ids, same_type
+from distrec.data.importers.source import Files, Rows, Source, unreadable
+from distrec.errors import InputError
+
+_CHUNK = 4096  # rows looked at in one go
+
+
+class FeatureFiles(Section):
+    """Where one feature set lies."""
+
+    files: Files
+    id: str | None = Field(None, description="key column of Parquet files; without it row i belongs to the i-th item")
+    column: str = Field("vector", description="column of Parquet files that holds the vectors")
+    zeros_are_missing: bool = Field(False, description="a row of zeros stands for an item without this modality")
+
+
+def read_feature(source: Source, name: str, config: FeatureFiles, catalogue: pa.Array, where: str) -> RawFeature:
+    """The feature set `name` in catalogue order.
+
+    Args:
+        source: The source folder.
+        name: Name of the feature set; its config stands under `importer.features.<name>`.
+        config: Its files.
+        catalogue: `[items]` original ids.
+        where: What the catalogue is called in errors.
+
+    Raises:
+        InputError: not one row per item, vectors of different widths, NaN or infinity, or no floats.
+    """
+    names = source.files(config.files, f"importer.features.{name}.files")
+    if all(file.endswith(".npy") for file in names):
+        if len(names) > 1 or config.id is not None:
+            raise InputError(
+                f"key 'importer.features.{name}': a .npy file is one file without an id column; join the files or give Parquet."
+            )
+        values = load_npy(source, names[0])
+        present = np.ones(len(values), bool)
+        _check_rows(f"'{names[0]}'", len(values), len(catalogue), where)
+    else:
+        values, present = _parquet(source, name, names, config, catalogue, where)
+    zero = _check_values(values, names[0] if len(names) == 1 else f"{names[0]} …")
+    return RawFeature(values, ~present | (zero & config.zeros_are_missing), ", ".join(names))
+
+
+def stored_type(values: np.ndarray) -> np.dtype:
+    """The float type features are stored in: their own, but float64 becomes float32."""
+    return np.dtype(np.float16 if values.dtype == np.float16 else np.float32)
+
+
+def load_npy(source: Source, name: str) -> np.ndarray:
+    """The array `[rows, width]` of floats in file `name`, memory-mapped.
+
+    Raises:
+        InputError: not such a file.
+    """
+    try:
+        values = np.load(source.local(name), mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise unreadable(name, "NumPy array", error) from None
+    if values.ndim != 2 or not values.shape[1]:
+        raise InputError(f"file '{name}' has shape {list(values.shape)}; features are [items, width].")
+    _check_type(name, values.dtype)
+    return values
+
+
+def _parquet(
+    source: Source, feature: str, names: list[str], config: FeatureFiles, catalogue: pa.Array, where: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors copied into a scratch array in catalogue order, and which of the items have one."""
+    columns = [config.column] if config.id is None else [config.column, config.id]
+    values: np.ndarray | None = None
+    present = np.zeros(len(catalogue), bool)
+    before = 0
+    for name in names:
+        first = 0
+        for batch in source.batches(name, columns, _CHUNK):
+            if not len(batch):
+                continue
+            block, there = _vectors(name, first, config.column, batch.column(0))
+            if values is None:
+                path = source.scratch / f"feature-{feature}.npy"
+                shape = (len(catalogue), block.shape[1])
+                values = np.lib.format.open_memmap(path, "w+", block.dtype, shape)
+            if block.shape[1] != values.shape[1] or block.dtype != values.dtype:
+                raise InputError(
+                    f"'{name}' row {first}: a vector of {block.shape[1]} {block.dtype} where others have {values.shape[1]} {values.dtype}; make them equal."
+                )
+            if config.id is None:
+                if before + len(block) > len(catalogue):
+                    rows = sum(source.parquet(n, columns).metadata.num_rows for n in names)
+                    _check_rows(f"'{name}'", rows, len(catalogue), where)
+                at = np.arange(before, before + len(block))
+            else:
+                at = _find(name, first, config.id, batch, catalogue)
+                there = there & (at >= 0)
+            taken = at[there]
+            repeated = present[taken] | ~_first_of_each(taken)
+            if repeated.any():
+                row = int(np.flatnonzero(there)[repeated][0])
+                raise InputError(
+                    f"'{name}' row {first + row}: a second vector for {config.id} {batch.column(1)[row]}; keep one."
+                )
+            values[taken] = block[there]
+            present[taken] = True
+            first += len(block)
+            before += len(block)
+    if values is None:
+        raise InputError(f"file '{names[0]}' holds no feature rows; give one row per item.")
+    if config.id is None:
+        _check_rows(f"'{names[0]}'", before, len(catalogue), where)
+    elif not present.any():
+        raise InputError(
+            f"file '{names[0]}': no {config.id} is among {where}; check key 'importer.features.{feature}.id'."
+        )
+    return values, present
+
+
+def _vectors(name: str, first: int, column: str, array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """A list column as `[rows, width]` (zeros where null) and which rows are not null."""
+    kind = array.type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+        raise InputError(f"file '{name}': column '{column}' holds {kind}; features must be lists of floats.")
+    there = array.is_valid().to_numpy(zero_copy_only=False)
+    width = pc.list_value_length(array).drop_null().to_numpy()
+    if not len(width):
+        raise InputError(
+            f"'{name}' rows {first} to {first + len(array) - 1}: '{column}' is empty; leave such rows out."
+        )
+    if (width != width[0]).any():
+        row = int(np.flatnonzero(there)[np.flatnonzero(width != width[0])[0]])
+        raise InputError(
+            f"'{name}' row {first + row}: '{column}' has width {len(array[row])}, others have {width[0]}; make them equal."
+        )
+    if array.drop_null().flatten().null_count:
+        raise InputError(f"file '{name}': column '{column}' holds an empty number; fill it or leave the vector out.")
+    flat = array.drop_null().flatten().to_numpy(zero_copy_only=False)
+    _check_type(name, flat.dtype)
+    block = np.zeros((len(array), int(width[0])), flat.dtype)
+    block[there] = flat.reshape(-1, int(width[0]))
+    return block, there
+
+
+def _find(name: str, first: int, column: str, batch: pa.RecordBatch, catalogue: pa.Array) -> np.ndarray:
+    """The catalogue row of each row of `batch`, -1 for an id that is not in the catalogue."""
+    rows = Rows(pa.Table.from_batches([batch]), [(name, first + len(batch))], typed=True)
+    known, ids = same_type(catalogue, read_ids(rows, column))
+    return pc.fill_null(pc.index_in(ids, value_set=known), -1).to_numpy().astype(np.int64)
+
+
+def _first_of_each(values: np.ndarray) -> np.ndarray:
+    first = np.zeros(len(values), bool)
+    first[np.unique(values, return_index=True)[1]] = True
+    return first
+
+
+def _check_rows(file: str, rows: int, items: int, where: str) -> None:
+    if rows != items:
+        raise InputError(f"file {file} has {rows} feature rows for {items} items ({where}); give one row per item.")
+
+
+def _check_type(name: str, dtype: np.dtype) -> None:
+    if dtype not in (np.float16, np.float32, np.float64):
+        raise InputError(f"file '{name}' holds {dtype}; features must be float16, float32 or float64.")
+
+
+def _check_values(values: np.ndarray, name: str) -> np.ndarray:
+    """Refuse NaN, infinity and what float32 cannot hold; return which rows are all zero."""
+    zero = np.zeros(len(values), bool)
+    for start in range(0, len(values), _CHUNK):
+        with np.errstate(over="ignore"):
+            block = np.asarray(values[start : start + _CHUNK]).astype(stored_type(values), copy=False)
+        if not np.isfinite(block).all():
+            row, column = np.argwhere(~np.isfinite(block))[0]
+            raise InputError(
+                f"'{name}' row {start + row}: feature {column} is {values[start + row, column]}; give finite numbers or leave the row out."
+            )
+        zero[start : start + _CHUNK] = ~block.any(axis=1)
+    return zero

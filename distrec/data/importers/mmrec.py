@@ -1,0 +1,52 @@
+"""Importer `mmrec`: the files of the `enoche/MMRec` benchmark toolbox.
+
+`<dataset>.inter` is a TSV with `userID`, `itemID`, `x_label` (0 train, 1 valid, 2 test) and perhaps `rating` and
+`timestamp`; `image_feat.npy` and `text_feat.npy`, where present, hold the features of item r in row r.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from distrec.config import Section
+from distrec.data.importers.base import Columns, RawDataset, interactions
+from distrec.data.importers.features import FeatureFiles, load_npy, read_feature
+from distrec.data.importers.source import Source
+
+
+class Config(Section):
+    """`importer:` of a data config with `name: mmrec`."""
+
+    name: Literal["mmrec"]
+    dataset: str = Field(description="the interactions are in <dataset>.inter")
+    zeros_are_missing: bool = Field(False, description="a feature row of zeros is an item without this modality")
+
+
+def read(source: Source, config: Config) -> RawDataset:
+    """The source as raw data; the items are those of the feature files, or of the interactions where there are none.
+
+    Raises:
+        InputError: no such file or column, a bad value, or an item beyond the feature rows.
+    """
+    files = source.files([f"{config.dataset}.inter"], "importer.dataset")
+    there = source.columns(files[0])
+    rating, timestamp = (name if name in there else None for name in ("rating", "timestamp"))
+    names = Columns("userID", "itemID", rating, timestamp, "x_label")
+    rows = source.table(files, names.names(), text=["userID", "itemID"])
+    kinds = [kind for kind in ("image", "text") if source.has(f"{kind}_feat.npy")]
+    if not kinds:
+        raw, catalogue_row = interactions(rows, names, None, "")
+        return RawDataset(raw, catalogue_row)
+    paths = {
+        kind: FeatureFiles(files=[f"{kind}_feat.npy"], zeros_are_missing=config.zeros_are_missing) for kind in kinds
+    }
+    items = len(load_npy(source, f"{kinds[0]}_feat.npy"))
+    catalogue = pa.array(np.arange(items))
+    where = f"the {items} rows of '{kinds[0]}_feat.npy'"
+    features = {kind: read_feature(source, kind, paths[kind], catalogue, where) for kind in kinds}
+    raw, catalogue_row = interactions(rows, names, catalogue, where)
+    return RawDataset(raw, catalogue_row, features=features)

@@ -1,0 +1,340 @@
+"""`distrec prepare`: from raw files to the prepared dataset of `distrec.data.dataset`.
+
+In this order: read (importer), keep ratings at or above `min_rating`, drop duplicates, k-core, split, number users and
+items, write. The result depends on the config and the source alone, down to the bytes. The manifest comes last, so
+that an interrupted prepare leaves nothing that could be taken for a dataset; the same command again starts over.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from distrec.config import Section, apply_overrides, decode, load_file
+from distrec.data import splits
+from distrec.data.check import damaged_file
+from distrec.data.dataset import (
+    FORMAT,
+    SPLITS,
+    Dataset,
+    FeatureEntry,
+    FileEntry,
+    Manifest,
+    vector_table,
+    write_manifest,
+    write_part,
+)
+from distrec.data.filters import Duplicates, distinct, k_core
+from distrec.data.importers import RawDataset, RawFeature, Source, choose_importer
+from distrec.data.importers.features import stored_type
+from distrec.data.numbering import IdOrder, number
+from distrec.data.splits import LEFT_OUT, SplitSection
+from distrec.data.storage import Folder, open_folder
+from distrec.errors import InputError
+
+_MARK = "prepare.unfinished"  # in a folder that a prepare has begun to fill and may clear
+_WRITTEN = ("interactions", "features", "content", "users.parquet", "items.parquet")
+_ROWS_PER_PART = 1 << 22  # interactions
+_ITEMS_PER_PART = 65_536  # features and content
+_BYTES_PER_PART = 64 << 20
+_CONTENT_ROWS = 200  # items per row group
+
+
+class KCore(Section):
+    """Fewest interactions of a kept user and a kept item; both again until nothing changes. 0 keeps all."""
+
+    users: int = Field(0, ge=0)
+    items: int = Field(0, ge=0)
+
+
+class DataConfig(Section):
+    """A data config, `configs/data/<dataset>.yaml`."""
+
+    name: str
+    importer: dict[str, Any] = Field(description="`name` and the section of that importer")
+    min_rating: float | None = Field(None, description="a rating at or above is a positive; the others are dropped")
+    duplicates: Duplicates = Field("first", description="which positive stays where a pair has several, by time")
+    k_core: KCore = KCore()
+    keep_items: Literal["interacted", "all"] = Field("interacted", description="all: also items without a row")
+    split: SplitSection
+    id_order: IdOrder = "sorted"
+    seed: int = Field(1, ge=0, lt=2**63, description="of per_user_random and of shuffled ids")
+
+
+@dataclass
+class _Chosen:
+    """What remains of the source, numbered: rows sorted by user, time, order in the source."""
+
+    user: np.ndarray  # [rows] int32 index
+    item: np.ndarray
+    time: np.ndarray  # [rows] int64
+    label: np.ndarray  # [rows] int8
+    users: np.ndarray  # [users] codes in index order
+    items: np.ndarray  # [items] codes in index order
+    dropped: list[str]  # what was left out and why
+
+
+@dataclass
+class _Writer:
+    """Files written so far."""
+
+    folder: Folder
+    files: dict[str, FileEntry] = field(default_factory=dict)
+
+    def part(self, name: str, table: pa.Table, row_group_rows: int = 65_536) -> str:
+        self.files[name] = write_part(self.folder, name, table, row_group_rows)
+        return name
+
+
+def prepare(config: str, source: str, out: str, overrides: Sequence[str] = ()) -> Dataset:
+    """Prepare the dataset of a data config and print a summary.
+
+    Args:
+        config: Path of a data config.
+        source: Folder of the raw files, local or `s3://`.
+        out: Folder of the result, local or `s3://`. An unfinished prepare there is started over; a dataset of the same
+            config and source is left as it is if whole and made again if damaged; anything else is refused.
+        overrides: `dotted.key=value` in the config.
+
+    Raises:
+        InputError: the config, the source or `out` is not usable; the message says where and how to mend it.
+    """
+    settings = decode(DataConfig, apply_overrides(load_file(config), overrides))
+    importer, section = choose_importer(settings.importer)
+    settings = settings.model_copy(update={"importer": section.model_dump(mode="json")})
+    with tempfile.TemporaryDirectory(prefix="distrec-") as scratch:
+        origin = Source(source, Path(scratch))
+        raw = importer.read(origin, section)
+        chosen = _choose(raw, settings)
+        digest = origin.digest()
+        folder = open_folder(out)
+        existing = _claim(folder, out, settings, digest)
+        if existing is not None:
+            print(f"{out} already holds '{settings.name}' of this config and source; nothing to do.")
+            return existing
+        writer = _Writer(folder)
+        _write_tables(writer, raw, chosen)
+        rows = raw.catalogue_row[chosen.items]
+        features = {name: _write_feature(writer, name, feature, rows) for name, feature in raw.features.items()}
+        content = _write_content(writer, raw, rows)
+        manifest = Manifest(
+            format=FORMAT,
+            name=settings.name,
+            users=len(chosen.users),
+            items=len(chosen.items),
+            interactions={name: int((chosen.label == label).sum()) for label, name in enumerate(SPLITS)},
+            split=settings.split.name,
+            id_order=settings.id_order,
+            features=features,
+            content=content,
+            config=settings.model_dump(mode="json"),
+            source=digest,
+            files=dict(sorted(writer.files.items())),
+        )
+        write_manifest(folder, manifest)
+        folder.remove(_MARK)
+    _report(manifest, len(raw.interactions), chosen.dropped, out)
+    return Dataset.open(out)
+
+
+def _choose(raw: RawDataset, config: DataConfig) -> _Chosen:
+    """Filter, split and number."""
+    source = raw.interactions
+    rows = np.arange(len(source))
+    dropped: list[str] = []
+
+    def keep(mask: np.ndarray, why: str) -> None:
+        nonlocal rows
+        if not mask.all():
+            dropped.append(f"{len(mask) - int(mask.sum()):,} {why}")
+        rows = rows[mask]
+        if not len(rows):
+            raise InputError(
+                f"nothing is left of {len(source):,} interactions after dropping {', '.join(dropped)}; relax the filters."
+            )
+
+    def of(column: np.ndarray | None) -> np.ndarray | None:
+        return None if column is None else column[rows]
+
+    if config.min_rating is not None:
+        if source.rating is None:
+            raise InputError("key 'min_rating' is set but the source has no rating column; map one or remove the key.")
+        keep(source.rating >= config.min_rating, f"rated below {config.min_rating:g}")
+    first = distinct(source.user[rows], source.item[rows], of(source.timestamp), config.duplicates)
+    if config.duplicates == "refuse" and not first.all():
+        row = rows[~first][0]
+        raise InputError(
+            f"user {source.user_ids[source.user[row]]} and item {source.item_ids[source.item[row]]} occur together more than once (source row {row}) and 'duplicates' is 'refuse'; remove the row or choose 'first' or 'last'."
+        )
+    keep(first, "repeated pairs")
+    core = k_core(source.user[rows], source.item[rows], config.k_core.users, config.k_core.items)
+    keep(core, f"outside the k-core (users {config.k_core.users}, items {config.k_core.items})")
+
+    label = splits.assign(
+        config.split, source.user[rows], source.item[rows], of(source.timestamp), of(source.label), config.seed
+    )
+    known = label != LEFT_OUT
+    keep(known, "valid and test rows of users without train rows")
+    label = label[known]
+    _check_split(raw, config, source.user[rows], label)
+
+    kept_items = np.arange(len(source.item_ids)) if config.keep_items == "all" else np.unique(source.item[rows])
+    users = number(
+        config.id_order, "user", source.user_ids, np.unique(source.user[rows]), source.user[rows],
+        np.zeros(len(source.user_ids), np.int64), config.seed,
+    )  # fmt: skip
+    items = number(
+        config.id_order, "item", source.item_ids, kept_items, source.item[rows], raw.catalogue_row, config.seed
+    )
+    user = _index(users, len(source.user_ids))[source.user[rows]]
+    item = _index(items, len(source.item_ids))[source.item[rows]]
+    time = np.zeros(len(rows), np.int64) if source.timestamp is None else source.timestamp[rows]
+    order = np.lexsort((time, user))
+    return _Chosen(user[order], item[order], time[order], label[order], users, items, dropped)
+
+
+def _check_split(raw: RawDataset, config: DataConfig, user: np.ndarray, label: np.ndarray) -> None:
+    """Refuse an empty split and, in a given split, a user without a train row."""
+    for code, name in enumerate(SPLITS):
+        if not (label == code).any():
+            raise InputError(
+                f"split '{name}' of rule '{config.split.name}' is empty ({len(label):,} interactions in all); correct the labels or choose another rule."
+            )
+    lost = splits.users_without_train(user, label)
+    if len(lost):
+        raise InputError(
+            f"user {raw.interactions.user_ids[int(lost[0])]} has no train interaction in the given split ({len(lost)} such users); give each user one, or remove the user."
+        )
+
+
+def _index(codes: np.ndarray, total: int) -> np.ndarray:
+    """From code to index, -1 for a code without one."""
+    index = np.full(total, -1, np.int32)
+    index[codes] = np.arange(len(codes), dtype=np.int32)
+    return index
+
+
+def _claim(folder: Folder, out: str, config: DataConfig, digest: str) -> Dataset | None:
+    """Make `folder` ready to be written, or return the dataset that is already there."""
+    try:
+        names = folder.names()
+        if "manifest.json" in names:
+            existing = Dataset.open(out)
+            _check_same(existing.manifest, out, config, digest)
+            damage = damaged_file(existing)
+            if damage is None:
+                folder.remove(_MARK)
+                return existing
+            print(f"{out} is damaged ({damage}); preparing it again.")
+        elif names and _MARK not in names:
+            raise InputError(f"out '{out}' holds other files ({names[0]}, …); give an empty or new folder.")
+        folder.write_bytes(b"distrec prepare has begun here and not finished; run it again\n", _MARK)
+        folder.remove("manifest.json")
+        for name in folder.names():
+            if name in _WRITTEN or name.endswith(".part"):  # the latter: drafts of single files
+                folder.remove(name)
+    except InputError:
+        raise
+    except Exception as error:  # whatever the file system or the object store's client raises
+        raise InputError(f"out '{out}' cannot be written ({error}); check the path and its permissions.") from None
+    return None
+
+
+def _check_same(manifest: Manifest, out: str, config: DataConfig, digest: str) -> None:
+    wanted = config.model_dump(mode="json")
+    for key, value in wanted.items():
+        if manifest.config.get(key) != value:
+            raise InputError(
+                f"out '{out}' holds '{manifest.name}' prepared with another '{key}' ({manifest.config.get(key)!r}); remove it or give another folder."
+            )
+    if manifest.source != digest:
+        raise InputError(
+            f"out '{out}' holds '{manifest.name}' prepared from other source files; remove it or give another folder."
+        )
+
+
+def _write_tables(writer: _Writer, raw: RawDataset, chosen: _Chosen) -> None:
+    """Users, items and interactions."""
+    source = raw.interactions
+
+    def ids(all_ids: pa.Array, codes: np.ndarray) -> dict[str, pa.Array]:
+        original = all_ids.take(pa.array(codes)).cast(pa.string())
+        return {"index": pa.array(np.arange(len(codes), dtype=np.int32)), "original": original}
+
+    items = ids(source.item_ids, chosen.items)
+    rows = pa.array(raw.catalogue_row[chosen.items])
+    items["title"] = pa.nulls(len(rows), pa.string()) if raw.titles is None else raw.titles.take(rows)
+    writer.part("users.parquet", pa.table(ids(source.user_ids, chosen.users)))
+    writer.part("items.parquet", pa.table(items))
+    for label, name in enumerate(SPLITS):
+        here = np.flatnonzero(chosen.label == label)
+        for part, start in enumerate(range(0, len(here), _ROWS_PER_PART)):
+            at = here[start : start + _ROWS_PER_PART]
+            table = {"user": chosen.user[at], "item": chosen.item[at], "timestamp": chosen.time[at]}
+            writer.part(f"interactions/{name}/part-{part:05d}.parquet", pa.table(table))
+
+
+def _write_feature(writer: _Writer, name: str, feature: RawFeature, rows: np.ndarray) -> FeatureEntry:
+    """One feature set in item order; `rows` are the items' catalogue rows."""
+    dtype = stored_type(feature.values)
+    width = feature.values.shape[1]
+    step = max(1, min(_ITEMS_PER_PART, _BYTES_PER_PART // (width * dtype.itemsize)))
+    parts = []
+    for part, start in enumerate(range(0, len(rows), step)):
+        at = rows[start : start + step]
+        missing = feature.missing[at]
+        values = feature.values[at].astype(dtype, copy=False)
+        values[missing] = 0
+        parts.append(writer.part(f"features/{name}/part-{part:05d}.parquet", vector_table(start, values, missing)))
+    return FeatureEntry(
+        width=width,
+        dtype="float16" if dtype == np.float16 else "float32",
+        missing=int(feature.missing[rows].sum()),
+        source=feature.source,
+        parts=parts,
+    )
+
+
+def _write_content(writer: _Writer, raw: RawDataset, rows: np.ndarray) -> dict[str, int]:
+    """Texts and images in item order, streamed: never more than one part in memory. Returns how many items have each."""
+    if raw.texts is None and raw.images is None:
+        return {}
+    count = {"text": 0, "image": 0}
+    batches: list[pa.RecordBatch] = []
+    part = size = held = 0
+    for start in range(0, len(rows), _CONTENT_ROWS):
+        at = rows[start : start + _CONTENT_ROWS]
+        text = pa.nulls(len(at), pa.string()) if raw.texts is None else raw.texts.take(pa.array(at))
+        image = pa.array([None] * len(at) if raw.images is None else raw.images(at), pa.binary())
+        item = pa.array(np.arange(start, start + len(at), dtype=np.int32))
+        batches.append(pa.record_batch({"item": item, "text": text, "image": image}))
+        count["text"] += len(at) - text.null_count
+        count["image"] += len(at) - image.null_count
+        held += len(at)
+        size += batches[-1].nbytes
+        if size >= _BYTES_PER_PART or held >= _ITEMS_PER_PART or start + len(at) == len(rows):
+            writer.part(f"content/part-{part:05d}.parquet", pa.Table.from_batches(batches), _CONTENT_ROWS)
+            batches, size, held, part = [], 0, 0, part + 1
+    return count
+
+
+def _report(manifest: Manifest, read: int, dropped: list[str], out: str) -> None:
+    rows = sum(manifest.interactions.values())
+    print(f"{manifest.name}: {manifest.users:,} users, {manifest.items:,} items, {rows:,} interactions")
+    print(f"  read      {read:,} rows" + "".join(f"; dropped {text}" for text in dropped))
+    print(f"  split     {manifest.split}: " + ", ".join(f"{k} {v:,}" for k, v in manifest.interactions.items()))
+    print(f"  ids       {manifest.id_order}")
+    for name, feature in manifest.features.items():
+        print(
+            f"  feature   {name}: {feature.width} x {feature.dtype}, {feature.missing:,} items missing ({feature.source})"
+        )
+    for name, items in manifest.content.items():
+        print(f"  content   {name}: {items:,} of {manifest.items:,} items")
+    print(f"  written   {out} ({sum(f.bytes for f in manifest.files.values()) / 1e6:,.1f} MB)")
