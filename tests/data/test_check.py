@@ -1,0 +1,153 @@
+"""Each test damages one thing in a whole dataset and signs it again, so that only the content is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from distrec.data.check import check
+from distrec.data.storage import sha256
+from distrec.errors import InputError
+from tests.data.raw import SOURCE, interactions, prepared, write
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """A prepared dataset with features and content."""
+    columns = interactions(seed=1)
+    items = np.unique(columns["i"])
+    write(tmp_path / "raw/interactions.parquet", columns)
+    words = [None if row < 15 else f"item {i}" for row, i in enumerate(items)]
+    write(tmp_path / "raw/items.parquet", {"i": items, "words": words})
+    values = np.random.default_rng(0).normal(size=(len(items), 4)).astype(np.float32)
+    values[4] = values[9]
+    values[1] = 0
+    np.save(tmp_path / "raw/f.npy", values)
+    importer = {
+        "interactions": {"files": "interactions.parquet", **SOURCE},
+        "items": {"files": "items.parquet", "id": "i", "text": "{words}"},
+        "features": {"f": {"files": "f.npy", "zeros_are_missing": True}},
+    }
+    prepared(tmp_path, importer)
+    return tmp_path / "out"
+
+
+def edit(out: Path, name: str, change: Callable[[pa.Table], pa.Table]) -> None:
+    """Replace a file by a changed one that the manifest agrees with."""
+    table = change(pq.read_table(out / name))
+    pq.write_table(table, out / name)
+    data = (out / name).read_bytes()
+    entry = {"rows": table.num_rows, "bytes": len(data), "sha256": sha256(data)}
+    edit_manifest(out, lambda tree: tree["files"].update({name: entry}))
+
+
+def edit_manifest(out: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    tree = json.loads((out / "manifest.json").read_text())
+    change(tree)
+    (out / "manifest.json").write_text(json.dumps(tree))
+
+
+def with_value(column: str, row: int, value: Any) -> Callable[[pa.Table], pa.Table]:
+    """A change of one value in a table."""
+
+    def change(table: pa.Table) -> pa.Table:
+        values = table[column].to_pylist()
+        values[row] = value
+        kind = table.schema.field(column).type
+        return table.set_column(table.column_names.index(column), column, pa.array(values, kind))
+
+    return change
+
+
+def refuse(out: Path, match: str) -> None:
+    with pytest.raises(InputError, match=match) as caught:
+        check(str(out))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_whole_dataset_and_its_oddities(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check(str(out))
+    report = capsys.readouterr().out
+    assert "no defect found" in report
+    assert "feature 'f': 1 items have the same vector as an earlier item" in report
+    assert "content 'text': only 10 of 25 items (40.0%) have it" in report
+    assert "f: 4 x float32, 24 of 25 items (96.0%), from f.npy" in report
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    refuse(tmp_path / "nowhere", "has no manifest.json .nothing is there")
+
+
+TRAIN, VALID = "interactions/train/part-00000.parquet", "interactions/valid/part-00000.parquet"
+
+
+def test_files(out: Path) -> None:
+    whole = (out / TRAIN).read_bytes()
+    (out / TRAIN).write_bytes(whole[:50] + bytes([whole[50] ^ 1]) + whole[51:])
+    refuse(out, f"checksum of '{TRAIN}' differs from manifest.json")
+    (out / TRAIN).unlink()
+    refuse(out, f"'{TRAIN}' is listed in manifest.json but missing")
+    edit_manifest(out, lambda tree: tree["files"].pop("users.parquet") and tree["files"].pop(TRAIN))
+    refuse(out, "does not list 'users.parquet'")
+    (out / "manifest.json").write_text("{")
+    refuse(out, "manifest.json is not valid JSON")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (TRAIN, with_value("item", 3, 25), "train row 3 has item 25 but the manifest counts 25 items"),
+        (TRAIN, with_value("user", 0, -1), "train row 0 has user -1"),
+        (TRAIN, lambda t: t.slice(1), r"split 'train' has \d+ rows, manifest.json says"),
+        (TRAIN, lambda t: t.slice(0, 0), "split 'train' has 0 rows"),
+        (TRAIN, lambda t: t.take(list(range(len(t)))[::-1]), "train row 1 is out of order"),
+        (TRAIN, lambda t: t.set_column(1, "item", t["item"].cast("int64")), "'item' is int64, must be int32"),
+        (TRAIN, lambda t: t.drop(["timestamp"]), "column 'timestamp' is absent, must be int64"),
+        ("users.parquet", with_value("original", 3, "5"), "'users.parquet' has 39 distinct ids for 40 users"),
+        ("items.parquet", with_value("index", 3, 4), "'items.parquet' index is not 0 to 24"),
+        ("items.parquet", lambda t: t.drop(["title"]), "column 'title' is absent, must be string"),
+        ("features/f/part-00000.parquet", with_value("vector", 7, [0, 1, float("inf"), 0]), "item 7: feature 2 is inf"),
+        ("features/f/part-00000.parquet", with_value("item", 7, 8), "does not hold items 0 to 24 in order"),
+        ("features/f/part-00000.parquet", with_value("missing", 7, True), "25 rows, 2 missing, for 25 items, 1 missing"),
+        ("features/f/part-00000.parquet", lambda t: t.slice(0, 20), "20 rows, 1 missing, for 25 items"),
+        ("content/part-00000.parquet", with_value("text", 20, None), "content has 25 rows with"),
+        ("content/part-00000.parquet", with_value("item", 20, 0), "content is not in item order"),
+    ],
+)  # fmt: skip
+def test_content_that_contradicts_the_manifest(out: Path, name: str, change: Any, message: str) -> None:
+    edit(out, name, change)
+    refuse(out, message)
+
+
+def test_leaks_and_repetitions(out: Path) -> None:
+    train, valid = pq.read_table(out / TRAIN), pq.read_table(out / VALID)
+    user, item = train["user"][0].as_py(), train["item"][0].as_py()
+    assert valid["user"][0].as_py() == user
+    edit(out, VALID, with_value("item", 0, item))
+    refuse(out, rf"user {user} with item {item} is in 'train' and in 'valid' \(1 such pairs leak\)")
+    edit(out, VALID, lambda _: valid)
+    check(str(out))
+    edit(out, TRAIN, with_value("item", 1, item))
+    refuse(out, f"user {user} with item {item} occurs twice in 'train'")
+
+
+def test_a_user_without_train_rows(out: Path) -> None:
+    train = pq.read_table(out / TRAIN)
+    others = train.filter(pa.compute.not_equal(train["user"], 6))
+    edit(out, TRAIN, lambda _: others)
+    edit_manifest(out, lambda tree: tree["interactions"].update(train=others.num_rows))
+    refuse(out, "user 6 is in 'valid' but not in train")
+
+
+def test_widths_and_types_of_features(out: Path) -> None:
+    edit_manifest(out, lambda tree: tree["features"]["f"].update(width=5))
+    refuse(out, r"column 'vector' is fixed_size_list.*\[4\], must be fixed_size_list.*\[5\]")
+    edit_manifest(out, lambda tree: tree["features"]["f"].update(width=4, dtype="float16"))
+    refuse(out, "column 'vector' is .*float.*, must be .*halffloat")

@@ -1,0 +1,450 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from distrec.data.check import check
+from distrec.data.dataset import Dataset
+from distrec.data.importers.content import parse_template, texts
+from distrec.data.importers.source import Rows
+from distrec.errors import InputError
+from tests.data.raw import SOURCE, interactions, prepared, write
+
+ITEMS = {"files": "items.parquet", "id": "i"}
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> dict[str, np.ndarray]:
+    """Random interactions and a table of their items, in descending order of the ids, plus one item without a row."""
+    columns = interactions(seed=1)
+    write(tmp_path / "raw/interactions.parquet", columns)
+    columns["items"] = np.append(np.unique(columns["i"])[::-1], 1000)
+    write(tmp_path / "raw/items.parquet", {"i": columns["items"]})
+    return columns
+
+
+def tables(tmp: Path, out: str = "out", keep: str = "all", order: str = "shuffled", **importer: Any) -> Dataset:
+    parts = {"interactions": {"files": "interactions.parquet", **SOURCE}, **importer}
+    return prepared(tmp, parts, out=out, keep_items=keep, id_order=order)
+
+
+def original(dataset: Dataset) -> list[int]:
+    return [int(value) for value in dataset.items_table()["original"].to_pylist()]
+
+
+def refuse(tmp: Path, match: str, **importer: Any) -> None:
+    """Preparing stops with one sentence that matches and leaves no dataset behind."""
+    with pytest.raises(InputError, match=match) as caught:
+        tables(tmp, out="refused", **importer)
+    assert "\n" not in str(caught.value)
+    assert not (tmp / "refused/manifest.json").exists()
+
+
+# --- ids and numbers ---------------------------------------------------------------------------------------------
+
+
+def rewrite(tmp: Path, suffix: str, **columns: Any) -> dict[str, Any]:
+    """Interactions with some columns replaced, as a file of another kind; its `interactions` section."""
+    write(tmp / f"raw/log{suffix}", {**interactions(seed=1), **columns})
+    return {"interactions": {"files": f"log{suffix}", **SOURCE}}
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("u", -3, r"row 4: u is -3, a negative id"),
+        ("i", 2.5, r"row 4: i is 2.5, a fractional id"),
+        ("u", None, r"row 4: u is empty"),
+        ("i", 1e25, r"row 4: i \S+ overflows a 64-bit integer"),
+        ("r", float("nan"), r"row 4: r is nan; give a finite number"),
+        ("r", float("-inf"), r"row 4: r is -inf; give a finite number"),
+        ("r", None, r"row 4: r is empty"),
+        ("t", 3.25, r"row 4: t is 3.25; give whole seconds"),
+    ],
+)
+def test_bad_values_are_named_by_row(
+    tmp_path: Path, suffix: str, column: str, value: float | None, message: str
+) -> None:
+    values = interactions(seed=1)[column].tolist()
+    if isinstance(value, float):
+        values = [float(v) for v in values]
+    values[4] = value
+    if value == 1e25 and suffix == ".csv":
+        values = [int(v) for v in values]
+        values = [str(v) for v in values]
+    refuse(tmp_path, f"'log{suffix}' {message}", **rewrite(tmp_path, suffix, **{column: values}))
+
+
+def test_words_where_numbers_belong(tmp_path: Path) -> None:
+    ratings = [str(value) for value in interactions(seed=1)["r"]]
+    ratings[7] = "good"
+    refuse(tmp_path, "'log.csv' row 7: r is 'good', not a number", **rewrite(tmp_path, ".csv", r=ratings))
+    times = ["yesterday" for _ in ratings]
+    refuse(tmp_path, "'log.csv' row 0: t is 'yesterday', not a time", **rewrite(tmp_path, ".csv", t=times))
+    labels = ["train" for _ in ratings]
+    labels[3] = "dev"
+    section = rewrite(tmp_path, ".csv", s=labels)["interactions"]
+    refuse(
+        tmp_path, "'log.csv' row 3: s is dev; a split is train, valid or test", interactions={**section, "split": "s"}
+    )
+    refuse(tmp_path, "'log.parquet': column 'u' holds bool", **rewrite(tmp_path, ".parquet", u=[True] * len(ratings)))
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_ids_keep_their_form(tmp_path: Path, suffix: str) -> None:
+    columns = interactions(seed=1)
+    users = [f"{u:05d}" for u in columns["u"]]  # a leading zero would be lost in a number
+    items = [f"B{i}é" for i in columns["i"]]
+    dataset = tables(tmp_path, order="sorted", **rewrite(tmp_path, suffix, u=users, i=items))
+    assert dataset.users_table()["original"].to_pylist() == sorted(set(users))
+    assert dataset.items_table()["original"].to_pylist() == sorted(set(items), key=lambda text: text.encode())
+
+
+def test_times_may_be_dates(tmp_path: Path) -> None:
+    columns = interactions(seed=1)
+    plain = tables(tmp_path, **rewrite(tmp_path, ".parquet"))
+    stamps = pa.array(columns["t"]).cast(pa.timestamp("s"))
+    dated = tables(tmp_path, out="dated", **rewrite(tmp_path, ".csv", t=[str(stamp) for stamp in stamps]))
+    for split in ("train", "valid", "test"):
+        assert np.array_equal(plain.interactions(split).timestamp, dated.interactions(split).timestamp)
+
+
+def test_files_that_are_missing_corrupt_or_of_another_kind(tmp_path: Path, raw: dict) -> None:
+    folder = tmp_path / "raw"
+    (folder / "broken.parquet").write_bytes((folder / "interactions.parquet").read_bytes()[:-300])
+    (folder / "ragged.csv").write_text("u,i,r,t\n1,2,3,4\n1,2,3\n")
+    (folder / "binary.csv").write_bytes(b"u,i,r,t\n\xff\xfe,2,3,4\n")
+    (folder / "none.csv").write_text("u,i,r,t\n")
+    (folder / "empty.csv").write_text("")
+    (folder / "log.xlsx").write_text("u,i,r,t\n1,2,3,4\n")
+    for name, message in {
+        "interaction.parquet": r"no file 'interaction.parquet' in source .* did you mean 'interactions.parquet'",
+        "part-*.csv": r"no file 'part-\*.csv'",
+        "broken.parquet": r"'broken.parquet' is not readable as parquet",
+        "ragged.csv": r"'ragged.csv' is not readable as csv .*Expected 4 columns, got 3",
+        "binary.csv": r"'binary.csv' is not readable as csv",
+        "none.csv": r"'none.csv' holds no interactions",
+        "empty.csv": r"'empty.csv' is not readable as csv",
+        "log.xlsx": r"'log.xlsx' is no table that can be read",
+    }.items():
+        refuse(tmp_path, message, interactions={"files": name, **SOURCE})
+    section = {"files": "interactions.parquet", **SOURCE, "user": "user"}
+    refuse(tmp_path, r"'interactions.parquet' has no column 'user'; valid here: i, r, t, u", interactions=section)
+
+
+# --- items -------------------------------------------------------------------------------------------------------
+
+
+def test_items_table_gives_titles_and_cold_items(tmp_path: Path, raw: dict) -> None:
+    titles = [None if i == 1000 else f"item {i}" for i in raw["items"]]
+    write(tmp_path / "raw/items.parquet", {"i": raw["items"], "name": titles})
+    for order in ("sorted", "first_seen", "shuffled"):
+        dataset = tables(tmp_path, out=order, order=order, items={**ITEMS, "title": "name"})
+        expected = {int(i): title for i, title in zip(raw["items"], titles)}
+        assert dict(zip(original(dataset), dataset.items_table()["title"].to_pylist())) == expected
+    assert original(tables(tmp_path, out="seen", order="first_seen", items=ITEMS))[-1] == 1000
+    assert 1000 not in original(tables(tmp_path, out="interacted", keep="interacted", items=ITEMS))
+
+
+def test_items_that_are_unknown_or_twice(tmp_path: Path, raw: dict) -> None:
+    write(tmp_path / "raw/items.parquet", {"i": raw["items"][raw["items"] != raw["i"][6]]})
+    first = int(np.flatnonzero(raw["i"] == raw["i"][6])[0])
+    message = f"'interactions.parquet' row {first}: i {raw['i'][6]} is not among the {len(raw['items']) - 1} items"
+    refuse(tmp_path, message, items=ITEMS)
+    write(tmp_path / "raw/items.parquet", {"i": np.append(raw["items"], raw["items"][2])})
+    message = f"'items.parquet' row {len(raw['items'])}: i {raw['items'][2]} appears a second time .*row 2"
+    refuse(tmp_path, message, items=ITEMS)
+
+
+def test_numbers_in_one_table_and_strings_in_the_other(tmp_path: Path, raw: dict) -> None:
+    write(tmp_path / "raw/items.parquet", {"i": [str(i) for i in raw["items"]]})
+    assert sorted(original(tables(tmp_path, items=ITEMS))) == sorted(raw["items"].tolist())
+
+
+# --- texts -------------------------------------------------------------------------------------------------------
+
+
+def test_text_template() -> None:
+    table = pa.table(
+        {
+            "title": ["Heat", None, "  Up ", None, "Her"],
+            "genres": [["Crime", "Drama"], ["Comedy"], [], None, ["Romance"]],
+            "year": [1995, 2000, None, None, 2013],
+            "plot": ["A thief.", "A joke.", "A house.", "", "A voice."],
+            "good": [True, None, True, True, False],
+        }
+    )
+    rows = Rows(table, [("items.parquet", 5)], typed=True)
+    template = "{title}. Genres: {genres}. ({year}) {plot}"
+    assert texts(rows, template, {}).to_pylist() == [
+        "Heat. Genres: Crime, Drama. (1995) A thief.",
+        "Genres: Comedy. (2000) A joke.",
+        "Up) A house.",
+        None,
+        "Her. Genres: Romance. (2013) A voice.",
+    ]
+    assert texts(rows, "{title}. {plot}", {"plot": "good"}).to_pylist() == [
+        "Heat. A thief.",
+        None,
+        "Up. A house.",
+        None,
+        "Her",
+    ]
+    assert texts(rows, "Film: {title}!", {}).to_pylist() == ["Film: Heat!", None, "Film: Up!", None, "Film: Her!"]
+    for bad in ("no column", "{", "{title:>9}", "{}", "{title!r}"):
+        with pytest.raises(ValueError, match=r"."):
+            parse_template(bad)
+
+
+def test_texts_of_a_csv_become_content(tmp_path: Path, raw: dict) -> None:
+    lines = [f'{i},{i:04d},"a ""quoted"", long\ntext"' for i in raw["items"]]
+    (tmp_path / "raw/items.csv").write_text("\n".join(["i,code,words", *lines]) + "\n")
+    items = {"files": "items.csv", "id": "i", "text": "{code}: {words}"}
+    dataset = tables(tmp_path, items=items)
+    found = {row["item"]: row["text"] for batch in dataset.content(["text"]) for row in batch.to_pylist()}
+    ids = original(dataset)
+    assert found == {index: f'{i:04d}: a "quoted", long\ntext' for index, i in enumerate(ids)}
+    assert dataset.manifest.content == {"text": len(ids), "image": 0}
+    check(str(tmp_path / "out"))
+    refuse(tmp_path, "names 'plot', which the text does not use",
+           items={**items, "text_only_if": {"plot": "code"}})  # fmt: skip
+    refuse(tmp_path, "column 'words' holds string; a condition must be true or false",
+           items={**items, "text_only_if": {"code": "words"}})  # fmt: skip
+    refuse(tmp_path, "'items.csv' has no column 'word'; did you mean 'words'", items={**items, "text": "{word}"})
+    refuse(tmp_path, "key 'importer.items.text' is '{' but", items={**items, "text": "{"})
+
+
+# --- images ------------------------------------------------------------------------------------------------------
+
+
+def pictures(raw: dict, seed: int) -> dict[int, bytes | None]:
+    """Bytes for two thirds of the items."""
+    rng = np.random.default_rng(seed)
+    return {int(i): rng.bytes(int(rng.integers(1, 4000))) if rng.random() < 0.66 else None for i in raw["items"]}
+
+
+def stored_pictures(dataset: Dataset) -> dict[int, bytes | None]:
+    ids = original(dataset)
+    return {ids[row["item"]]: row["image"] for batch in dataset.content(["image"]) for row in batch.to_pylist()}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("way", ["folder", "table"])
+def test_images_reach_their_items(tmp_path: Path, raw: dict, way: str, seed: int) -> None:
+    wanted = pictures(raw, seed)
+    if way == "folder":
+        for i, data in wanted.items():
+            if data is not None:
+                path = tmp_path / f"raw/pics/{i % 3}/{i}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+        write(tmp_path / "raw/items.parquet", {"i": raw["items"], "shelf": raw["items"] % 3})
+        dataset = tables(tmp_path, items={**ITEMS, "image": "pics/{shelf}/{i}.jpg"})
+    else:
+        order = np.random.default_rng(seed).permutation(list(wanted))
+        for part, chunk in enumerate(np.array_split(order, 3)):
+            columns = {"key": chunk, "jpeg": pa.array([wanted[int(i)] for i in chunk], pa.binary())}
+            path = tmp_path / f"raw/pics-{part}.parquet"
+            write(path, columns)
+        images = {"files": "pics-*.parquet", "id": "key", "column": "jpeg"}
+        dataset = tables(tmp_path, items=ITEMS, images=images)
+    assert stored_pictures(dataset) == wanted
+    assert dataset.manifest.content == {"text": 0, "image": sum(data is not None for data in wanted.values())}
+    check(str(tmp_path / "out"))
+
+
+def test_content_is_written_in_parts_and_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = interactions(seed=1, users=200, items=450, rows=5000)
+    write(tmp_path / "raw/interactions.parquet", columns)
+    items = np.unique(columns["i"])
+    write(tmp_path / "raw/items.parquet", {"i": items, "words": [f"{i} " * 40 for i in items]})
+    monkeypatch.setattr("distrec.data.prepare._BYTES_PER_PART", 20_000)
+    dataset = tables(tmp_path, items={**ITEMS, "text": "{words}"})
+    parts = sorted((tmp_path / "out/content").iterdir())
+    assert len(parts) == 3
+    assert all(pq.ParquetFile(part).metadata.row_group(0).num_rows <= 200 for part in parts)
+    assert [i for batch in dataset.content(["text"]) for i in batch["item"].to_pylist()] == list(range(len(items)))
+    check(str(tmp_path / "out"))
+
+
+def test_bad_images(tmp_path: Path, raw: dict) -> None:
+    two = pa.array([b"x", b"y"], pa.binary())
+    write(tmp_path / "raw/twice.parquet", {"key": raw["items"][[1, 1]], "jpeg": two})
+    write(tmp_path / "raw/other.parquet", {"key": [1, 3], "jpeg": two})
+    write(tmp_path / "raw/words.parquet", {"key": raw["items"][:2], "jpeg": ["x", "y"]})
+    for name, message in {
+        "twice": f"'twice.parquet' row 1: a second image for key {raw['items'][1]}",
+        "other": "no key with an image is among the items",
+        "words": "column 'jpeg' holds string; images must be a column of bytes",
+        "none": "no file 'none.parquet'",
+    }.items():
+        refuse(tmp_path, message, items=ITEMS, images={"files": f"{name}.parquet", "id": "key", "column": "jpeg"})
+    refuse(
+        tmp_path, "has no column 'png'", items=ITEMS, images={"files": "twice.parquet", "id": "key", "column": "png"}
+    )
+    refuse(tmp_path, r"'pics/\{i\}.jpg' names no file", items={**ITEMS, "image": "pics/{i}.jpg"})
+    refuse(tmp_path, "both give images", items={**ITEMS, "image": "{i}"}, images={"files": "other.parquet", "id": "key", "column": "jpeg"})  # fmt: skip
+
+
+# --- features ----------------------------------------------------------------------------------------------------
+
+
+def stored_features(dataset: Dataset, name: str) -> tuple[np.ndarray, np.ndarray]:
+    return dataset.feature_rows(name, 0, dataset.items)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("way", ["npy", "parquet by row", "parquet by key"])
+def test_features_reach_their_items(
+    tmp_path: Path, raw: dict, way: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(len(way))
+    count = len(raw["items"])
+    values = rng.normal(size=(count, 5)).astype(dtype)
+    values[3] = 0
+    monkeypatch.setattr("distrec.data.prepare._ITEMS_PER_PART", 10)
+    monkeypatch.setattr("distrec.data.importers.features._CHUNK", 7)
+    absent = np.zeros(count, bool)
+    if way == "npy":
+        np.save(tmp_path / "raw/f.npy", values)
+        feature = {"files": "f.npy"}
+    else:
+        order = np.arange(count)
+        if way == "parquet by key":
+            order = rng.permutation(count)[:-4]
+            absent[np.setdiff1d(np.arange(count), order)] = True
+        for part, chunk in enumerate(np.array_split(order, 2)):
+            flat = pa.array(values[chunk].reshape(-1))
+            lists = pa.FixedSizeListArray.from_arrays(flat, 5) if part else pa.array(list(values[chunk]))
+            write(tmp_path / f"raw/f-{part}.parquet", {"v": lists, "k": [str(i) for i in raw["items"][chunk]]})
+        feature = {"files": "f-*.parquet", "column": "v"}
+        feature |= {"id": "k"} if way == "parquet by key" else {}
+    zeros = {**feature, "zeros_are_missing": True}
+    dataset = tables(tmp_path, items=ITEMS, features={"plain": feature, "zeros": zeros})
+    place = {int(i): row for row, i in enumerate(raw["items"])}
+    rows = [place[i] for i in original(dataset)]
+    found, missing = stored_features(dataset, "plain")
+    assert dataset.manifest.features["plain"].dtype == ("float16" if dtype == "float16" else "float32")
+    assert len(dataset.manifest.features["plain"].parts) == -(-count // 10)
+    assert np.array_equal(missing, absent[rows])
+    assert np.array_equal(found[~missing], values[rows][~missing].astype(np.float32))
+    assert not found[missing].any()
+    absent[3] = True
+    assert np.array_equal(stored_features(dataset, "zeros")[1], absent[rows])
+    assert dataset.manifest.features["zeros"].missing == absent.sum()
+    check(str(tmp_path / "out"))
+
+
+def test_bad_feature_arrays(tmp_path: Path, raw: dict) -> None:
+    count = len(raw["items"])
+    good = np.random.default_rng(0).normal(size=(count, 4))
+
+    def bad(row: int, value: float) -> np.ndarray:
+        values = good.copy()
+        values[row, 2] = value
+        return values
+
+    cases = {
+        "short": (good[:-1], f"has {count - 1} feature rows for {count} items"),
+        "nan": (bad(5, np.nan), r"'nan.npy' row 5: feature 2 is nan"),
+        "inf": (bad(count - 1, -np.inf).astype(np.float16), rf"'inf.npy' row {count - 1}: feature 2 is -inf"),
+        "huge": (bad(6, 1e200), r"'huge.npy' row 6: feature 2 is 1e\+200"),
+        "ints": (np.ones((count, 4), np.int64), "holds int64; features must be float16"),
+        "flat": (good[:, 0], rf"has shape \[{count}\]; features are \[items, width\]"),
+        "objects": (np.array([{}], object), "is not readable as NumPy array"),
+    }
+    for name, (values, message) in cases.items():
+        np.save(tmp_path / f"raw/{name}.npy", values, allow_pickle=True)
+        refuse(tmp_path, message, items=ITEMS, features={"f": {"files": f"{name}.npy"}})
+    np.save(tmp_path / "raw/cut.npy", good)
+    (tmp_path / "raw/cut.npy").write_bytes((tmp_path / "raw/cut.npy").read_bytes()[:-9])
+    refuse(tmp_path, "'cut.npy' is not readable as NumPy array", items=ITEMS, features={"f": {"files": "cut.npy"}})
+    refuse(tmp_path, "gives features by row, but there is no items table", features={"f": {"files": "nan.npy"}})
+    refuse(tmp_path, "no file 'nope.npy'", items=ITEMS, features={"f": {"files": "nope.npy"}})
+
+
+def test_bad_feature_tables(tmp_path: Path, raw: dict) -> None:
+    keys, count = [int(i) for i in raw["items"]], len(raw["items"])
+    good = [[float(i), 1.0] for i in keys]
+    cases: dict[str, tuple[dict[str, Any], str]] = {
+        "width": ({"v": [*good[:-1], [1.0]]}, rf"row {count - 1}: 'v' has width 1, others have 2"),
+        "twice": ({"k": [*keys[:-1], keys[0]]}, rf"row {count - 1}: a second vector for k {keys[0]}"),
+        "nan": ({"v": [*good[:2], [0.0, float("nan")], *good[3:]]}, r"row \d+: feature 1 is nan"),
+        "hole": ({"v": [[None, 1.0], *good[1:]]}, "holds an empty number"),
+        "words": ({"v": ["x"] * count}, "column 'v' holds string; features must be lists of floats"),
+        "other": ({"k": [k + 1 for k in keys]}, "no k is among the"),
+        "null": ({"v": pa.nulls(count, pa.list_(pa.float32()))}, "'v' is empty"),
+    }
+    for name, (columns, message) in cases.items():
+        write(tmp_path / f"raw/{name}.parquet", {"k": keys, "v": good, **columns})
+        feature = {"files": f"{name}.parquet", "id": "k", "column": "v"}
+        refuse(tmp_path, message, items=ITEMS, features={"f": feature})
+    for rows in (good[:-1], [*good, good[0]]):
+        write(tmp_path / "raw/rows.parquet", {"v": rows})
+        feature = {"files": "rows.parquet", "column": "v"}
+        refuse(tmp_path, f"has {len(rows)} feature rows for {count} items", items=ITEMS, features={"f": feature})
+    write(tmp_path / "raw/a.parquet", {"k": keys[:9], "v": good[:9]})
+    write(tmp_path / "raw/b.parquet", {"k": keys[9:], "v": [[*row, 1.0] for row in good[9:]]})
+    feature = {"files": ["a.parquet", "b.parquet"], "id": "k", "column": "v"}
+    refuse(tmp_path, "'b.parquet' row 0: a vector of 3 float64 where others have 2 float64", items=ITEMS, features={"f": feature})  # fmt: skip
+
+
+# --- mmrec -------------------------------------------------------------------------------------------------------
+
+
+def toolbox(tmp: Path, seed: int = 3, **columns: Any) -> dict[str, np.ndarray]:
+    """A folder as MMRec lays it out: dense ids, labels, features with one item that has no interaction."""
+    raw = interactions(seed)
+    user, item = raw["u"] // 3 - 1, raw["i"] // 7
+    label = np.random.default_rng(seed).integers(0, 3, len(user))
+    for u in np.unique(user):
+        label[np.flatnonzero(user == u)[0]] = 0
+    table = {"userID": user, "itemID": item, "rating": raw["r"], "timestamp": raw["t"], "x_label": label, **columns}
+    write(tmp / "raw/shop.tsv", table)
+    (tmp / "raw/shop.tsv").rename(tmp / "raw/shop.inter")
+    return table
+
+
+GIVEN: dict[str, Any] = {"split": {"name": "given"}, "id_order": "given", "keep_items": "all"}
+
+
+def test_mmrec(tmp_path: Path) -> None:
+    table = toolbox(tmp_path)
+    importer = {"name": "mmrec", "dataset": "shop"}
+    plain = prepared(tmp_path, importer, out="plain", **GIVEN)
+    assert (plain.items, plain.manifest.features) == (25, {})
+    values = np.random.default_rng(0).normal(size=(26, 8))
+    np.save(tmp_path / "raw/image_feat.npy", values)
+    np.save(tmp_path / "raw/text_feat.npy", values.astype(np.float16)[:, :3])
+    dataset = prepared(tmp_path, importer, **GIVEN)
+    assert (dataset.users, dataset.items) == (40, 26)
+    for label, split in enumerate(("train", "valid", "test")):
+        found = dataset.interactions(split)
+        here = table["x_label"] == label
+        expected = zip(table["userID"][here], table["itemID"][here], table["timestamp"][here])
+        assert sorted(zip(found.user, found.item, found.timestamp)) == sorted(expected)
+    assert np.array_equal(dataset.feature_rows("image", 0, 26)[0], values.astype(np.float32))
+    assert dataset.manifest.features["text"].dtype == "float16"
+    check(str(tmp_path / "out"))
+
+    np.save(tmp_path / "raw/text_feat.npy", values[:-1])
+    with pytest.raises(InputError, match=r"'text_feat.npy' has 25 feature rows for 26 items"):
+        prepared(tmp_path, importer, out="refused", **GIVEN)
+    (tmp_path / "raw/text_feat.npy").unlink()
+    toolbox(tmp_path, itemID=np.where(np.arange(len(table["itemID"])) == 9, 26, table["itemID"]))
+    with pytest.raises(InputError, match=r"'shop.inter' row 9: itemID 26 is not among the 26 rows of 'image_feat.npy'"):
+        prepared(tmp_path, importer, out="refused", **GIVEN)
+    toolbox(tmp_path, x_label=np.where(np.arange(len(table["itemID"])) == 9, 3, table["x_label"]))
+    with pytest.raises(InputError, match=r"'shop.inter' row 9: x_label is 3; a split is"):
+        prepared(tmp_path, importer, out="refused", **GIVEN)
+    (tmp_path / "raw/image_feat.npy").write_bytes(b"nonsense")
+    with pytest.raises(InputError, match=r"'image_feat.npy' is not readable as NumPy array"):
+        prepared(tmp_path, importer, out="refused", **GIVEN)
+    with pytest.raises(InputError, match=r"no file 'shopp.inter' .* did you mean 'shop.inter'"):
+        prepared(tmp_path, {"name": "mmrec", "dataset": "shopp"}, out="refused", **GIVEN)
