@@ -5,8 +5,8 @@ on sale, and not yet chosen, is item i with probability proportional to `exp(pop
 Since that probability is known, so is the best ranking anyone could produce: `oracle.json` holds its metrics. New items
 go on sale late: they have few or no training interactions, and only their content tells who will like them.
 
-Train, valid and test follow one another in time, and each item is on sale before the first valid interaction, so the
-oracle is exact on both held-out splits.
+Train, valid and test follow one another in time, and each item is on sale before the first valid interaction, so that
+the choice probability alone decides both held-out splits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from distrec.data.storage import open_folder
 
 USERS, ITEMS, INTERACTIONS = 2_000, 1_000, 40_000
 KS = (5, 10, 20, 50)
-COLD_BELOW = 5  # an item with fewer training interactions than this is cold
+COLD = 5  # an item with at most so many training interactions is cold, as in the evaluation's slices
 
 _TASTE = {"shape": 0.8, "colour": 1.1, "pattern": 0.8, "material": 1.0, "occasion": 1.0}  # spread over users
 _POPULARITY = 0.7
@@ -137,12 +137,12 @@ def _oracle(utility: np.ndarray, user: np.ndarray, item: np.ndarray, split: np.n
     same_for_all = np.broadcast_to(chance.mean(0), chance.shape)
     train = np.zeros(utility.shape, bool)
     train[user[split == 0], item[split == 0]] = True
-    cold = train.sum(0) < COLD_BELOW
+    cold = train.sum(0) <= COLD
     report: dict[str, Any] = {
         "about": {
             "oracle": "items ranked by the true choice probability of the user (tastes and popularity)",
             "popularity": "items ranked by the mean choice probability over users: the best ranking without taste",
-            "cold": f"only held-out items with fewer than {COLD_BELOW} training interactions count; all items are ranked",
+            "cold": f"only held-out items with at most {COLD} training interactions count; all items are ranked",
             "protocol": "full ranking, training items masked, mean over users with a held-out item",
         },
         "cold_items": int(cold.sum()),

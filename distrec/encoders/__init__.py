@@ -1,1 +1,1 @@
-"""."""
+"""Frozen text and image encoders over raw content, to sharded features."""

@@ -1,0 +1,92 @@
+"""The one interface behind which every frozen encoder stands."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from distrec.config import digest
+
+# Weights come from packages and local folders. Set before the first import of transformers, which reads them then.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+Modality = Literal["text", "image"]
+MODALITIES: tuple[Modality, ...] = ("text", "image")
+
+
+class Encoder(ABC):
+    """Raw content in, one vector per item out.
+
+    Making one reads no weights, so that it can be named, hashed and sent to another process; the first `encode` does.
+
+    Attributes:
+        modality: What it reads: `text` (str) or `image` (the bytes of an image file).
+        name: How the user names it, for messages.
+        width: Length of a vector.
+        batch: How many items it likes to take at once on a CPU.
+        settings: Everything besides the weights that changes its vectors.
+    """
+
+    modality: ClassVar[Modality]
+    batch: ClassVar[int]
+    name: str
+    width: int
+    settings: dict[str, Any]
+    _model: Any = None
+
+    @property
+    def key(self) -> str:
+        """Hash of the weights and settings: two encoders with one key give the same vectors."""
+        return digest({"weights": self.weights_hash(), "width": self.width, **self.settings})[:16]
+
+    @abstractmethod
+    def weights_hash(self) -> str:
+        """SHA-256 over the files that define the model."""
+
+    @abstractmethod
+    def load(self) -> Any:
+        """The model, ready to be used by `encode`."""
+
+    @abstractmethod
+    def forward(self, model: Any, batch: Sequence[Any]) -> np.ndarray:
+        """Vectors `[len(batch), width]` float32 of one batch; a row of NaN where the content can not be decoded."""
+
+    def encode(self, contents: Sequence[Any], batch: int | None = None) -> np.ndarray:
+        """Vectors `[len(contents), width]` float32, rows of NaN where content can not be decoded.
+
+        Contents of like size go through the model together, which spares padding; the order of the rows is kept.
+        """
+        if self._model is None:
+            self._model = self.load()
+        size = batch or self.batch
+        order = sorted(range(len(contents)), key=lambda at: len(contents[at]))
+        vectors = np.empty((len(contents), self.width), np.float32)
+        for start in range(0, len(order), size):
+            chosen = order[start : start + size]
+            vectors[chosen] = self.forward(self._model, [contents[at] for at in chosen])
+        return vectors
+
+
+def hash_files(paths: Sequence[str | Path]) -> str:
+    """SHA-256 over names and bytes of files, in the order given."""
+    whole = hashlib.sha256()
+    for path in paths:
+        whole.update(Path(path).name.encode())
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                whole.update(block)
+    return whole.hexdigest()
+
+
+def device() -> str:
+    """Where encoders run: the GPU this process was given, otherwise the CPU."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,228 @@
+"""`distrec encode`: frozen encoders over the raw content of a prepared dataset, to one feature set per modality.
+
+The content is streamed once. What the cache (see `distrec.encoders.cache`) does not hold is encoded in shards, in
+parallel; then the feature's parts are put together from the cache and the manifest is written. A run that is killed
+leaves the dataset as it was and its finished shards in the cache; the same command again goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from tqdm import tqdm
+
+from distrec.data.dataset import Dataset, FeatureEntry, FileEntry, vector_table, write_manifest
+from distrec.data.storage import Folder, open_folder, parquet_bytes, sha256
+from distrec.encoders.base import MODALITIES, Encoder, Modality
+from distrec.encoders.cache import Cache, content_hash
+from distrec.encoders.pool import Job, Pool, Shard
+from distrec.encoders.registry import DEFAULTS, make_encoder
+from distrec.errors import InputError
+
+_SOURCE = "encoder "  # how the source of a feature that was encoded here begins
+_ITEMS_PER_PART = 65_536
+_BYTES_PER_PART = 64 << 20
+_NAMED = 5  # damaged items named in the report
+
+
+@dataclass
+class Counts:
+    """What became of the items of one modality."""
+
+    items: int
+    present: int = 0
+    encoded: int = 0
+    repeated: int = 0  # same content as an earlier item
+    cached: int = 0
+    damaged: list[int] = field(default_factory=list)  # items whose content could not be encoded
+
+
+def encode(
+    data: str,
+    text: str | None = None,
+    image: str | None = None,
+    max_tokens: int = 128,
+    workers: int = 2,
+    threads: int = 1,
+    batch: int | None = None,
+    shard: int = 256,
+    cache: str | None = None,
+) -> dict[str, Counts]:
+    """Encode the raw content of the prepared dataset `data` into its feature sets `text` and `image`.
+
+    Args:
+        data: A prepared dataset, local or `s3://`.
+        text: Text encoder: `all-minilm-l6-v2` or the folder of a `transformers` model. None: the default, where the
+            dataset has texts. `none`: leave texts alone.
+        image: Image encoder, likewise; default `efficientnet-lite0`.
+        max_tokens: Where texts are cut.
+        workers: Ray actors; 0 encodes in this process.
+        threads: CPU threads, and CPUs of the cluster, per worker.
+        batch: Items per forward pass; None: what suits the encoder on a CPU.
+        shard: Contents encoded and kept together: what a killed worker can lose.
+        cache: Folder of vectors kept by content, local or `s3://`; None: `encoded` inside the dataset. A cache outside
+            serves several datasets.
+
+    Returns:
+        By feature name, what was done.
+
+    Raises:
+        InputError: no content, an unknown encoder, a feature of that name that was imported, too many CPUs asked.
+    """
+    for name, value, least in (
+        ("workers", workers, 0),
+        ("threads", threads, 1),
+        ("shard", shard, 1),
+        ("batch", batch, 1),
+    ):
+        if value is not None and value < least:
+            raise InputError(f"encode: --{name} is {value}; give at least {least}.")
+    dataset = Dataset.open(data)
+    encoders = _choose(dataset, {"text": text, "image": image}, max_tokens)
+    kept = open_folder(cache) if cache is not None else dataset.folder.folder("encoded")
+    report = {}
+    with Pool(workers, threads) as pool:
+        for modality, encoder in encoders.items():
+            folder = kept.folder(encoder.key)
+            try:
+                folder.write_json({"encoder": encoder.name, **encoder.settings}, "encoder.json")
+            except OSError as error:
+                raise InputError(f"cache '{folder}' cannot be written ({error}); check its permissions.") from None
+            known = Cache(folder, encoder.width)
+            hashes, counts = _encode_missing(dataset, pool, Job(encoder, str(folder), batch), known, shard)
+            dataset = _write_feature(dataset, modality, encoder, known, hashes, counts)
+            _print(dataset, modality, encoder, counts)
+            report[str(modality)] = counts
+    return report
+
+
+def _choose(dataset: Dataset, asked: dict[Modality, str | None], max_tokens: int) -> dict[Modality, Encoder]:
+    """The encoder of each modality to be encoded."""
+    chosen: dict[Modality, Encoder] = {}
+    for modality in MODALITIES:
+        name, there = asked[modality], dataset.manifest.content.get(modality, 0)
+        if name == "none" or (name is None and not there):
+            continue
+        if not there:
+            raise InputError(
+                f"data '{dataset.folder}' has no {modality} to encode with '{name}'; prepare it with {modality}s, or leave out --{modality}."
+            )
+        entry = dataset.manifest.features.get(modality)
+        if entry is not None and not entry.source.startswith(_SOURCE):
+            raise InputError(
+                f"data '{dataset.folder}' has an imported feature '{modality}' (from {entry.source}) that encode would replace; give it another name in the data config, or pass --{modality} none."
+            )
+        chosen[modality] = make_encoder(modality, name or DEFAULTS[modality], max_tokens)
+    if not chosen:
+        raise InputError(
+            f"data '{dataset.folder}' has no text or image left to encode; prepare it with importer.items.text or images."
+        )
+    return chosen
+
+
+def _encode_missing(
+    dataset: Dataset, pool: Pool, job: Job, cache: Cache, shard: int
+) -> tuple[list[bytes | None], Counts]:
+    """Encode what the cache lacks. Returns each item's content hash, None without content, and the counts."""
+    modality = job.encoder.modality
+    counts = Counts(items=dataset.items)
+    hashes: list[bytes | None] = []
+    pending: set[bytes] = set()
+    bar = tqdm(total=dataset.manifest.content[modality], desc=modality, unit="item", smoothing=0.1)
+
+    def shards() -> Iterator[Shard]:
+        now = Shard([], [])
+        for rows in dataset.content([modality]):
+            for content in rows[modality].to_pylist():
+                key = content_hash(content) if content and content.strip() else None
+                hashes.append(key)
+                if key is None:
+                    continue
+                counts.present += 1
+                if key in pending:
+                    counts.repeated += 1
+                    bar.update()
+                elif key in cache:
+                    counts.cached += 1
+                    bar.update()
+                else:
+                    pending.add(key)
+                    now.hashes.append(key)
+                    now.contents.append(content)
+                    if len(now.hashes) == shard:
+                        yield now
+                        now = Shard([], [])
+        if now.hashes:
+            yield now
+
+    with bar:
+        for part, rows in pool.run(job, shards()):
+            cache.add(part)
+            counts.encoded += rows
+            bar.update(rows)
+    return hashes, counts
+
+
+def _write_feature(
+    dataset: Dataset,
+    name: Modality,
+    encoder: Encoder,
+    cache: Cache,
+    hashes: list[bytes | None],
+    counts: Counts,
+) -> Dataset:
+    """Write the feature's parts from the cache, then the manifest, then remove parts that no manifest names any more.
+
+    A part's name ends in a piece of its checksum: a part is never overwritten, so that the manifest on disk, old or
+    new, always describes the files beside it.
+    """
+    step = max(1, min(_ITEMS_PER_PART, _BYTES_PER_PART // (2 * encoder.width)))
+    files: dict[str, FileEntry] = {}
+    lacking = 0
+    for number, start in enumerate(range(0, dataset.items, step)):
+        values, missing = cache.rows(hashes[start : start + step])
+        lacking += int(missing.sum())
+        counts.damaged += [start + at for at in missing.nonzero()[0].tolist() if hashes[start + at] is not None]
+        table = vector_table(start, values, missing)
+        bytes_ = parquet_bytes(table)
+        checksum = sha256(bytes_)
+        file = f"features/{name}/part-{number:05d}-{checksum[:12]}.parquet"
+        files[file] = FileEntry(rows=table.num_rows, bytes=len(bytes_), sha256=checksum)
+        if dataset.manifest.files.get(file) != files[file]:
+            dataset.folder.write_bytes(bytes_, *file.split("/"))
+    entry = FeatureEntry(
+        width=encoder.width, dtype="float16", missing=lacking, source=f"{_SOURCE}{encoder.name} {encoder.key}",
+        parts=list(files),
+    )  # fmt: skip
+    old = dataset.manifest
+    others = {file: value for file, value in old.files.items() if not file.startswith(f"features/{name}/")}
+    manifest = old.model_copy(
+        update={
+            "features": {**old.features, str(name): entry},
+            "files": dict(sorted({**others, **files}.items())),
+        }
+    )
+    if manifest != old:
+        write_manifest(dataset.folder, manifest)
+    _remove_others(dataset.folder, name, files)
+    return Dataset(dataset.folder, manifest)
+
+
+def _remove_others(folder: Folder, name: str, files: dict[str, FileEntry]) -> None:
+    for found in folder.names("features", name):
+        if f"features/{name}/{found}" not in files:
+            folder.remove("features", name, found)
+
+
+def _print(dataset: Dataset, modality: Modality, encoder: Encoder, counts: Counts) -> None:
+    lacking = counts.items - counts.present
+    print(
+        f"{modality}: {counts.items:,} items by {encoder.name} ({encoder.width} wide); {counts.encoded:,} encoded, "
+        f"{counts.cached:,} kept from before, {counts.repeated:,} repeated, {lacking:,} without {modality}, "
+        f"{len(counts.damaged):,} damaged"
+    )
+    if counts.damaged:
+        ids = dataset.items_table()["original"].take(counts.damaged[:_NAMED]).to_pylist()
+        more = ", …" if len(counts.damaged) > _NAMED else ""
+        print(f"  damaged {modality}, marked missing: items {', '.join(ids)}{more}")

@@ -1,0 +1,67 @@
+"""A local folder of a `transformers` model: what it is, what it weighs in on, and how it is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from distrec.encoders.base import device, hash_files
+from distrec.errors import InputError
+
+
+class ModelFolder:
+    """`config.json`, `*.safetensors` or `*.bin` weights, and whatever the tokenizer or image processor needs."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config = self.read_json("config.json")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """One of the folder's JSON files."""
+        try:
+            value = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"encoder '{self.path}': {name} cannot be read ({error}); give the folder of a transformers model saved with save_pretrained."
+            ) from None
+        if not isinstance(value, dict):
+            raise InputError(f"encoder '{self.path}': {name} holds no object; save the model again.")
+        return value
+
+    def width(self, tower: dict[str, Any]) -> int:
+        """Length of the vectors of a tower (a part of the config): that of the shared space where there is one."""
+        width = (
+            self.config.get("projection_dim") or tower.get("hidden_size") or (tower.get("hidden_sizes") or [None])[-1]
+        )
+        width = width or tower.get("dim")
+        if not isinstance(width, int):
+            raise InputError(
+                f"encoder '{self.path}': config.json names no width (projection_dim, hidden_size, hidden_sizes or dim); give a text or vision encoder."
+            )
+        return width
+
+    def hash(self) -> str:
+        """SHA-256 over the files that can change an output."""
+        return hash_files(
+            sorted(
+                path
+                for path in self.path.iterdir()
+                if path.suffix in (".json", ".safetensors", ".bin", ".txt", ".model")
+            )
+        )
+
+    def load(self) -> Any:
+        """The model in evaluation mode, fp32, on this process's device."""
+        from transformers import AutoModel
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            model = AutoModel.from_pretrained(self.path, local_files_only=True, dtype="float32")
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"encoder '{self.path}' cannot be loaded ({str(error).splitlines()[0]}); give a transformers model folder."
+            ) from None
+        return model.eval().to(device())

@@ -1,0 +1,154 @@
+"""Encoding shards side by side: Ray actors that each hold the encoders, or this process."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from distrec.data.storage import open_folder
+from distrec.encoders.base import Encoder
+from distrec.encoders.cache import write_part
+from distrec.errors import InputError
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Contents that are encoded and kept together."""
+
+    hashes: list[bytes]
+    contents: list[Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker has to know besides the shard."""
+
+    encoder: Encoder
+    cache: str  # folder of this encoder's parts
+    batch: int | None
+
+    def run(self, shard: Shard) -> tuple[str, int]:
+        """Encode a shard and keep it; the name of the cache part and its rows."""
+        with np.errstate(over="ignore"):  # beyond float16: infinite, hence missing
+            values = self.encoder.encode(shard.contents, self.batch).astype(np.float16)
+        missing = np.logical_not(np.isfinite(values).all(axis=1))
+        values[missing] = 0
+        return write_part(open_folder(self.cache), shard.hashes, values, missing), len(values)
+
+
+class _Worker:
+    """What encodes: a Ray actor, or an object of this process."""
+
+    def __init__(self, threads: int):
+        import torch
+
+        torch.set_num_threads(threads)
+        self._jobs: dict[str, Job] = {}
+
+    def run(self, job: Job, shard: Shard) -> tuple[str, int]:
+        """As `Job.run`, with the model loaded once however often the job comes."""
+        return self._jobs.setdefault(job.cache, job).run(shard)
+
+
+class Pool:
+    """Workers that are started with the first shard, so that a run with nothing to encode costs nothing.
+
+    Args:
+        workers: Ray actors; 0 encodes in this process.
+        threads: CPU threads, and CPUs of the cluster, per worker. Each also takes a GPU where the cluster has enough.
+    """
+
+    def __init__(self, workers: int, threads: int):
+        self._workers, self._threads = workers, threads
+        self._actors: list[Any] = []
+        self._cluster = ExitStack()
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._cluster.close()
+
+    def run(self, job: Job, shards: Iterator[Shard]) -> Iterator[tuple[str, int]]:
+        """Encode `shards` and yield what `Job.run` returns, in any order.
+
+        Shards are read as fast as they are used up, two per worker ahead, which bounds memory.
+
+        Raises:
+            InputError: more CPUs asked than the cluster has.
+        """
+        first = next(shards, None)
+        if first is None:
+            return
+        if not self._actors:
+            self._actors = self._start() if self._workers else [_Worker(self._threads)]
+        shards = chain([first], shards)
+        if not self._workers:
+            for shard in shards:
+                yield self._actors[0].run(job, shard)
+            return
+
+        import ray
+
+        free = self._actors * 2  # each works on one shard while its next one is on the way
+        running: dict[Any, Any] = {}
+
+        def finished() -> tuple[str, int]:
+            (done,), _ = ray.wait(list(running))
+            free.append(running.pop(done))
+            try:
+                result: tuple[str, int] = ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause if isinstance(error.cause, InputError) else error from None
+            return result
+
+        for shard in shards:
+            if not free:
+                yield finished()
+            actor = free.pop(0)
+            running[actor.run.remote(job, shard)] = actor
+        while running:
+            yield finished()
+
+    def _start(self) -> list[Any]:
+        import ray
+
+        self._cluster.enter_context(_cluster())
+        offered = ray.cluster_resources()
+        asked, cpus = self._workers * self._threads, offered.get("CPU", 0)
+        if asked > cpus:
+            raise InputError(
+                f"encode asks for {asked} CPUs ({self._workers} workers x {self._threads} threads) but the cluster offers {cpus:g}; lower --workers."
+            )
+        actor = ray.remote(_Worker).options(
+            num_cpus=self._threads,
+            num_gpus=int(offered.get("GPU", 0) >= self._workers),
+            max_restarts=3,
+            max_task_retries=3,
+        )
+        return [actor.remote(self._threads) for _ in range(self._workers)]
+
+
+@contextmanager
+def _cluster() -> Iterator[None]:
+    """The cluster that is connected or that RAY_ADDRESS names; otherwise a local one that ends with the block."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    dashboard = None if address else False
+    ray.init(address or "local", include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()

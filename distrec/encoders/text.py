@@ -1,0 +1,56 @@
+"""Text encoders: any `transformers` model, its token vectors averaged and brought to unit length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from distrec.encoders.base import Encoder, device
+from distrec.encoders.folder import ModelFolder
+
+
+class TransformerText(Encoder):
+    """Mean of the last layer's token vectors, unit length. A two-tower model (CLIP) gives its own text vector instead.
+
+    Args:
+        name: How the user named it.
+        path: A folder with the model and its tokenizer.
+        max_tokens: A longer text is cut here, or where the model's positions end.
+    """
+
+    modality = "text"
+    batch = 32
+
+    def __init__(self, name: str, path: str, max_tokens: int):
+        self.name, self.folder = name, ModelFolder(path)
+        config = self.folder.config
+        tower = config.get("text_config") or config
+        self.width = self.folder.width(tower)
+        self.max_tokens = min(max_tokens, int(tower.get("max_position_embeddings", max_tokens)))
+        self.settings = {"pooling": "mean", "length": 1, "max_tokens": self.max_tokens}
+
+    def weights_hash(self) -> str:
+        return self.folder.hash()
+
+    def load(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.folder.path, local_files_only=True), self.folder.load()
+
+    def forward(self, model: Any, batch: Sequence[str]) -> np.ndarray:
+        import torch
+
+        tokenizer, network = model
+        length = min(self.max_tokens, tokenizer.model_max_length)
+        tokens = tokenizer(list(batch), padding=True, truncation=True, max_length=length, return_tensors="pt")
+        tokens = tokens.to(device())
+        with torch.inference_mode():
+            if hasattr(network, "get_text_features"):
+                vectors = network.get_text_features(**tokens).pooler_output
+            else:
+                mask = tokens["attention_mask"].unsqueeze(-1).float()
+                vectors = (network(**tokens).last_hidden_state * mask).sum(1) / mask.sum(1)
+        result: np.ndarray = torch.nn.functional.normalize(vectors, dim=1).cpu().numpy()
+        return result
