@@ -1,0 +1,118 @@
+import json
+
+import numpy as np
+import pytest
+
+from distrec.data.dataset import Dataset, FeatureEntry, Manifest, vector_table, write_manifest, write_part
+from distrec.data.storage import open_folder
+from distrec.evaluation.report import report, table
+from distrec.evaluation.slices import missing_items, slices
+from tests.evaluation.cases import evaluate, pairs, plain_metrics, plain_rankings, random_case
+
+USERS, ITEMS = 120, 80
+
+
+@pytest.fixture(params=range(3))
+def sliced(request):
+    """A case with its rankings, training counts, missing items and slices by name."""
+    case = random_case(request.param, USERS, ITEMS, 300, 200, "ties")
+    draw = np.random.default_rng(request.param)
+    item = (ITEMS * draw.random(700) ** 2).astype(int)
+    train = pairs((USERS * draw.random(700) ** 2).astype(int), item[item % 9 > 0])
+    train = pairs(train.user[: len(train.item)], train.item)
+    missing = {"text": draw.random(ITEMS) < 0.2, "image": draw.random(ITEMS) < 0.4}
+    whole = evaluate(case)
+    parts = {part.name: part for part in slices(whole, train, USERS, ITEMS, missing)}
+    return case, whole, train, missing, parts
+
+
+def test_item_slices_keep_targets_and_rank_among_all_items(sliced):
+    case, _, train, missing, parts = sliced
+    seen = np.bincount(train.item, minlength=ITEMS)
+    chosen = {
+        "items.cold": seen <= 5,
+        "items.unseen": seen == 0,
+        "items.warm": seen > 5,
+        "items.without.text": missing["text"],
+        "items.without.image": missing["image"],
+        "items.without.any": missing["text"] | missing["image"],
+    }
+    rankings = plain_rankings(case, case.users @ case.items.T)
+    for name, items in chosen.items():
+        kept = {user: (order, {i for i in held if items[i]}) for user, (order, held) in rankings.items()}
+        kept = {user: pair for user, pair in kept.items() if pair[1]}
+        assert kept, name
+        assert parts[name].ranked.user.tolist() == list(kept)
+        assert parts[name].ranked.metrics() == pytest.approx(plain_metrics(kept), abs=1e-12)
+
+
+def test_user_slices_cover_every_user_once(sliced):
+    case, whole, train, _, parts = sliced
+    rankings = plain_rankings(case, case.users @ case.items.T)
+    active = np.bincount(train.user, minlength=USERS)
+    groups = {"0": (0, 0), "1-5": (1, 5), "6-10": (6, 10), "11-20": (11, 20), "21-50": (21, 50), "51+": (51, 10**9)}
+    assert [name for name in parts if name.startswith("users.")] == [f"users.{span}" for span in groups]
+    for span, (low, high) in groups.items():
+        kept = {user: pair for user, pair in rankings.items() if low <= active[user] <= high}
+        ranked = parts[f"users.{span}"].ranked
+        assert ranked.user.tolist() == list(kept)
+        assert ranked.metrics() == (pytest.approx(plain_metrics(kept), abs=1e-12) if kept else {})
+    assert sum(len(parts[f"users.{span}"].ranked.item) for span in groups) == len(whole.item)
+
+
+def test_report_is_json_and_its_table_has_aligned_columns(sliced):
+    _, whole, _, _, parts = sliced
+    result = report(whole, list(parts.values()), "test", "train+valid")
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert result["metrics"] == whole.metrics()
+    assert result["intervals"].keys() == result["metrics"].keys()
+    assert result["masked_pairs"] == int(whole.masked.sum()) > 0
+    assert result["slices"]["users.51+"] == {
+        "meaning": "users with 51+ training interactions",
+        "users": 0,
+        "pairs": 0,
+        "metrics": {},
+        "intervals": {},
+    }
+    lines = table(result, 20).splitlines()
+    assert lines[0].startswith(f"test: {len(whole.user)} users, ranking all items but train+valid ones")
+    assert f"{result['masked_pairs']} held-out pairs are masked" in lines[0]
+    blocks = "\n".join(lines[1:]).strip("\n").split("\n\n")
+    for block in blocks:
+        assert len({len(line) for line in block.splitlines()}) == 1
+    assert f"{whole.metrics()['recall@20']:.4f}" in next(line for line in lines if line.startswith("all "))
+    assert [line.split()[0] for line in blocks[1].splitlines()] == ["slice", "all", *parts]
+    assert "over users" in table(report(whole, [], "valid", "none"), 5).splitlines()[0]
+
+
+def test_missing_items_come_from_the_feature_files(tmp_path):
+    folder = open_folder(str(tmp_path))
+    draw = np.random.default_rng(0)
+    files, features, expected = {}, {}, {}
+    for name, share in (("text", 0.3), ("image", 0.1), ("whole", 0.0)):
+        lacking = draw.random(50) < share
+        parts = []
+        for number, (start, stop) in enumerate([(0, 20), (20, 50)]):
+            part = f"features/{name}/part-{number:05d}.parquet"
+            rows = vector_table(start, np.zeros((stop - start, 3), np.float16), lacking[start:stop])
+            files[part] = write_part(folder, part, rows, row_group_rows=7)
+            parts.append(part)
+        features[name] = FeatureEntry(width=3, dtype="float16", missing=int(lacking.sum()), source="drawn", parts=parts)
+        if lacking.any():
+            expected[name] = lacking.tolist()
+    manifest = Manifest(
+        format=1,
+        name="drawn",
+        users=1,
+        items=50,
+        interactions={},
+        split="given",
+        id_order="given",
+        features=features,
+        content={},
+        config={},
+        files=files,
+    )
+    write_manifest(folder, manifest)
+    found = missing_items(Dataset.open(str(tmp_path)))
+    assert {name: items.tolist() for name, items in found.items()} == expected
