@@ -290,8 +290,7 @@ def _write_feature(writer: _Writer, name: str, feature: RawFeature, rows: np.nda
     for part, start in enumerate(range(0, len(rows), step)):
         at = rows[start : start + step]
         missing = feature.missing[at]
-        values = feature.values[at].astype(dtype, copy=False)
-        values[missing] = 0
+        values = feature.values[at].astype(dtype, copy=False)  # zeros where missing
         parts.append(writer.part(f"features/{name}/part-{part:05d}.parquet", vector_table(start, values, missing)))
     return FeatureEntry(
         width=width,

@@ -390,8 +390,10 @@ def test_bad_feature_tables(tmp_path: Path, raw: dict) -> None:
         feature = {"files": "rows.parquet", "column": "v"}
         refuse(tmp_path, f"has {len(rows)} feature rows for {count} items", items=ITEMS, features={"f": feature})
     write(tmp_path / "raw/a.parquet", {"k": keys[:9], "v": good[:9]})
-    write(tmp_path / "raw/b.parquet", {"k": keys[9:], "v": [[*row, 1.0] for row in good[9:]]})
+    write(tmp_path / "raw/b.parquet", {"k": keys[8:], "v": good[8:]})
     feature = {"files": ["a.parquet", "b.parquet"], "id": "k", "column": "v"}
+    refuse(tmp_path, f"'b.parquet' row 0: a second vector for k {keys[8]}", items=ITEMS, features={"f": feature})
+    write(tmp_path / "raw/b.parquet", {"k": keys[9:], "v": [[*row, 1.0] for row in good[9:]]})
     refuse(tmp_path, "'b.parquet' row 0: a vector of 3 float64 where others have 2 float64", items=ITEMS, features={"f": feature})  # fmt: skip
 
 

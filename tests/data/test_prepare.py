@@ -240,6 +240,18 @@ def test_a_killed_prepare_is_no_dataset_and_the_same_command_finishes_it(tmp_pat
     assert left == right
 
 
+def test_a_prepare_killed_while_it_mends_a_damaged_dataset(tmp_path: Path, raw: dict) -> None:
+    first = prepared(tmp_path)
+    (tmp_path / "out/items.parquet").write_bytes(b"damage")
+    process = multiprocessing.get_context("fork").Process(target=_killed, args=(tmp_path, "items.parquet"))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    with pytest.raises(InputError, match="an interrupted prepare is there"):
+        Dataset.open(str(tmp_path / "out"))
+    assert prepared(tmp_path).hash == first.hash
+
+
 def test_a_folder_that_cannot_be_written(tmp_path: Path, raw: dict) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(InputError, match=r"out '.*file/out' cannot be written"):

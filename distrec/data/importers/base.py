@@ -21,7 +21,7 @@ ImageReader = Callable[[np.ndarray], list[bytes | None]]
 class RawFeature:
     """Precomputed vectors in catalogue order; `values` is usually memory-mapped."""
 
-    values: np.ndarray  # [catalogue, width] float16, float32 or float64; all finite
+    values: np.ndarray  # [catalogue, width] float16, float32 or float64; all finite, zeros where missing
     missing: np.ndarray  # [catalogue] bool
     source: str
 
