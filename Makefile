@@ -17,7 +17,39 @@ env: $(STAMP)
 $(STAMP): locks/$(LOCK).txt pyproject.toml
 	@set -- .venv/installed-*; if [ -e "$$1" ] && [ ! -e $@ ]; then rm -rf .venv; fi
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint locks/$(LOCK).txt $(TORCH) setuptools
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation --requirement locks/$(LOCK).txt
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/pip install -qq --disable-pip-version-check -c locks/$(LOCK).txt $(TORCH) setuptools
+	$(BIN)/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -r locks/$(LOCK).txt
+	$(BIN)/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
+
+DEMO := build/demo
+
+demo: env
+	$(BIN)/distrec demo-data --out $(DEMO)/shop
+	$(BIN)/distrec prepare configs/data/demo.yaml --source $(DEMO)/shop --out $(DEMO)/data
+	$(BIN)/distrec encode $(DEMO)/data
+	@for method in alignrec lightgcn popularity; do \
+	    $(BIN)/distrec train configs/$$method/demo.yaml data=$(DEMO)/data run.storage=$(DEMO)/runs run.name=$$method && \
+	    $(BIN)/distrec evaluate $(DEMO)/runs/$$method || exit; \
+	done
+
+test: lint
+	@echo "== Unit tests: each room by itself"
+	$(PYTEST) -m "not multiprocess and not realdata"
+	@echo "== Multi-process tests: gloo workers and Ray clusters on this machine"
+	$(PYTEST) -m "multiprocess and not realdata"
+	@echo "== Real-data tests: the datasets in shared/data beside the repository"
+	$(PYTEST) -m realdata
+
+# One thread per process, since several run at once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+
+lint: env
+	@echo "== Style: ruff"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@echo "== Types: mypy"
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache *.egg-info
