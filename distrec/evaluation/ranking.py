@@ -25,8 +25,10 @@ from distrec.parallel.exchange import batch_exchange
 from distrec.parallel.partition import Partition, share
 from distrec.parallel.world import World
 
-USERS_PER_CHUNK = 256
-ITEMS_PER_CHUNK = 8192  # a chunk of scores takes 8 MiB, and one more goes for the comparison
+USERS_PER_CHUNK = 128
+ITEMS_PER_CHUNK = 8192  # a chunk of scores takes 4 MiB and their comparison as much: both stay in cache
+
+_NONE = np.iinfo(np.int64).max
 
 Score = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -191,22 +193,19 @@ class Evaluator:
                         target[inside] = scores[chunk.row[inside], chunk.item[inside] - low]
 
         counts = [torch.zeros(len(chunk.pair), dtype=torch.int32, device=users.device) for chunk in self._chunks]
-        none = np.iinfo(np.int64).max
-        not_finite = none  # the lowest user x items + item whose score is not finite
+        not_finite = _NONE
         for low, high, items in self._item_chunks(item_block):
             work = items.new_empty(USERS_PER_CHUNK, high - low, dtype=torch.float32)
             for chunk, target, count in zip(self._chunks, targets, counts):
                 scores = score(users.index_select(0, chunk.place), items).contiguous()
-                if not scores.sum().isfinite():
-                    row, column = (~scores.isfinite()).nonzero().numpy(force=True).T
-                    keys = chunk.user[row] * self.items.rows + low + column
-                    not_finite = min(not_finite, int(keys.min(initial=none)))
+                not_finite = min(not_finite, self._first_not_finite(chunk, low, scores))
                 if whole:
                     target = scores[chunk.row, chunk.item]
                 self._count(chunk, low, scores, target, count, work)
+                del scores  # before the next ones are made, so that these are written to the same, warm memory
 
         first = -int(self.world.max_(torch.tensor(-not_finite, device=users.device)))
-        if first != none:
+        if first != _NONE:
             user, item = divmod(first, self.items.rows)
             raise FloatingPointError(f"the score of user {user} and item {item} is NaN or infinite")
 
@@ -222,6 +221,13 @@ class Evaluator:
         for low in range(0, self.items.rows, ITEMS_PER_CHUNK):
             high = min(low + ITEMS_PER_CHUNK, self.items.rows)
             yield low, high, self.world.chunk(block, self.items, low, high).clone()
+
+    def _first_not_finite(self, chunk: _Chunk, low: int, scores: torch.Tensor) -> int:
+        """The lowest user x items + item, of items from number `low` on, whose score is not finite."""
+        if scores.sum().isfinite():  # a sum may overflow where no score does, so only this answer is final
+            return _NONE
+        row, column = (~scores.isfinite()).nonzero().numpy(force=True).T
+        return int((chunk.user[row] * self.items.rows + low + column).min(initial=_NONE))
 
     def _count(
         self,
