@@ -1,1 +1,1 @@
-"""."""
+"""The method contract and one module per method."""

@@ -29,9 +29,9 @@ class _Linear(torch.autograd.Function):
 
 def linear(x: torch.Tensor, apply: Map, adjoint: Map) -> torch.Tensor:
     """`apply(x)`, whose gradient is `adjoint` of the output's gradient."""
-    return _Linear.apply(apply, adjoint, x)  # type: ignore[no-any-return]
+    return _Linear.apply(apply, adjoint, x)
 
 
 def linear_pair(x: torch.Tensor, y: torch.Tensor, apply: Map, adjoint: Map) -> tuple[torch.Tensor, torch.Tensor]:
     """`apply(x, y)`, a pair, whose gradients are `adjoint` of the pair of output gradients."""
-    return _Linear.apply(apply, adjoint, x, y)  # type: ignore[no-any-return]
+    return _Linear.apply(apply, adjoint, x, y)

@@ -141,7 +141,7 @@ class ShardedTables:
         if self._optimizer is not None:
             return moments(self._optimizer, self._blocks[name])
         kernel = _kernel(self._collections[name])
-        return {"sum_of_squares": state[0] for state in kernel.split_optimizer_states()} if kernel is not None else {}
+        return {} if kernel is None else {"sum_of_squares": kernel.split_optimizer_states()[0][0]}
 
     def _view(self, name: str) -> torch.Tensor:
         kernel, spec = _kernel(self._collections[name]), self.specs[name]
@@ -179,14 +179,12 @@ def _shard(
         )
         modules[table.name] = EmbeddingCollection(tables=[config], device=torch.device("meta"))
     if not exact:
-        apply_optimizer_in_backward(
-            RowWiseAdagrad, modules.parameters(), {"lr": optimizer.lr, "eps": optimizer.eps}
-        )
+        apply_optimizer_in_backward(RowWiseAdagrad, modules.parameters(), {"lr": optimizer.lr, "eps": optimizer.eps})
     plan = {
         name: construct_module_sharding_plan(
             module,
             {name: row_wise(compute_kernel="dense" if exact else "fused")},
-            sharder=sharder,  # type: ignore[arg-type]
+            sharder=sharder,
             local_size=world.size,
             world_size=world.size,
             device_type="cpu",
@@ -194,12 +192,16 @@ def _shard(
         for name, module in modules.items()
     }
     model = DistributedModelParallel(
-        modules, device=torch.device("cpu"), plan=ShardingPlan(plan=plan), sharders=[sharder], init_data_parallel=False  # type: ignore[list-item, arg-type]
+        modules,
+        device=torch.device("cpu"),
+        plan=ShardingPlan(plan=plan),
+        sharders=[sharder],
+        init_data_parallel=False,
     )
-    return {name: model.module[name] for name in modules}  # type: ignore[index]
+    return {name: model.module[name] for name in modules}
 
 
 def _kernel(collection: ShardedEmbeddingCollection):  # type: ignore[no-untyped-def]
     """The fbgemm module that holds my shard; None where I own no row."""
-    found = [grouped._emb_module for lookup in collection._lookups for grouped in lookup._emb_modules]  # type: ignore[union-attr]
+    found = [grouped._emb_module for lookup in collection._lookups for grouped in lookup._emb_modules]
     return found[0] if found else None

@@ -55,8 +55,7 @@ _EXTRA_COPIES = {"adam": 3, "adamw": 3, "sgd": 1}
 def plan_tables(
     tables: Sequence[Table], partitions: Mapping[Side, Partition], optimizer: OptimizerSection
 ) -> list[dict[str, Any]]:
-    """How each table will lie on the workers, for `run.json`: sharding, rows per worker, and bytes per worker with
-    gradient and moments."""
+    """How each table will lie on the workers, for `run.json`; bytes per worker count gradient and moments too."""
     copies = _EXTRA_COPIES[optimizer.name] if optimizer.tables == "exact" else 0
     return [
         {

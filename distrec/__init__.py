@@ -1,0 +1,1 @@
+"""distrec: multimodal recommenders trained at any size."""

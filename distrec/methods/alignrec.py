@@ -1,0 +1,162 @@
+"""AlignRec, stage 2 (Liu et al., CIKM 2024; section numbers are those of the project's method specification).
+
+Content never enters the score as a vector of its own: it gates the item's ID vector (3.4) and shapes the item graph
+(3.2). X is the concatenation of the chosen feature sets, each row-normalised, until a content encoder exists. The
+published program's unused layers (3.6) and dormant options (BCE form of the regulariser, history decoder, warm-up) are
+left out.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch.nn import functional
+
+from distrec.data.dataset import Dataset
+from distrec.graph.knn import cosine_neighbours
+from distrec.graph.matrix import ShardedMatrix
+from distrec.graph.user_item import UserItemGraph, mean_of_layers
+from distrec.methods.base import Method, MethodConfig, Representations, Space, require_features
+from distrec.methods.batch import Batch, Lookup
+from distrec.methods.losses import bpr, gram_distance, info_nce
+from distrec.tables.features import Fill, feature_block, unit_rows
+from distrec.tables.spec import Table, from_rows
+
+class Gate(torch.nn.Module):
+    """G = sigmoid((X W_m^T + b_m) W_g^T + b_g), the content's gate on item ID vectors (3.4)."""
+
+    def __init__(self, width: int, dim: int, layer_norm: bool):
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(width) if layer_norm else torch.nn.Identity()
+        self.mm_trs = torch.nn.Linear(width, dim)
+        self.gate_v = torch.nn.Linear(dim, dim)
+
+    def forward(self, content: torch.Tensor) -> torch.Tensor:
+        """`[items, width]` to `[items, dim]`."""
+        return torch.sigmoid(self.gate_v(self.mm_trs(self.norm(content))))
+
+
+class AlignRec(Method):
+    """H = H_id + H_mm, scores are inner products (3.5)."""
+
+    class Config(MethodConfig):
+        features: list[str] = Field(["text", "image"], description="feature sets that make X, in this order")
+        fill: Fill = Field("mean", description="what a missing feature row becomes, before normalisation")
+        dim: int = Field(64, ge=1)
+        user_item_layers: int = Field(2, ge=0, description="n_ui_layers")
+        item_layers: int = Field(1, ge=0, description="n_layers on the item graph")
+        knn_k: int = Field(10, ge=1)
+        reg_weight: float = Field(1e-4, ge=0)
+        uia_weight: float = Field(0.1, ge=0, description="ui_cosine_loss_weight; 0 leaves the term out")
+        cl_loss: float = Field(0.01, ge=0, description="weight of the two CCA terms")
+        cca_temperature: float = Field(0.2, ge=0.03, description="a constant of the published program (4.4)")
+        sim_weight: float = Field(0.1, ge=0)
+        side_emb_div: float = Field(0.0, description="divide H_mm by this; 0: plain sum")
+        layer_norm: bool = Field(False, description="LayerNorm on X before the gate (use_ln)")
+        moving_target: bool = Field(
+            True, description="the regulariser's target follows the trained X, as published (3.6)"
+        )
+
+    config: AlignRec.Config
+
+    def __init__(self, config: AlignRec.Config, data: Dataset):
+        super().__init__(config, data)
+        require_features(data, config.features, "alignrec")
+        self.width = sum(data.feature(name).width for name in config.features)
+
+    def build(self, space: Space) -> None:
+        super().build(space)
+        sets = [
+            feature_block(space.world, space.items, space.data, name, self.config.fill) for name in self.config.features
+        ]
+        self.initial_content = torch.cat([unit_rows(rows) for rows in sets], 1)
+        self.user_item = UserItemGraph(space.world, space.users, space.items, space.train.user, space.train.item)
+        self.item_item = item_graph(space, self.initial_content, self.config.knn_k)
+        self.layer_weights = mean_of_layers(self.config.user_item_layers)
+
+    def tables(self) -> list[Table]:
+        dim = self.config.dim
+        return [
+            Table("user", "user", dim),
+            Table("item", "item", dim),
+            Table("content", "item", self.width, from_rows(self._content_rows)),
+        ]
+
+    def _content_rows(self, start: int, stop: int) -> np.ndarray:
+        first = self.space.items.start(self.space.world.rank)
+        return self.initial_content[start - first : stop - first].numpy()
+
+    def dense(self) -> torch.nn.Module:
+        return Gate(self.width, self.config.dim, self.config.layer_norm)
+
+    def views(self) -> tuple[Representations, Representations]:
+        """My rows of the ID view H_id (3.3) and of the content view H_mm (3.4)."""
+        users, items = self.user_item.propagate(self.block("user"), self.block("item"), self.layer_weights)
+        content = self.block("item") * self.dense_module(self.block("content"))
+        for _ in range(self.config.item_layers):
+            content = self.item_item.times(content)
+        if self.config.side_emb_div:
+            content = content / self.config.side_emb_div
+        return Representations(users, items), Representations(self.user_item.to_users(content), content)
+
+    def representations(self) -> Representations:
+        ids, content = self.views()
+        return Representations(ids.users + content.users, ids.items + content.items)
+
+    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+        config = self.config
+        ids, content = self.views()
+        # Contrastive and similarity terms compare the whole batch, so its distinct rows come to every rank.
+        user_id, user_content = batch.users.distinct(ids.users, content.users)
+        item_id, item_content = batch.positives.distinct(ids.items, content.items)
+        users = (user_id + user_content)[batch.users.place]
+        positives = (item_id + item_content)[batch.positives.place]
+        (negatives,) = batch.negatives.rows(ids.items + content.items)
+        squares = users.square().sum() + positives.square().sum() + negatives.square().sum()
+        terms = {
+            "bpr": batch.mean(bpr(users, positives, negatives)),
+            "reg": config.reg_weight * squares / 2 / batch.configured,
+        }
+        if config.uia_weight:
+            terms["uia"] = config.uia_weight * batch.mean(1 - functional.cosine_similarity(users, positives, dim=1))
+        if config.cl_loss:
+            terms["cca_item"] = config.cl_loss * self._cca(item_content, item_id, batch.positives, batch.size)
+            terms["cca_user"] = config.cl_loss * self._cca(user_content, user_id, batch.users, batch.size)
+        if config.sim_weight:
+            terms["sim"] = config.sim_weight * self._similarity(item_content, batch)
+        return terms
+
+    def _cca(self, content: torch.Tensor, ids: torch.Tensor, lookup: Lookup, batch_size: int) -> torch.Tensor:
+        """My share of NCE(content, ids): content rows are anchors, ID rows candidates (4.4)."""
+        anchors, candidates = unit_rows(content), unit_rows(ids)
+        total = info_nce(anchors, candidates, lookup.counts, lookup.my_distinct(), self.config.cca_temperature)
+        return total / batch_size
+
+    def _similarity(self, item_content: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """My share of || Z_p Z_p^T - cos(X_p, X_p) ||_F / B over the batch's positives (4.5).
+
+        An item that occurs c times stands in c rows and c columns; scaling its row by sqrt(c) counts it so.
+        """
+        content = self.block("content").detach() if self.config.moving_target else self.initial_content
+        (target,) = batch.positives.distinct(content)
+        scale = batch.positives.counts.sqrt().unsqueeze(1)
+        squares = gram_distance(item_content * scale, unit_rows(target) * scale, batch.positives.my_distinct())
+        return self.my_share(self.space.world.total(squares).sqrt() / batch.size)
+
+
+def item_graph(space: Space, content: torch.Tensor, k: int) -> ShardedMatrix:
+    """S (3.2): the k most similar items of each item, itself included; S_ij = cos_ij / sqrt(r_i r_j), r = row sums.
+
+    Not symmetric. Where a row sum is not positive the published formula has no value; its factor is 0 here.
+    """
+    cosines, neighbours = cosine_neighbours(space.world, space.items, unit_rows(content), k)
+    sums = cosines.sum(1)
+    scale = torch.where(sums > 0, sums.clamp(min=1e-30).rsqrt(), 0.0)
+    everyone = space.world.gather_blocks(scale, space.items)
+    values = scale.unsqueeze(1) * cosines * everyone[neighbours]
+    first = space.items.start(space.world.rank)
+    row = torch.arange(first, first + len(cosines)).repeat_interleave(neighbours.shape[1])
+    return ShardedMatrix(
+        space.world, space.items, space.items, row.numpy(), neighbours.reshape(-1).numpy(), values.reshape(-1).numpy()
+    )

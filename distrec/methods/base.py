@@ -1,0 +1,139 @@
+"""The method contract: what a recommender says about itself, and what it may use.
+
+A method never sees ranks, collectives, optimizers or checkpoints. It names its tables and its dense module, and writes
+its loss with `block` (my rows of a table), the graphs' products, and the batch's `rows` and `distinct` look-ups. One
+rule holds it together: **every loss term is my share, and the sum over ranks is the term**. A mean over the batch is
+`batch.mean(per_row)`; a value that is not a sum over rows (a norm, say) is computed from a sum that `world.total` made
+global, and entered as `my_share(value)`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from distrec.config import Section
+from distrec.data.dataset import Dataset, Interactions
+from distrec.errors import InputError
+from distrec.methods.batch import Batch, Lookup
+from distrec.parallel.partition import Partition
+from distrec.parallel.world import World
+from distrec.tables.spec import Side, Table
+
+
+class MethodConfig(Section):
+    """Base of a method's own settings, `method.*` in the run config."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where a method lives on one worker: the group, the partitions, and the data it may read."""
+
+    world: World
+    users: Partition
+    items: Partition
+    data: Dataset
+    train: Interactions
+
+    def partition(self, side: Side) -> Partition:
+        """The partition of one side."""
+        return self.users if side == "user" else self.items
+
+
+@dataclass
+class Representations:
+    """My rows of user and item vectors, `[my users, …]` and `[my items, …]`, for ranking and export."""
+
+    users: torch.Tensor
+    items: torch.Tensor
+
+
+class Method(ABC):
+    """A recommender. Life on a worker: `__init__`, `build`, then the engine attaches tables and dense module."""
+
+    Config: ClassVar[type[MethodConfig]]
+    trainable: ClassVar[bool] = True
+    """False for methods without a loss: they are evaluated as they are."""
+    whole_tables: ClassVar[bool] = True
+    """Whether the loss uses whole tables; if not, `optimizer.tables: sparse` is possible."""
+    negatives_from: ClassVar[Literal["train", "all"]] = "train"
+
+    space: Space
+    _block: Callable[[str], torch.Tensor]
+    _rows: Callable[..., list[torch.Tensor]]
+    dense_module: Callable[..., Any]
+
+    def __init__(self, config: Any, data: Dataset):
+        self.config, self.data = config, data
+
+    def tables(self) -> list[Table]:
+        """The tables it trains."""
+        return []
+
+    def dense(self) -> torch.nn.Module | None:
+        """The module that DeepSpeed trains, written for one device; called as `self.dense_module(…)`."""
+        return None
+
+    def build(self, space: Space) -> None:
+        """Build graphs and read features on this worker. Overriders call it first."""
+        self.space = space
+
+    def attach(
+        self,
+        block: Callable[[str], torch.Tensor],
+        rows: Callable[..., list[torch.Tensor]],
+        dense_module: Callable[..., Any],
+    ) -> None:
+        """Called by the engine once tables and dense module stand."""
+        self._block, self._rows, self.dense_module = block, rows, dense_module
+
+    def block(self, table: str) -> torch.Tensor:
+        """My rows of a table, `[my rows, dim]`, with gradient."""
+        return self._block(table)
+
+    def rows(self, table: str, *lookups: Lookup) -> list[torch.Tensor]:
+        """For each look-up, my share's rows of a table `[my rows, dim]`, from their owners, with gradient.
+
+        One call per table and step: a sparse table steps inside backward, once.
+        """
+        return self._rows(table, *lookups)
+
+    def my_share(self, value: torch.Tensor) -> torch.Tensor:
+        """A value that all ranks hold alike, as this rank's share of it."""
+        return value / self.space.world.size
+
+    @abstractmethod
+    def representations(self) -> Representations:
+        """My rows of the vectors that `score` compares; called without gradient by evaluation and export."""
+
+    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """The named terms of the objective, each my share of it; their sum is what training minimises."""
+        raise NotImplementedError(f"{type(self).__name__} has no loss")
+
+    def score(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """Scores `[users, items]` of representation rows; the inner product unless a method says otherwise."""
+        return users @ items.t()
+
+    def degradations(self) -> list[str]:
+        """Approximations or fill-ins that this method took with this data, one sentence each."""
+        return []
+
+
+def require_features(data: Dataset, names: list[str], method: str) -> None:
+    """Check that the dataset has the features a method asks for.
+
+    Raises:
+        InputError: it does not, or the list is empty.
+    """
+    if not names:
+        raise InputError(
+            f"key 'method.features' is empty but {method} needs at least one feature set; name one, such as 'text'."
+        )
+    for name in names:
+        data.feature(name)

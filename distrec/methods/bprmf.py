@@ -1,0 +1,39 @@
+"""BPR-MF (Rendle et al. 2009): matrix factorisation with a pairwise loss, the ID-only baseline that only looks rows up."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+
+from distrec.methods.base import Method, MethodConfig, Representations
+from distrec.methods.batch import Batch
+from distrec.methods.losses import bpr
+from distrec.tables.spec import Table
+
+
+class BprMf(Method):
+    """Scores are inner products of user and item rows; works with exact and sparse tables."""
+
+    class Config(MethodConfig):
+        dim: int = Field(64, ge=1)
+        reg: float = Field(
+            1e-4, ge=0, description="weight of half the squared norms of the looked-up rows, per batch row"
+        )
+
+    config: BprMf.Config
+    whole_tables = False
+
+    def tables(self) -> list[Table]:
+        return [Table("user", "user", self.config.dim), Table("item", "item", self.config.dim)]
+
+    def representations(self) -> Representations:
+        return Representations(self.block("user"), self.block("item"))
+
+    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+        (users,) = self.rows("user", batch.users)
+        positives, negatives = self.rows("item", batch.positives, batch.negatives)
+        squares = users.square().sum(1) + positives.square().sum(1) + negatives.square().sum(1)
+        return {
+            "bpr": batch.mean(bpr(users, positives, negatives)),
+            "reg": self.config.reg * batch.mean(squares) / 2,
+        }

@@ -1,0 +1,47 @@
+"""LightGCN (He et al. 2020): ID vectors propagated over the user-item graph, mean of all layers, BPR."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+
+from distrec.graph.user_item import UserItemGraph, mean_of_layers
+from distrec.methods.base import Method, MethodConfig, Representations, Space
+from distrec.methods.batch import Batch
+from distrec.methods.losses import bpr
+from distrec.tables.spec import Table
+
+
+class LightGCN(Method):
+    """Scores are inner products of the mean over layers 0 to L of the propagated tables."""
+
+    class Config(MethodConfig):
+        dim: int = Field(64, ge=1)
+        layers: int = Field(4, ge=0)
+        reg: float = Field(1e-3, ge=0, description="weight of the layer-0 rows' Frobenius norms, divided by the batch")
+
+    config: LightGCN.Config
+
+    def tables(self) -> list[Table]:
+        return [Table("user", "user", self.config.dim), Table("item", "item", self.config.dim)]
+
+    def build(self, space: Space) -> None:
+        super().build(space)
+        self.graph = UserItemGraph(space.world, space.users, space.items, space.train.user, space.train.item)
+        self.layer_weights = mean_of_layers(self.config.layers)
+
+    def representations(self) -> Representations:
+        users, items = self.graph.propagate(self.block("user"), self.block("item"), self.layer_weights)
+        return Representations(users, items)
+
+    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+        final = self.representations()
+        users, ego_users = batch.users.rows(final.users, self.block("user"))
+        positives, ego_positives = batch.positives.rows(final.items, self.block("item"))
+        negatives, ego_negatives = batch.negatives.rows(final.items, self.block("item"))
+        squares = torch.stack([rows.square().sum() for rows in (ego_users, ego_positives, ego_negatives)])
+        norms = self.space.world.total(squares).sqrt().sum()  # norms of the whole batch's rows, not a sum of norms
+        return {
+            "bpr": batch.mean(bpr(users, positives, negatives)),
+            "reg": self.my_share(self.config.reg * norms / batch.size),
+        }

@@ -1,0 +1,101 @@
+"""Loss terms that several methods share. Inputs are my rows; results are per row or my share of a sum."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+_BLOCK_ELEMENTS = 1 << 20
+_MIN_TEMPERATURE = 0.03
+
+
+def bpr(users: torch.Tensor, positives: torch.Tensor, negatives: torch.Tensor) -> torch.Tensor:
+    """Bayesian personalised ranking, `-log sigmoid(<u, p> - <u, n>)` per row `[rows]` (Rendle et al. 2009)."""
+    return functional.softplus((users * negatives).sum(1) - (users * positives).sum(1))
+
+
+class _InfoNce(torch.autograd.Function):
+    """Forward computes the gradients too, block by block while the similarities are at hand: memory is block x candidates."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, anchors: torch.Tensor, candidates: torch.Tensor, counts: torch.Tensor, first: int, temperature: float
+    ) -> torch.Tensor:
+        weights = counts[first : first + len(anchors)]
+        positives = candidates[first : first + len(anchors)]
+        anchor_grad = torch.empty_like(anchors)
+        candidate_grad = torch.zeros_like(candidates)
+        total = anchors.new_zeros((), dtype=torch.float64)
+        rows = max(1, _BLOCK_ELEMENTS // max(1, len(candidates)))
+        for start in range(0, len(anchors), rows):
+            block, weight = anchors[start : start + rows], weights[start : start + rows]
+            # Unit rows: similarities lie in [-1, 1], so subtracting 1 is a bound that needs no search for the maximum.
+            soft = torch.mm(block, candidates.t()).sub_(1).div_(temperature).exp_().mul_(counts)
+            sums = soft.sum(1)
+            own = (block * positives[start : start + rows]).sum(1)
+            total += (weight * (sums.log() + (1 - own) / temperature)).sum(dtype=torch.float64)
+            scale = weight / (temperature * sums)
+            soft.mul_(scale.unsqueeze(1))
+            torch.mm(soft, candidates, out=anchor_grad[start : start + rows])
+            candidate_grad.addmm_(soft.t(), block)
+        pull = (weights / temperature).unsqueeze(1)
+        anchor_grad.addcmul_(pull, positives, value=-1)
+        candidate_grad[first : first + len(anchors)].addcmul_(pull, anchors, value=-1)
+        ctx.save_for_backward(anchor_grad, candidate_grad)
+        return total.to(anchors.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        anchor_grad, candidate_grad = ctx.saved_tensors
+        return anchor_grad * grad, candidate_grad * grad, None, None, None
+
+
+def info_nce(
+    anchors: torch.Tensor, candidates: torch.Tensor, counts: torch.Tensor, mine: slice, temperature: float
+) -> torch.Tensor:
+    """My share of `sum_k counts_k [ -a_k b_k / t + log sum_j counts_j exp(a_k b_j / t) ]` over unit rows.
+
+    With distinct ids and their counts this equals the sum over a batch in which repeated ids stand as repeated rows.
+
+    Args:
+        anchors, candidates: `[distinct, width]`, of unit length, row k of one is the positive of row k of the other.
+        counts: how often each row occurs in the batch, `[distinct]`.
+        mine: the anchors of this rank.
+        temperature: t, at least 0.03 (below, exp underflows in float32 with the bound used here).
+    """
+    if temperature < _MIN_TEMPERATURE:
+        raise ValueError(f"temperature {temperature} is below {_MIN_TEMPERATURE}")
+    result: torch.Tensor = _InfoNce.apply(anchors[mine], candidates, counts, mine.start, temperature)
+    return result
+
+
+class _GramDistance(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, vectors: torch.Tensor, targets: torch.Tensor, mine: slice) -> torch.Tensor:
+        # One product gives both Gram matrices' difference: [V, T] [V, -T]^T = V V^T - T T^T.
+        difference = torch.mm(torch.cat([vectors[mine], targets[mine]], 1), torch.cat([vectors, -targets], 1).t())
+        grad = torch.zeros_like(vectors)
+        torch.mm(difference, vectors, out=grad[mine])
+        ctx.save_for_backward(grad)
+        flat = difference.view(-1)
+        return torch.dot(flat, flat)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        (direction,) = ctx.saved_tensors
+        return 4 * grad * direction, None, None
+
+
+def gram_distance(vectors: torch.Tensor, targets: torch.Tensor, mine: slice) -> torch.Tensor:
+    """My rows' share of `|| V V^T - T T^T ||_F^2`; targets get no gradient.
+
+    Args:
+        vectors: V `[n, width]`. The whole gradient of row k, which the row and the column k of the symmetric
+            difference contribute to alike, is given by the rank whose share k is in.
+        targets: T `[n, target width]`.
+        mine: my rows.
+    """
+    result: torch.Tensor = _GramDistance.apply(vectors, targets, mine)
+    return result

@@ -1,0 +1,27 @@
+"""Popularity: every user gets the items with the most training interactions. The floor that a recommender must beat."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from distrec.methods.base import Method, MethodConfig, Representations, Space
+
+
+class Popularity(Method):
+    """Score of an item = its number of training interactions."""
+
+    class Config(MethodConfig):
+        pass
+
+    trainable = False
+
+    def build(self, space: Space) -> None:
+        super().build(space)
+        counts = np.bincount(space.train.item, minlength=space.items.rows).astype(np.float32)
+        mine = slice(space.items.start(space.world.rank), space.items.stop(space.world.rank))
+        self._counts = torch.from_numpy(counts[mine]).unsqueeze(1)
+
+    def representations(self) -> Representations:
+        users = torch.ones(self.space.users.count(self.space.world.rank), 1)
+        return Representations(users, self._counts)

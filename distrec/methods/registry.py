@@ -1,0 +1,56 @@
+"""The methods by name. A new method is one module and one line here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distrec.config import RunConfig, decode, nearest
+from distrec.data.dataset import Dataset
+from distrec.errors import InputError
+from distrec.methods.alignrec import AlignRec
+from distrec.methods.base import Method
+from distrec.methods.bprmf import BprMf
+from distrec.methods.lightgcn import LightGCN
+from distrec.methods.popularity import Popularity
+
+METHODS: dict[str, type[Method]] = {
+    "alignrec": AlignRec,
+    "lightgcn": LightGCN,
+    "bprmf": BprMf,
+    "popularity": Popularity,
+}
+
+
+def method_config(tree: dict[str, Any]) -> Any:
+    """The typed settings of the method that `method.name` names.
+
+    Raises:
+        InputError: unknown method or key, or a wrong value.
+    """
+    name = tree.get("name")
+    if name is None:
+        raise InputError(f"key 'method.name' is missing; name one of {', '.join(METHODS)}.")
+    if name not in METHODS:
+        raise InputError(f"key 'method.name' is {name!r}, an unknown method; {nearest(str(name), list(METHODS))}.")
+    return decode(METHODS[name].Config, tree, "method")
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """`config` with the method's defaults filled in, so that two configs that mean the same are equal."""
+    method = method_config(config.method)
+    kind = METHODS[config.method["name"]]
+    if config.optimizer.tables == "sparse" and (kind.whole_tables or not kind.trainable):
+        raise InputError(
+            f"key 'optimizer.tables' is 'sparse' but {config.method['name']} works on whole tables; use 'exact', or "
+            "a method that only looks rows up, such as bprmf."
+        )
+    if config.optimizer.tables == "sparse" and config.optimizer.weight_decay:
+        raise InputError(
+            "key 'optimizer.weight_decay' must be 0 with 'optimizer.tables: sparse', which never touches rows outside the batch."
+        )
+    return config.model_copy(update={"method": method.model_dump()})
+
+
+def build_method(config: RunConfig, data: Dataset) -> Method:
+    """The method of a resolved config, checked against the dataset."""
+    return METHODS[config.method["name"]](method_config(config.method), data)

@@ -1,0 +1,186 @@
+"""The dense module under DeepSpeed: ZeRO 0 to 3 on the process group that exists already.
+
+DeepSpeed averages gradients over ranks while a rank's loss is its share of a sum, so `backward` multiplies by the world
+size. Weights and moments are read and written by parameter name, full and in float32, because DeepSpeed's own ZeRO
+checkpoints refuse another world size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from distrec.config.run import OptimizerSection
+from distrec.parallel.world import World
+from distrec.runtime import disable_shm_comm
+
+_TYPES = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
+
+
+class DenseEngine:
+    """A method's dense module; without one (`module=None`) a plain backward pass and no state.
+
+    Args:
+        module: built alike on every rank.
+        zero_stage: 0 to 3.
+    """
+
+    def __init__(self, world: World, module: torch.nn.Module | None, optimizer: OptimizerSection, zero_stage: int):
+        self._world, self._stage = world, zero_stage
+        self._moment_names = [] if optimizer.name == "sgd" else ["exp_avg", "exp_avg_sq"]
+        self._engine: Any = None
+        if module is not None:
+            self._names = [name for name, _ in module.named_parameters()]
+            self._shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
+            self._engine = _initialize(module, optimizer, zero_stage)
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        """Run the module."""
+        return self._engine(*inputs, **named)
+
+    def backward(self, share: torch.Tensor) -> None:
+        """Backward pass of my share of the loss; table gradients then hold world-size times their sum."""
+        scaled = share * self._world.size
+        if self._engine is None:
+            scaled.backward()
+        else:
+            self._engine.backward(scaled)
+
+    def step(self, lr: float) -> None:
+        """Update the dense weights and clear their gradients."""
+        if self._engine is None:
+            return
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        self._engine.step()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Weights and moments by name, full tensors in float32, on every rank. Collective."""
+        out: dict[str, torch.Tensor] = {}
+        for name, parameter in self._parameters():
+            out[f"{name}.weight"] = self._get(parameter, None, name)
+            for moment in self._moment_names:
+                out[f"{name}.{moment}"] = self._get(parameter, moment, name)
+        return out
+
+    def load(self, state: dict[str, torch.Tensor]) -> None:
+        """Set weights and moments from `state`, as `state()` returns it. Collective."""
+        for name, parameter in self._parameters():
+            self.set_weight(name, state[f"{name}.weight"])
+            for moment in self._moment_names:
+                self._set(parameter, moment, state[f"{name}.{moment}"])
+
+    def set_weight(self, name: str, value: torch.Tensor) -> None:
+        """Set one parameter by name. Collective."""
+        from deepspeed import zero
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        parameter = dict(self._parameters())[name]
+        if self._stage == 3:
+            with zero.GatheredParameters([parameter], modifier_rank=0):
+                parameter.data.copy_(value)
+        else:
+            parameter.data.copy_(value)
+        if self._stage > 0:  # the partitioned master copy that steps
+            safe_set_full_fp32_param(parameter, self._padded(value))
+
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """Gradients of the objective by name, full tensors, after `backward` and before `step`. Collective."""
+        from deepspeed.utils import safe_get_full_grad
+
+        grads = {name: safe_get_full_grad(parameter) for name, parameter in self._parameters()}
+        return {name: grad.view(self._shapes[name]).clone() for name, grad in grads.items() if grad is not None}
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps so far (Adam's bias correction depends on it)."""
+        return next((int(state["step"]) for state in self._rule.state.values() if "step" in state), 0)
+
+    @steps.setter
+    def steps(self, count: int) -> None:
+        for state in self._rule.state.values():
+            if "step" in state:
+                state["step"] = torch.tensor(float(count)) if torch.is_tensor(state["step"]) else count
+
+    @property
+    def _rule(self) -> torch.optim.Optimizer:
+        """The PyTorch optimizer inside."""
+        optimizer = self._engine.optimizer
+        return optimizer.optimizer if self._stage > 0 else optimizer
+
+    def _parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        return iter(()) if self._engine is None else self._engine.module.named_parameters()
+
+    def _padded(self, value: torch.Tensor) -> torch.Tensor:
+        """ZeRO 3 cuts a parameter into equal parts, one a rank, and takes a full value with the padding that needs."""
+        if self._stage < 3:
+            return value
+        return torch.nn.functional.pad(value.flatten(), (0, -value.numel() % self._world.size))
+
+    def _get(self, parameter: torch.nn.Parameter, moment: str | None, name: str) -> torch.Tensor:
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        if self._stage == 0:
+            full = parameter.data if moment is None else self._rule.state[parameter].get(moment)
+        else:
+            full = (
+                safe_get_full_fp32_param(parameter)
+                if moment is None
+                else safe_get_full_optimizer_state(parameter, moment)
+            )
+        return full.detach().to(torch.float32).reshape(self._shapes[name]).clone()
+
+    def _set(self, parameter: torch.nn.Parameter, moment: str, value: torch.Tensor) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        if self._stage == 0:
+            self._rule.state[parameter][moment].copy_(value)
+        else:
+            safe_set_full_optimizer_state(parameter, self._padded(value), moment)
+
+
+def _initialize(module: torch.nn.Module, optimizer: OptimizerSection, zero_stage: int) -> Any:
+    disable_shm_comm()
+    import deepspeed
+
+    deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
+    settings: dict[str, Any] = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay}
+    if optimizer.name != "sgd":
+        settings |= {"betas": optimizer.betas, "eps": optimizer.eps, "torch_adam": True}
+        settings["adam_w_mode"] = optimizer.name == "adamw"
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "zero_optimization": {"stage": zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "optimizer": {"type": _TYPES[optimizer.name], "params": settings},
+        "steps_per_print": 10**9,
+    }
+    parameters = list(module.parameters())
+    engine, *_ = deepspeed.initialize(
+        model=module, model_parameters=parameters, config=config, dist_init_required=False
+    )
+    if optimizer.name != "sgd":
+        _allocate_moments(engine.optimizer, parameters, zero_stage)
+    return engine
+
+
+def _allocate_moments(optimizer: Any, parameters: list[torch.nn.Parameter], zero_stage: int) -> None:
+    """Give every weight that steps its moments now, so that a checkpoint can be loaded before the first step."""
+    if zero_stage == 0:
+        rule, masters = optimizer, parameters
+    else:
+        rule = optimizer.optimizer
+        masters = (
+            optimizer.fp32_partitioned_groups_flat if zero_stage == 3 else optimizer.single_partition_of_fp32_groups
+        )
+    for master in masters:
+        rule.state[master] = {
+            "step": torch.tensor(0.0),
+            "exp_avg": torch.zeros_like(master, requires_grad=False),
+            "exp_avg_sq": torch.zeros_like(master, requires_grad=False),
+        }
+    if zero_stage in (1, 2):
+        optimizer._lazy_init_hp_params_optimizer_state()  # links the moments to the parameters by name

@@ -1,0 +1,112 @@
+"""One worker's whole model: a method, its tables, its dense module and its batches, stepping together.
+
+The only place where a step's order is written: loss shares, backward, table update, dense update.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from distrec.config.run import RunConfig
+from distrec.data.dataset import Dataset
+from distrec.data.sampling import Sampler, Triples
+from distrec.errors import NonFiniteLoss
+from distrec.methods.base import Representations, Space
+from distrec.methods.batch import Batch, Lookup
+from distrec.methods.registry import build_method
+from distrec.parallel.partition import Partition
+from distrec.parallel.world import World
+from distrec.tables.sharded import ShardedTables
+from distrec.training.dense import DenseEngine
+
+
+class Engine:
+    """Collective: every rank builds it with the same arguments.
+
+    Args:
+        data: the prepared dataset.
+        config: a resolved run config.
+    """
+
+    def __init__(self, world: World, data: Dataset, config: RunConfig):
+        self.world, self.config = world, config
+        self.train_rows = data.interactions("train")
+        users, items = Partition(data.users, world.size), Partition(data.items, world.size)
+        self.space = Space(world, users, items, data, self.train_rows)
+        self.method = build_method(config, data)
+        self.method.build(self.space)
+        seed = config.train.seed
+        self.sampler = Sampler(self.train_rows, data.items, seed, self.method.negatives_from)
+        self.tables = ShardedTables(world, self.method.tables(), {"user": users, "item": items}, config.optimizer, seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # the same initial dense weights on every rank, at any world size
+            module = self.method.dense()
+        self.dense = DenseEngine(world, module, config.optimizer, config.dense.zero_stage)
+        self.method.attach(self.tables.block, self._rows, self.dense)
+        self._term_names: list[str] = []
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of one epoch; the last may be short."""
+        return self.sampler.steps(self.config.train.global_batch)
+
+    def batch(self, epoch: int, step: int, triples: Triples) -> Batch:
+        """The method's view of a global batch."""
+        return Batch(
+            self.world, self.space.users, self.space.items, triples, self.config.train.global_batch, epoch, step
+        )
+
+    def forward(self, batch: Batch, flag: bool = False) -> tuple[torch.Tensor, dict[str, float], bool]:
+        """My share of the total loss, every term over the whole batch, and whether any rank raised `flag`.
+
+        Raises:
+            NonFiniteLoss: a term is NaN or infinite; no weight has been touched.
+        """
+        terms = self.method.loss(batch)
+        self._term_names = list(terms)
+        told = torch.stack(
+            [*(term.detach().double() for term in terms.values()), torch.tensor(float(flag), dtype=torch.float64)]
+        )
+        values = self.world.sum_(told).tolist()
+        whole = dict(zip(terms, values[:-1], strict=True))
+        for name, value in whole.items():
+            if not abs(value) < float("inf"):
+                raise NonFiniteLoss(
+                    f"loss term '{name}' is {value} at epoch {batch.epoch + 1}, step {batch.step + 1}; weights were not "
+                    "touched. Lower 'optimizer.lr' or check the features."
+                )
+        return torch.stack(list(terms.values())).sum(), whole, values[-1] > 0
+
+    def update(self, share: torch.Tensor, lr: float) -> None:
+        """Backward pass of my share of the loss, then one step of every optimizer."""
+        self.tables.set_sparse_lr(lr)
+        self.dense.backward(share)
+        self.tables.step(lr)
+        self.dense.step(lr)
+
+    @torch.no_grad()
+    def representations(self) -> Representations:
+        """My rows of user and item vectors with the weights as they are."""
+        return self.method.representations()
+
+    def state(self) -> dict[str, Any]:
+        """Tables, dense weights and all moments, by name; tables share storage with training. Collective."""
+        return {
+            **{f"table.{name}": value for name, value in self.tables.state().items()},
+            **{f"dense.{name}": value for name, value in self.dense.state().items()},
+        }
+
+    def load_dense(self, state: dict[str, Any], steps: int) -> None:
+        """Take the dense part of a loaded `state()`, and the number of optimizer steps behind it. Collective."""
+        self.dense.load(
+            {name.removeprefix("dense."): value for name, value in state.items() if name.startswith("dense.")}
+        )
+        self.dense.steps = self.tables.steps = steps
+
+    def _rows(self, table: str, *lookups: Lookup) -> list[torch.Tensor]:
+        if self.tables.exact:
+            return [lookup.rows(self.tables.block(table))[0] for lookup in lookups]
+        joined = self.tables.lookup(table, torch.cat([lookup.mine for lookup in lookups]))
+        return list(joined.split([len(lookup.mine) for lookup in lookups]))

@@ -1,0 +1,94 @@
+"""A fixture of the published program's numbers, and the prepared dataset and config that repeat its run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from distrec.config.run import RunConfig
+from distrec.config.tree import decode
+from distrec.data.dataset import SPLITS, Dataset, FeatureEntry, Manifest, vector_table, write_manifest, write_part
+from distrec.data.storage import open_folder
+from distrec.methods.registry import resolve
+
+
+class Fixture:
+    """Arrays of one `.npz` file by key."""
+
+    def __init__(self, path: str):
+        with np.load(path, allow_pickle=False) as archive:
+            self._arrays = {key: archive[key] for key in archive.files}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._arrays
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        return self._arrays[key]
+
+    def hparam(self, name: str) -> Any:
+        """`hparams/NAME` as a Python number or string."""
+        return self[f"hparams/{name}"].item()
+
+    def count(self, side: str) -> int:
+        """Number of "users" or "items"."""
+        return int(self[f"data/n_{side}"])
+
+    def keys(self, prefix: str) -> list[str]:
+        """Keys under `prefix/`, without it."""
+        return [key.removeprefix(f"{prefix}/") for key in self._arrays if key.startswith(f"{prefix}/")]
+
+
+def write_dataset(fixture: Fixture, folder: Path, features: dict[str, np.ndarray]) -> Dataset:
+    """The fixture's interactions and features as a prepared dataset, in the project's own format."""
+    root = open_folder(str(folder))
+    files, entries, counts = {}, {}, {}
+    for split in SPLITS:
+        user, item = fixture[f"data/{split}_user"], fixture[f"data/{split}_item"]
+        order = np.argsort(user, kind="stable")
+        table = pa.table(
+            {
+                "user": user[order].astype(np.int32),
+                "item": item[order].astype(np.int32),
+                "timestamp": np.zeros(len(user), np.int64),
+            }
+        )
+        name = f"interactions/{split}/part-00000.parquet"
+        files[name], counts[split] = write_part(root, name, table), len(user)
+    users, items = fixture.count("users"), fixture.count("items")
+    for name, values in features.items():
+        part = f"features/{name}/part-00000.parquet"
+        files[part] = write_part(root, part, vector_table(0, values.astype(np.float32), np.zeros(items, bool)))
+        entries[name] = FeatureEntry(
+            width=values.shape[1], dtype="float32", missing=0, source="fixture", parts=[part]
+        )
+    manifest = Manifest(
+        format=1,
+        name="fixture",
+        users=users,
+        items=items,
+        interactions=counts,
+        split="given",
+        id_order="given",
+        features=entries,
+        content={},
+        config={},
+        files=files,
+    )
+    write_manifest(root, manifest)
+    return Dataset.open(str(folder))
+
+
+def run_config(method: dict[str, Any], optimizer: dict[str, Any], global_batch: int, zero_stage: int) -> RunConfig:
+    """A resolved run config for a replay."""
+    tree = {
+        "data": "fixture",
+        "run": {"name": "oracle"},
+        "method": method,
+        "optimizer": optimizer,
+        "train": {"global_batch": global_batch},
+        "dense": {"zero_stage": zero_stage},
+    }
+    return resolve(decode(RunConfig, tree))

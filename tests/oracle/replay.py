@@ -1,0 +1,35 @@
+"""Replaying a fixture through the real engine in gloo processes."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from types import ModuleType
+
+from distrec.runtime import quiet
+from tests.distributed import run_workers
+from tests.oracle import alignrec
+from tests.oracle.compare import Row
+from tests.oracle.fixture import Fixture
+
+METHODS: dict[str, ModuleType] = {"alignrec": alignrec}
+
+
+def work(method: str, path: str, zero_stage: int, data: str) -> list[Row]:
+    """One worker's part of a replay."""
+    quiet()
+    from distrec.data.dataset import Dataset
+    from distrec.parallel.world import World
+    from distrec.training.engine import Engine
+
+    fixture, kind = Fixture(path), METHODS[method]
+    rows: list[Row] = kind.replay(fixture, Engine(World.current(), Dataset.open(data), kind.config(fixture, zero_stage)))
+    return rows
+
+
+def run(method: str, path: str, workers: int, zero_stage: int) -> list[Row]:
+    """All rows of a replay with `workers` gloo processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        METHODS[method].dataset(Fixture(path), Path(folder))
+        rows: list[Row] = run_workers(work, workers, method, path, zero_stage, folder)[0]
+    return rows
