@@ -26,9 +26,9 @@ USERS, ITEMS, INTERACTIONS = 2_000, 1_000, 40_000
 KS = (5, 10, 20, 50)
 COLD = 5  # an item with at most so many training interactions is cold, as in the evaluation's slices
 
-_TASTE = {"shape": 0.8, "colour": 1.1, "pattern": 0.8, "material": 1.0, "occasion": 1.0}  # spread over users
+_TASTE = {"shape": 0.9, "colour": 1.2, "pattern": 0.9, "material": 1.1, "occasion": 1.1}  # spread over users
 _POPULARITY = 0.7
-_NEW_ITEMS = 150  # of which a third goes on sale at the very end of the training period
+_NEW_ITEMS = 240  # of which a quarter goes on sale at the very end of the training period
 _NO_PICTURE, _NO_DESCRIPTION = 40, 60
 _START, _DAY = 1_704_067_200, 86_400  # 2024-01-01 UTC
 _TRAIN_DAYS, _VALID_DAYS, _TEST_DAYS = 300, 30, 30
@@ -41,8 +41,8 @@ def write_demo(out: str, seed: int = 7) -> None:
         out: a folder or `s3://` prefix.
         seed: another seed is another shop.
     """
-    values = {name: keyed.integers(("demo-value", seed, name), 0, ITEMS, len(VALUES[name])) for name in ATTRIBUTES}
-    utility = _utility(values, seed)
+    values = attributes(seed)
+    utility = utilities(seed)
     user, item, time, split = _interactions(utility, seed)
 
     folder = open_folder(out)
@@ -83,8 +83,14 @@ def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
     return sink.getvalue().encode()
 
 
-def _utility(values: dict[str, np.ndarray], seed: int) -> np.ndarray:
+def attributes(seed: int) -> dict[str, np.ndarray]:
+    """The hidden value of each attribute for every item, `[items]`, as a position in `VALUES`."""
+    return {name: keyed.integers(("demo-value", seed, name), 0, ITEMS, len(VALUES[name])) for name in ATTRIBUTES}
+
+
+def utilities(seed: int) -> np.ndarray:
     """Log of the unnormalised choice probability, `[users, items]`: popularity plus the tastes for an item's values."""
+    values = attributes(seed)
     utility = np.tile(_POPULARITY * keyed.normal(("demo-popularity", seed), 0, ITEMS), (USERS, 1))
     for name, spread in _TASTE.items():
         width = len(VALUES[name])
@@ -106,7 +112,7 @@ def _interactions(utility: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarra
     """User, item, timestamp and split (0 train, 1 valid, 2 test) of every interaction, user by user in time order."""
     new = keyed.permutation(("demo-new", seed), ITEMS)[:_NEW_ITEMS]
     launch = np.zeros(ITEMS)
-    launch[new] = _TRAIN_DAYS * (0.8 + 0.3 * keyed.uniform(("demo-launch", seed), 0, _NEW_ITEMS)).clip(max=1.0)
+    launch[new] = _TRAIN_DAYS * (0.7 + 0.4 * keyed.uniform(("demo-launch", seed), 0, _NEW_ITEMS)).clip(max=1.0)
     counts = _activity(seed)
     users, items, times, splits = [], [], [], []
     for user, count in enumerate(counts.tolist()):

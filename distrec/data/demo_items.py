@@ -64,7 +64,7 @@ WORDS: dict[str, dict[str, tuple[str, ...]]] = {
 ATTRIBUTES = tuple(WORDS)
 VALUES = {attribute: tuple(words) for attribute, words in WORDS.items()}
 
-_MENTIONED = {"shape": 0.4, "colour": 0.4, "pattern": 0.35, "material": 0.85, "occasion": 0.85}
+_MENTIONED = {"shape": 0.4, "colour": 0.4, "pattern": 0.35, "material": 0.95, "occasion": 0.95}
 _FRAMES: dict[str, tuple[str, ...]] = {
     "shape": (
         "Its outline is {}.",
@@ -160,7 +160,7 @@ def describe(values: dict[str, str], seed: int, item: int) -> tuple[str, str]:
         for attribute in ATTRIBUTES
         if next(dice) < _MENTIONED[attribute]
     ]
-    if next(dice) < 0.4:
+    if next(dice) < 0.3:
         attribute, frame = _DECOYS[int(next(dice) * len(_DECOYS))]
         others = tuple(value for value in VALUES[attribute] if value != values[attribute])
         sentences.append(frame.format(pick(WORDS[attribute][pick(others)])))

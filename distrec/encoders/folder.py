@@ -1,4 +1,4 @@
-"""A local folder of a `transformers` model: what it is, what it weighs in on, and how it is loaded."""
+"""A local folder of a `transformers` model: what it is, what identifies it, and how it is loaded."""
 
 from __future__ import annotations
 
@@ -51,17 +51,24 @@ class ModelFolder:
             )
         )
 
-    def load(self) -> Any:
-        """The model in evaluation mode, fp32, on this process's device."""
-        from transformers import AutoModel
+    def open(self, loader: Any, **options: Any) -> Any:
+        """What `loader.from_pretrained` makes of the folder, without the network."""
         from transformers.utils import logging
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         try:
-            model = AutoModel.from_pretrained(self.path, local_files_only=True, dtype="float32")
-        except (OSError, ValueError) as error:
+            return loader.from_pretrained(self.path, local_files_only=True, **options)
+        except Exception as error:  # each file format raises errors of its own
+            reason = (
+                f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason'}"
+            )
             raise InputError(
-                f"encoder '{self.path}' cannot be loaded ({str(error).splitlines()[0]}); give a transformers model folder."
+                f"encoder '{self.path}' cannot be loaded ({reason}); give the folder of a whole transformers model."
             ) from None
-        return model.eval().to(device())
+
+    def model(self) -> Any:
+        """The model in evaluation mode, fp32, on this process's device."""
+        from transformers import AutoModel
+
+        return self.open(AutoModel, dtype="float32").eval().to(device())

@@ -128,8 +128,7 @@ class TransformerImage(ImageEncoder):
         from transformers import AutoImageProcessor
 
         # the Pillow backend needs no torchvision, which has no build for every torch
-        processor = AutoImageProcessor.from_pretrained(self.folder.path, local_files_only=True, backend="pil")
-        return processor, self.folder.load()
+        return self.folder.open(AutoImageProcessor, backend="pil"), self.folder.model()
 
     def run(self, model: Any, images: list[Image.Image]) -> Any:
         processor, network = model

@@ -37,7 +37,7 @@ class TransformerText(Encoder):
     def load(self) -> Any:
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self.folder.path, local_files_only=True), self.folder.load()
+        return self.folder.open(AutoTokenizer), self.folder.model()
 
     def forward(self, model: Any, batch: Sequence[str]) -> np.ndarray:
         import torch
