@@ -75,16 +75,17 @@ class DenseEngine:
     def set_weight(self, name: str, value: torch.Tensor) -> None:
         """Set one parameter by name. Collective."""
         from deepspeed import zero
-        from deepspeed.utils import safe_set_full_fp32_param
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
         parameter = dict(self._parameters())[name]
         if self._stage == 3:
             with zero.GatheredParameters([parameter], modifier_rank=0):
                 parameter.data.copy_(value)
-        else:
-            parameter.data.copy_(value)
+            safe_set_local_fp32_param(parameter, self._partition(value))
+            return
+        parameter.data.copy_(value)
         if self._stage > 0:  # the partitioned master copy that steps
-            safe_set_full_fp32_param(parameter, self._padded(value))
+            safe_set_full_fp32_param(parameter, value)
 
     def gradients(self) -> dict[str, torch.Tensor]:
         """Gradients of the objective by name, full tensors, after `backward` and before `step`. Collective."""
@@ -113,11 +114,12 @@ class DenseEngine:
     def _parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         return iter(()) if self._engine is None else self._engine.module.named_parameters()
 
-    def _padded(self, value: torch.Tensor) -> torch.Tensor:
-        """ZeRO 3 cuts a parameter into equal parts, one a rank, and takes a full value with the padding that needs."""
-        if self._stage < 3:
-            return value
-        return torch.nn.functional.pad(value.flatten(), (0, -value.numel() % self._world.size))
+    def _partition(self, value: torch.Tensor) -> torch.Tensor:
+        """My part of a full value under ZeRO 3: equal parts, zeros behind the end. (The setters that take a full value
+        refuse one whose size the ranks do not divide.)
+        """
+        flat = torch.nn.functional.pad(value.flatten(), (0, -value.numel() % self._world.size))
+        return flat.chunk(self._world.size)[self._world.rank]
 
     def _get(self, parameter: torch.nn.Parameter, moment: str | None, name: str) -> torch.Tensor:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
@@ -133,12 +135,14 @@ class DenseEngine:
         return full.detach().to(torch.float32).reshape(self._shapes[name]).clone()
 
     def _set(self, parameter: torch.nn.Parameter, moment: str, value: torch.Tensor) -> None:
-        from deepspeed.utils import safe_set_full_optimizer_state
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         if self._stage == 0:
             self._rule.state[parameter][moment].copy_(value)
+        elif self._stage == 3:
+            safe_set_local_optimizer_state(parameter, self._partition(value), moment)
         else:
-            safe_set_full_optimizer_state(parameter, self._padded(value), moment)
+            safe_set_full_optimizer_state(parameter, value, moment)
 
 
 def _initialize(module: torch.nn.Module, optimizer: OptimizerSection, zero_stage: int) -> Any:

@@ -68,7 +68,9 @@ def replay(fixture: Fixture, engine: Engine) -> list[Row]:
 
     losses: list[float] = []
     for step in range(len(fixture["batch/users"])):
-        triples = Triples(*(fixture[f"batch/{name}"][step] for name in ("users", "pos", "neg")), rows=np.empty(0, np.int64))
+        triples = Triples(
+            *(fixture[f"batch/{name}"][step] for name in ("users", "pos", "neg")), rows=np.empty(0, np.int64)
+        )
         share, terms, _ = engine.forward(engine.batch(0, step, triples))
         losses.append(sum(terms.values()))
         if step == 0:
@@ -93,7 +95,10 @@ def _mine(engine: Engine, table: str, values: np.ndarray) -> torch.Tensor:
 
 def _graphs(fixture: Fixture, engine: Engine) -> list[Row]:
     method: Any = engine.method
-    found_r, found_s = sparse_entries(engine.world, method.user_item.matrix), sparse_entries(engine.world, method.item_item)
+    found_r, found_s = (
+        sparse_entries(engine.world, method.user_item.matrix),
+        sparse_entries(engine.world, method.item_item),
+    )
     if engine.space.users.rows < engine.space.items.rows:  # the longer side is the row side
         found_r = {(user, item): value for (item, user), value in found_r.items()}
     users = engine.space.users.rows
@@ -117,8 +122,18 @@ def _representations(fixture: Fixture, engine: Engine, suffix: str, before: bool
     whole = engine.world.gather_blocks
     space = engine.space
     rows = [
-        absolute(f"out/H_users{suffix}", whole(final.users, space.users).numpy(), fixture[f"out/H_users{suffix}"], 1e-6 if before else 1e-5),
-        absolute(f"out/H_items{suffix}", whole(final.items, space.items).numpy(), fixture[f"out/H_items{suffix}"], 1e-6 if before else 1e-5),
+        absolute(
+            f"out/H_users{suffix}",
+            whole(final.users, space.users).numpy(),
+            fixture[f"out/H_users{suffix}"],
+            1e-6 if before else 1e-5,
+        ),
+        absolute(
+            f"out/H_items{suffix}",
+            whole(final.items, space.items).numpy(),
+            fixture[f"out/H_items{suffix}"],
+            1e-6 if before else 1e-5,
+        ),
     ]
     if before:
         for name, view in (("H_id", ids), ("H_mm", content)):
@@ -159,7 +174,9 @@ def _weights(fixture: Fixture, engine: Engine, prefix: str, lr: float) -> list[R
     dense = engine.dense.state()
     found |= {name: dense[f"{ours}.weight"].numpy() for name, ours in DENSE.items()}
     names = fixture.keys(prefix)
-    return [row for name in names for row in trained(f"{prefix}/{name}", found[name], fixture[f"{prefix}/{name}"], 1e-5, lr)]
+    return [
+        row for name in names for row in trained(f"{prefix}/{name}", found[name], fixture[f"{prefix}/{name}"], 1e-5, lr)
+    ]
 
 
 def _metrics(fixture: Fixture, engine: Engine) -> list[Row]:

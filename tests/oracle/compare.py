@@ -49,7 +49,9 @@ def trained(key: str, found: np.ndarray, wanted: np.ndarray, tolerance: float, l
     ]
 
 
-def entries(key: str, found: dict[tuple[int, int], float], wanted: dict[tuple[int, int], float], tolerance: float) -> Row:
+def entries(
+    key: str, found: dict[tuple[int, int], float], wanted: dict[tuple[int, int], float], tolerance: float
+) -> Row:
     """Sparse matrices: an entry on one side only differs by its whole value."""
     keys = found.keys() | wanted.keys()
     largest = max((abs(found.get(k, 0.0) - wanted.get(k, 0.0)) for k in keys), default=0.0)

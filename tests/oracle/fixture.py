@@ -61,9 +61,7 @@ def write_dataset(fixture: Fixture, folder: Path, features: dict[str, np.ndarray
     for name, values in features.items():
         part = f"features/{name}/part-00000.parquet"
         files[part] = write_part(root, part, vector_table(0, values.astype(np.float32), np.zeros(items, bool)))
-        entries[name] = FeatureEntry(
-            width=values.shape[1], dtype="float32", missing=0, source="fixture", parts=[part]
-        )
+        entries[name] = FeatureEntry(width=values.shape[1], dtype="float32", missing=0, source="fixture", parts=[part])
     manifest = Manifest(
         format=1,
         name="fixture",

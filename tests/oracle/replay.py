@@ -23,7 +23,9 @@ def work(method: str, path: str, zero_stage: int, data: str) -> list[Row]:
     from distrec.training.engine import Engine
 
     fixture, kind = Fixture(path), METHODS[method]
-    rows: list[Row] = kind.replay(fixture, Engine(World.current(), Dataset.open(data), kind.config(fixture, zero_stage)))
+    rows: list[Row] = kind.replay(
+        fixture, Engine(World.current(), Dataset.open(data), kind.config(fixture, zero_stage))
+    )
     return rows
 
 
