@@ -21,7 +21,7 @@ class TransformerText(Encoder):
     """
 
     modality = "text"
-    batch = 32
+    batch = 8
 
     def __init__(self, name: str, path: str, max_tokens: int):
         self.name, self.folder = name, ModelFolder(path)
