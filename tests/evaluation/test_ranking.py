@@ -1,15 +1,16 @@
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 
 from distrec.errors import InputError
-from distrec.evaluation import Evaluator, Ranked, ranking
+from distrec.evaluation import Evaluator, Ranked, chunks, probes, ranking
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
 from tests.distributed import run_workers
-from tests.evaluation.cases import KS, evaluate, inner, pairs, plain_metrics, plain_rankings, random_case
+from tests.evaluation.cases import KS, Case, evaluate, inner, pairs, plain_metrics, plain_rankings, random_case
 
 SIZES = [
     # users, items, held-out pairs, masked pairs
@@ -46,9 +47,53 @@ def test_ranks_and_metrics_are_those_of_a_plain_sort(users, items, held_out, mas
 @pytest.mark.parametrize("kind", ["ties", "exact"])
 @pytest.mark.parametrize(("user_chunk", "item_chunk"), [(1, 1), (2, 7), (16, 33), (64, 1000)])
 def test_chunks_change_nothing(monkeypatch, user_chunk, item_chunk, kind, seed):
-    monkeypatch.setattr(ranking, "USERS_PER_CHUNK", user_chunk)
+    monkeypatch.setattr(chunks, "USERS_PER_CHUNK", user_chunk)
     monkeypatch.setattr(ranking, "ITEMS_PER_CHUNK", item_chunk)
     case = random_case(seed, 40, 100, 150, 200, kind)
+    assert_plain(case, evaluate(case))
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("kind", ["ties", "exact"])
+@pytest.mark.parametrize("few", [40, 60])
+def test_probes_change_nothing(monkeypatch, few, kind, seed):
+    monkeypatch.setattr(probes, "PROBES", few)
+    monkeypatch.setattr(chunks, "USERS_PER_CHUNK", 32)
+    case = random_case(seed, 150, 4 * few + 13, 300, 900, kind)
+    evaluator = Evaluator(World(0, 1), Partition(150, 1), Partition(4 * few + 13, 1), case.held_out, case.masked, KS)
+    undecided = evaluator._probes.undecided(case.users, case.items, inner)
+    assert 0 < len(undecided) < len(evaluator.pairs.user)  # the shorter way was taken, and not by all
+    assert_plain(case, evaluate(case))
+
+
+def falling(masked: int, held_out: int, users: int = 300, items: int = 160) -> Case:
+    """Every user scores items in falling order, masks the first ones and holds out one item."""
+    user = np.arange(users)
+    return Case(
+        torch.ones(users, 1),
+        torch.arange(items, 0, -1.0).unsqueeze(1),
+        pairs(user, np.full(users, held_out)),
+        [pairs(np.repeat(user, masked), np.tile(np.arange(masked), users))],
+    )
+
+
+def test_masked_probes_do_not_count(monkeypatch):
+    monkeypatch.setattr(probes, "PROBES", 40)
+    assert evaluate(falling(masked=35, held_out=36)).rank.tolist() == [1] * 300
+    assert evaluate(falling(masked=10, held_out=100)).rank.tolist() == [KS[-1]] * 300
+
+
+def test_items_that_no_probe_needs_are_still_checked(monkeypatch):
+    monkeypatch.setattr(probes, "PROBES", 40)
+    case = falling(masked=10, held_out=100)
+    case.items[150] = float("nan")
+    with pytest.raises(FloatingPointError, match="^the score of user 0 and item 150 is"):
+        evaluate(case)
+
+
+def test_probes_with_users_of_many_held_out_items_only(monkeypatch):
+    monkeypatch.setattr(probes, "PROBES", 20)
+    case = random_case(0, 6, 80, 200, 100, "ties")
     assert_plain(case, evaluate(case))
 
 
@@ -89,9 +134,11 @@ def test_a_scorer_that_ignores_the_user_may_give_a_view():
     assert popularity.isfinite().all()
 
 
+@pytest.mark.parametrize("few", [20, 512])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_a_score_that_is_not_finite_is_named(value):
-    case = random_case(0, 30, 20, 60, 10, "ties")
+def test_a_score_that_is_not_finite_is_named(monkeypatch, value, few):
+    monkeypatch.setattr(probes, "PROBES", few)
+    case = random_case(0, 30, 100, 60, 10, "ties")
     user = int(case.held_out.user[7])
     case.items[:] = 1.0
     case.items[5, 0] = value
@@ -170,23 +217,9 @@ def test_same_bits_at_any_number_of_workers_and_threads():
         expected = fingerprints()
         torch.set_num_threads(2)
         assert fingerprints() == expected
+        with ThreadPoolExecutor(1) as pool:  # a new thread inherits the setting that the evaluation found
+            assert [torch.get_num_threads(), pool.submit(torch.get_num_threads).result()] == [2, 2]
     finally:
         torch.set_num_threads(threads)
     for size in (2, 3, 4):
         assert run_workers(fingerprints, size) == [expected] * size
-
-
-def test_scores_depend_on_the_chunk_only():
-    """The property under the one above: a product of a chunk does not depend on threads or on alignment."""
-    draw = torch.Generator().manual_seed(0)
-    threads = torch.get_num_threads()
-    try:
-        for width in (3, 64, 100, 384):
-            users = torch.randn(ranking.USERS_PER_CHUNK, width, generator=draw)
-            items = torch.randn(2413, width, generator=draw)
-            torch.set_num_threads(1)
-            one = inner(users, items)
-            torch.set_num_threads(2)
-            assert torch.equal(inner(users, items), one)
-    finally:
-        torch.set_num_threads(threads)

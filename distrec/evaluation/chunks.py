@@ -1,0 +1,176 @@
+"""Which users are scored together, by whom: chunks of a fixed size over a global list of users, dealt to ranks whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from distrec.data.dataset import Interactions
+from distrec.parallel.exchange import Exchange, batch_exchange
+from distrec.parallel.partition import Partition, share
+from distrec.parallel.world import World
+
+USERS_PER_CHUNK = 256
+ROWS_AT_ONCE = 64
+
+T = TypeVar("T")
+
+Score = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Held-out and masked pairs, sorted by user and item, without repeats.
+
+    Attributes:
+        items: number of items.
+        user: users with a held-out item, ascending `[users]`.
+        offsets: the held-out pairs of `user[n]` are `offsets[n]:offsets[n + 1]` `[users + 1]`.
+        item: item of each held-out pair `[pairs]`.
+        mask: user x items + item of each masked pair, of any user, ascending.
+        masked: held-out pairs that are masked too `[pairs]`.
+    """
+
+    items: int
+    user: np.ndarray
+    offsets: np.ndarray
+    item: np.ndarray
+    mask: np.ndarray
+    masked: np.ndarray
+
+    @classmethod
+    def of(cls, held_out: Interactions, masked: Sequence[Interactions], items: int) -> Pairs:
+        """The distinct pairs among these."""
+        none = np.empty(0, np.int64)
+        pairs = np.unique(_keys(held_out, items))
+        mask = np.unique(np.concatenate([none, *(_keys(rows, items) for rows in masked)]))
+        user, offsets = np.unique(pairs // items, return_index=True)
+        unreachable = np.isin(pairs, mask, assume_unique=True)
+        return cls(items, user, np.append(offsets, len(pairs)), pairs % items, mask, unreachable)
+
+    @property
+    def length(self) -> np.ndarray:
+        """Held-out items of each user `[users]`."""
+        return np.diff(self.offsets)
+
+    def of_users(self, chosen: np.ndarray) -> np.ndarray:
+        """The numbers of the held-out pairs of `user[chosen]`."""
+        return _ranges(self.offsets[chosen], self.offsets[chosen + 1])[1]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Users scored together, in rows of descending number of held-out items.
+
+    So the users that have an l-th held-out item are the first `layers[l]` rows. Pairs are listed layer by layer, and by
+    row within each.
+    """
+
+    at: np.ndarray  # number of each row's user among those with held-out items; a chunk is filled up with its last row
+    place: torch.Tensor  # where each row lies among the fetched rows
+    layers: list[int]
+    pair: torch.Tensor  # number of each pair among all held-out pairs
+    row: torch.Tensor  # its row
+    item: torch.Tensor  # its item
+    mask_row: torch.Tensor  # row and item of each masked pair
+    mask_item: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one rank scores: the fetch of its users' rows and its chunks."""
+
+    exchange: Exchange
+    chunks: list[Chunk]
+
+
+def deal(count: int, size: int) -> list[tuple[int, int]]:
+    """The range of a list of `count` users that each of `size` ranks scores: whole chunks."""
+    chunks = -(-count // USERS_PER_CHUNK)
+    ranges = (share(chunks, rank, size) for rank in range(size))
+    return [(min(start * USERS_PER_CHUNK, count), min(stop * USERS_PER_CHUNK, count)) for start, stop in ranges]
+
+
+def plan(world: World, users: Partition, pairs: Pairs, chosen: np.ndarray) -> Plan:
+    """This rank's plan to score `pairs.user[chosen]`, where `chosen` is ascending and the same on every rank."""
+    dealt = deal(len(chosen), world.size)
+    exchange, _ = batch_exchange(world, users, [torch.from_numpy(pairs.user[chosen[a:b]]) for a, b in dealt])
+    first, stop = dealt[world.rank]
+    starts = range(first, stop, USERS_PER_CHUNK)
+    return Plan(
+        exchange, [_chunk(pairs, chosen[start : min(start + USERS_PER_CHUNK, stop)], start - first) for start in starts]
+    )
+
+
+def _chunk(pairs: Pairs, chosen: np.ndarray, place: int) -> Chunk:
+    """The chunk of `pairs.user[chosen]`, whose rows lie from `place` on among the fetched rows."""
+    order = np.argsort(-pairs.length[chosen], kind="stable")
+    rows = chosen[order]
+    row, pair = _ranges(pairs.offsets[rows], pairs.offsets[rows + 1])
+    layer = pair - pairs.offsets[rows][row]
+    listed = np.lexsort((row, layer))
+    row, pair = row[listed], pair[listed]
+    low = pairs.user[rows] * pairs.items
+    mask_row, masked = _ranges(np.searchsorted(pairs.mask, low), np.searchsorted(pairs.mask, low + pairs.items))
+    filled = np.append(order, np.full(USERS_PER_CHUNK - len(order), order[-1]))
+    return Chunk(
+        at=chosen[filled],
+        place=torch.from_numpy(place + filled),
+        layers=np.bincount(layer).tolist(),
+        pair=torch.from_numpy(pair),
+        row=torch.from_numpy(row),
+        item=torch.from_numpy(pairs.item[pair]),
+        mask_row=torch.from_numpy(mask_row),
+        mask_item=torch.from_numpy(pairs.mask[masked] % pairs.items),
+    )
+
+
+def each(task: Callable[..., T], *of_chunks: Sequence[Any]) -> list[T]:
+    """`task` of every chunk (and whatever else is listed by chunk), on as many chunks at a time as torch has threads.
+
+    A chunk is worked on by one thread: no thread waits for another within an operation, and what comes out can not depend
+    on how many there are.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1:
+        return [task(*args) for args in zip(*of_chunks)]
+
+    def alone(*args: Any) -> T:
+        with torch.no_grad():  # a setting of each thread
+            return task(*args)
+
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(alone, *of_chunks))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def count_above(chunk: Chunk, scores: torch.Tensor, limit: torch.Tensor, count: torch.Tensor) -> None:
+    """Add to `count` `[pairs]` how many of its row's `scores` are above each pair's `limit`."""
+    # Comparing into floats and summing them is the fast path of the CPU kernels (exact up to 2**24 columns), a few rows
+    # at a time, so that what was compared is summed from cache.
+    work = torch.empty(ROWS_AT_ONCE, scores.shape[1])
+    start = 0
+    for rows in chunk.layers:
+        for low in range(0, rows, ROWS_AT_ONCE):
+            high = min(low + ROWS_AT_ONCE, rows)
+            above = torch.gt(scores[low:high], limit[start + low : start + high].unsqueeze(1), out=work[: high - low])
+            count[start + low : start + high] += above.sum(1).int()
+        start += rows
+
+
+def _ranges(start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of several ranges, one after another, and before them which range each is of."""
+    count = stop - start
+    which = np.repeat(np.arange(len(start)), count)
+    return which, np.arange(len(which)) + (start - np.cumsum(count) + count)[which]
+
+
+def _keys(pairs: Interactions, items: int) -> np.ndarray:
+    return pairs.user.astype(np.int64) * items + pairs.item
