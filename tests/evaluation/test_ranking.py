@@ -87,7 +87,7 @@ def test_items_that_no_probe_needs_are_still_checked(monkeypatch):
     monkeypatch.setattr(probes, "PROBES", 40)
     case = falling(masked=10, held_out=100)
     case.items[150] = float("nan")
-    with pytest.raises(FloatingPointError, match="^the score of user 0 and item 150 is"):
+    with pytest.raises(FloatingPointError, match=r"^the score of user 0 and item 150 is"):
         evaluate(case)
 
 
