@@ -11,6 +11,8 @@ import logging
 import os
 import platform
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
 from distrec.errors import InputError
@@ -65,7 +67,8 @@ def quiet() -> None:
     """
     logging.getLogger().addFilter(_not_fbgemm_info)
     logging.getLogger("DeepSpeed").addFilter(_not_accelerator_choice)
-    for name in ("torchrec", "ray._private", "ray.train", "ray.tune"):  # "ray" itself is set again by its import
+    logging.getLogger("torchrec").setLevel(logging.ERROR)  # it warns of every DENSE kernel
+    for name in ("ray._private", "ray.train", "ray.tune"):  # "ray" itself is set again by its import
         logging.getLogger(name).setLevel(logging.WARNING)
     # DeepSpeed and TorchRec call collectives by names that this torch has begun to rename.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.")
@@ -109,3 +112,21 @@ def disable_shm_comm() -> None:
     import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+@contextmanager
+def ray_cluster() -> Iterator[None]:
+    """The cluster that is connected or that RAY_ADDRESS names; otherwise a local one that ends with the block."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    dashboard = None if address else False
+    ray.init(address or "local", include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()

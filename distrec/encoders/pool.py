@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -16,6 +14,7 @@ from distrec.data.storage import open_folder
 from distrec.encoders.base import Encoder
 from distrec.encoders.cache import write_part
 from distrec.errors import InputError
+from distrec.runtime import ray_cluster
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ class Pool:
     def _start(self) -> list[Any]:
         import ray
 
-        self._cluster.enter_context(_cluster())
+        self._cluster.enter_context(ray_cluster())
         offered = ray.cluster_resources()
         asked, cpus = self._workers * self._threads, offered.get("CPU", 0)
         if asked > cpus:
@@ -134,21 +133,3 @@ class Pool:
             max_task_retries=3,
         )
         return [actor.remote(self._threads) for _ in range(self._workers)]
-
-
-@contextmanager
-def _cluster() -> Iterator[None]:
-    """The cluster that is connected or that RAY_ADDRESS names; otherwise a local one that ends with the block."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    address = os.environ.get("RAY_ADDRESS")
-    dashboard = None if address else False
-    ray.init(address or "local", include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
-    try:
-        yield
-    finally:
-        ray.shutdown()

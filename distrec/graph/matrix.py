@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,14 +54,15 @@ class ShardedMatrix:
         """My rows of `M^T y` `[my columns, width]` from my block of `y` `[my rows, width]`, with gradient."""
         return linear(y, self.transposed_values, self.times_values)
 
-    def exchanged_bytes(self, width: int) -> int:
-        """Bytes of float32 rows this rank receives per product with a matrix of `width` columns."""
-        return self.exchange.received * width * 4
-
-    @property
-    def entries(self) -> int:
-        """Entries of my rows."""
-        return len(self._by_row.values)
+    def record(self) -> dict[str, Any]:
+        """For the run record: this rank's entries, the exchange chosen, and rows it receives per product."""
+        return {
+            "rows": self.row_partition.rows,
+            "columns": self.column_partition.rows,
+            "my_entries": len(self._by_row.values),
+            "exchange": self.exchange.strategy,
+            "rows_received_per_product": self.exchange.received,
+        }
 
 
 def inverse_sqrt(degree: np.ndarray) -> np.ndarray:
@@ -69,6 +70,3 @@ def inverse_sqrt(degree: np.ndarray) -> np.ndarray:
     out = np.zeros(len(degree), np.float32)
     np.power(degree, -0.5, where=degree > 0, out=out, dtype=np.float32, casting="same_kind")
     return out
-
-
-Product = Callable[[torch.Tensor], torch.Tensor]

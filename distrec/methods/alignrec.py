@@ -23,6 +23,7 @@ from distrec.methods.losses import bpr, gram_distance, info_nce
 from distrec.tables.features import Fill, feature_block, unit_rows
 from distrec.tables.spec import Table, from_rows
 
+
 class Gate(torch.nn.Module):
     """G = sigmoid((X W_m^T + b_m) W_g^T + b_g), the content's gate on item ID vectors (3.4)."""
 
@@ -89,6 +90,18 @@ class AlignRec(Method):
 
     def dense(self) -> torch.nn.Module:
         return Gate(self.width, self.config.dim, self.config.layer_norm)
+
+    def matrices(self) -> dict[str, ShardedMatrix]:
+        return {"user_item": self.user_item.matrix, "item_item": self.item_item}
+
+    def degradations(self) -> list[str]:
+        rule = "the mean of the others" if self.config.fill == "mean" else "zeros"
+        missing = {name: self.data.feature(name).missing for name in self.config.features}
+        return [
+            f"{count} of {self.data.items} items lack feature '{name}', filled with {rule}"
+            for name, count in missing.items()
+            if count
+        ]
 
     def views(self) -> tuple[Representations, Representations]:
         """My rows of the ID view H_id (3.3) and of the content view H_mm (3.4)."""

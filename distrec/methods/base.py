@@ -19,6 +19,7 @@ import torch
 from distrec.config import Section
 from distrec.data.dataset import Dataset, Interactions
 from distrec.errors import InputError
+from distrec.graph.matrix import ShardedMatrix
 from distrec.methods.batch import Batch, Lookup
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
@@ -119,6 +120,10 @@ class Method(ABC):
     def score(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         """Scores `[users, items]` of representation rows; the inner product unless a method says otherwise."""
         return users @ items.t()
+
+    def matrices(self) -> dict[str, ShardedMatrix]:
+        """Its sparse matrices by name, for the run record."""
+        return {}
 
     def degradations(self) -> list[str]:
         """Approximations or fill-ins that this method took with this data, one sentence each."""

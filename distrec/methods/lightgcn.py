@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 
+from distrec.graph.matrix import ShardedMatrix
 from distrec.graph.user_item import UserItemGraph, mean_of_layers
 from distrec.methods.base import Method, MethodConfig, Representations, Space
 from distrec.methods.batch import Batch
@@ -29,6 +30,9 @@ class LightGCN(Method):
         super().build(space)
         self.graph = UserItemGraph(space.world, space.users, space.items, space.train.user, space.train.item)
         self.layer_weights = mean_of_layers(self.config.layers)
+
+    def matrices(self) -> dict[str, ShardedMatrix]:
+        return {"user_item": self.graph.matrix}
 
     def representations(self) -> Representations:
         users, items = self.graph.propagate(self.block("user"), self.block("item"), self.layer_weights)

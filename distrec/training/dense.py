@@ -97,19 +97,21 @@ class DenseEngine:
     @property
     def steps(self) -> int:
         """Optimizer steps so far (Adam's bias correction depends on it)."""
-        return next((int(state["step"]) for state in self._rule.state.values() if "step" in state), 0)
+        return next((int(state["step"]) for state in self._rule_states()), 0)
 
     @steps.setter
     def steps(self, count: int) -> None:
-        for state in self._rule.state.values():
-            if "step" in state:
-                state["step"] = torch.tensor(float(count)) if torch.is_tensor(state["step"]) else count
+        for state in self._rule_states():
+            state["step"] = torch.tensor(float(count)) if torch.is_tensor(state["step"]) else count
 
     @property
-    def _rule(self) -> torch.optim.Optimizer:
+    def _rule(self) -> Any:
         """The PyTorch optimizer inside."""
         optimizer = self._engine.optimizer
         return optimizer.optimizer if self._stage > 0 else optimizer
+
+    def _rule_states(self) -> list[dict[str, Any]]:
+        return [] if self._engine is None else [state for state in self._rule.state.values() if "step" in state]
 
     def _parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         return iter(()) if self._engine is None else self._engine.module.named_parameters()

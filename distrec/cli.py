@@ -1,0 +1,133 @@
+"""`distrec <verb>`. Exit status: 0 done, 1 failed, 2 bad input, 3 non-finite loss, 130 interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from distrec.errors import DONE, InputError, Interrupted, NonFiniteLoss, exit_status
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit status."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        parsed.run(parsed)
+    except (InputError, Interrupted, NonFiniteLoss, KeyboardInterrupt) as error:
+        print(f"distrec {parsed.verb}: {error or 'interrupted'}", file=sys.stderr)
+        return exit_status(error)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return exit_status(InputError())
+    except Exception as error:
+        traceback.print_exc()
+        return exit_status(error)
+    return DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="distrec", description="Multimodal recommenders, trained at any size.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    demo = verbs.add_parser("demo-data", help="write the embedded demo shop")
+    demo.add_argument("--out", required=True, help="folder to write")
+    demo.add_argument("--seed", type=int, default=7)
+    demo.set_defaults(run=_demo_data)
+
+    prepare = verbs.add_parser("prepare", help="turn raw data into a prepared dataset")
+    prepare.add_argument("config", help="a data config, such as configs/data/movielens.yaml")
+    prepare.add_argument("overrides", nargs="*", metavar="key=value")
+    prepare.add_argument("--source", required=True, help="folder or s3:// prefix of the raw data")
+    prepare.add_argument("--out", required=True, help="folder or s3:// prefix of the prepared dataset")
+    prepare.set_defaults(run=_prepare)
+
+    check = verbs.add_parser("check", help="verify a prepared dataset")
+    check.add_argument("data", help="folder or s3:// prefix of a prepared dataset")
+    check.set_defaults(run=_check)
+
+    encode = verbs.add_parser("encode", help="encode raw texts and images into features")
+    encode.add_argument("data", help="folder or s3:// prefix of a prepared dataset")
+    encode.add_argument("--text", help="text encoder: a name, the folder of a transformers model, or none")
+    encode.add_argument("--image", help="image encoder: a name, the folder of a transformers model, or none")
+    encode.add_argument("--max-tokens", type=int, default=128)
+    encode.add_argument("--workers", type=int, default=2, help="Ray actors; 0 encodes in this process")
+    encode.add_argument("--threads", type=int, default=1, help="CPU threads per worker")
+    encode.add_argument("--batch", type=int, help="contents per forward pass; the encoder's own by default")
+    encode.add_argument("--cache", help="folder that keeps encoded contents; inside the dataset by default")
+    encode.set_defaults(run=_encode)
+
+    train = verbs.add_parser("train", help="train a model, or continue a run")
+    train.add_argument("config", help="a run config, such as configs/lightgcn/demo.yaml")
+    train.add_argument("overrides", nargs="*", metavar="key=value")
+    train.add_argument("--print-config", action="store_true", help="show the resolved config and stop")
+    train.set_defaults(run=_train)
+
+    evaluate = verbs.add_parser("evaluate", help="rank a split with a trained run's best weights")
+    evaluate.add_argument("training_run", metavar="RUN", help="<run.storage>/<run.name>")
+    evaluate.add_argument("--split", choices=("valid", "test"), default="test")
+    evaluate.add_argument("--workers", type=int, default=0, help="Ray Train workers; 0 evaluates in this process")
+    evaluate.set_defaults(run=_evaluate)
+    return parser
+
+
+def _demo_data(arguments: argparse.Namespace) -> None:
+    from distrec.data.demo import write_demo
+
+    write_demo(arguments.out, arguments.seed)
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    from distrec.data.prepare import prepare
+
+    prepare(arguments.config, arguments.source, arguments.out, arguments.overrides)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from distrec.data.check import check
+
+    check(arguments.data)
+
+
+def _encode(arguments: argparse.Namespace) -> None:
+    from distrec.runtime import check_stack, quiet
+
+    check_stack()
+    quiet()
+    from distrec.encoders.encode import encode
+
+    options = {
+        name: getattr(arguments, name)
+        for name in ("text", "image", "max_tokens", "workers", "threads", "batch", "cache")
+    }
+    encode(arguments.data, **options)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    if arguments.print_config:
+        import yaml
+
+        from distrec.config import load_run
+        from distrec.methods.registry import resolve
+
+        print(
+            yaml.safe_dump(resolve(load_run(arguments.config, arguments.overrides)).model_dump(), sort_keys=False),
+            end="",
+        )
+        return
+    from distrec.training.display import summary_table
+    from distrec.training.launch import train
+
+    print(summary_table(train(arguments.config, arguments.overrides)))
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from distrec.training.evaluate import evaluate
+
+    evaluate(arguments.training_run, arguments.split, arguments.workers)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""What a person sees of a run: the banner, a progress bar, a line per epoch, the final table.
+
+Workers note their progress in the run folder; the driver shows it from there, wherever the workers are.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from typing import Any
+
+from tqdm import tqdm
+
+from distrec.config.run import RunConfig
+from distrec.data.dataset import Dataset
+from distrec.training.run_folder import RunFolder
+
+
+def banner(config: RunConfig, data: Dataset, run: RunFolder, degradations: list[str]) -> str:
+    """The lines at the start of a run; every slower or approximate path taken is one of them."""
+    train, manifest = config.train, data.manifest
+    workers = f"{train.workers} Ray Train workers" if train.workers else "in this process"
+    lines = [
+        f"distrec: {config.method['name']} on {manifest.name} ({data.users:,} users, {data.items:,} items, "
+        f"{manifest.interactions.get('train', 0):,} training rows)",
+        f"  run      {run.folder}",
+        f"  workers  {workers}, {train.threads} thread(s) each, global batch {train.global_batch:,}, "
+        f"{config.optimizer.tables} tables, ZeRO {config.dense.zero_stage}, seed {train.seed}",
+    ]
+    return "\n".join(lines + [f"  note     {line}" for line in degradations])
+
+
+class Display:
+    """Shows the progress of a run until the block ends."""
+
+    def __init__(self, run: RunFolder):
+        self._run = run
+        self._seconds = 0.5 if run.folder.local else 5.0
+        self._done = threading.Event()
+        self._shown = 0
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._bar: tqdm[Any] | None = None
+
+    def __enter__(self) -> Display:
+        self._shown = len(self._records())
+        if self._shown:
+            print(f"continuing after epoch {self._shown}", flush=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._done.set()
+        self._thread.join()
+        if self._bar is not None:
+            self._bar.close()
+        self._show_epochs()
+
+    def _watch(self) -> None:
+        while not self._done.wait(self._seconds):
+            self._show_epochs()
+            progress = self._run.read_progress()
+            if progress and sys.stderr.isatty():
+                self._show_bar(progress)
+
+    def _show_bar(self, progress: dict[str, Any]) -> None:
+        if self._bar is None:
+            self._bar = tqdm(unit="step", dynamic_ncols=True, leave=False)
+        self._bar.total = progress["epochs"] * progress["steps"]
+        self._bar.n = (progress["epoch"] - 1) * progress["steps"] + progress["step"]
+        self._bar.set_description(f"epoch {progress['epoch']}/{progress['epochs']}", refresh=False)
+        terms = {name: f"{value:.4g}" for name, value in progress["loss"].items()}
+        self._bar.set_postfix({**terms, "rows/s": f"{progress['rows_per_second']:,}"}, refresh=False)
+        self._bar.refresh()
+
+    def _show_epochs(self) -> None:
+        for record in self._records()[self._shown :]:
+            tqdm.write(epoch_line(record))
+            self._shown += 1
+
+    def _records(self) -> list[dict[str, Any]]:
+        try:
+            return [json.loads(line) for line in self._run.folder.read_bytes("metrics.jsonl").splitlines()]
+        except (OSError, ValueError):
+            return []
+
+
+def epoch_line(record: dict[str, Any]) -> str:
+    """One finished epoch on one line."""
+    loss = "  ".join(f"{name} {value:.4f}" for name, value in record["loss"].items())
+    valid = record.get("valid", {})
+    shown = [name for name in ("recall@20", "ndcg@20") if name in valid] or list(valid)[:2]
+    metrics = "  ".join(f"{name} {valid[name]:.4f}" for name in shown)
+    seconds = record["seconds"]
+    replayed = f"  replayed {record['replayed']} steps" if record["replayed"] else ""
+    return (
+        f"epoch {record['epoch']:>4}  {loss}  | valid {metrics or '-'}  | {seconds['train']:.2f} s train, "
+        f"{seconds['evaluate']:.2f} s evaluate, {record['rows_per_second']:,.0f} rows/s{replayed}"
+    )
+
+
+def summary_table(summary: dict[str, Any]) -> str:
+    """The end of a run: the chosen epoch and its metrics."""
+    best = f"best epoch {summary['best_epoch']} of {summary['epochs']}" if summary["best_epoch"] else "nothing to train"
+    splits = [split for split in ("valid", "test") if split in summary]
+    lines = [f"{summary['method']}: {best}", "  " + "metric".ljust(14) + "".join(split.rjust(9) for split in splits)]
+    for name in summary["valid"]:
+        lines.append("  " + name.ljust(14) + "".join(f"{summary[split][name]:9.4f}" for split in splits))
+    return "\n".join(lines)

@@ -1,0 +1,74 @@
+"""`distrec evaluate RUN`: the full ranking of a split with the best weights of a trained run."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from distrec.config.run import RunConfig
+from distrec.data.dataset import Dataset
+from distrec.errors import InputError
+from distrec.methods.registry import resolve
+from distrec.runtime import check_stack, quiet
+from distrec.training.run_folder import RunFolder
+
+
+def evaluate(path: str, split: str = "test", workers: int = 0) -> dict[str, Any]:
+    """Rank `split`, write `<run>/evaluation/<split>.json`, print the table, and return the JSON value.
+
+    Args:
+        path: the run's folder, `<run.storage>/<run.name>`.
+        split: "valid" or "test".
+        workers: Ray Train workers; 0 evaluates in this process.
+
+    Raises:
+        InputError: no such run, no finished training, or data that is not the run's.
+    """
+    check_stack()
+    quiet()
+    from distrec.evaluation.report import table
+    from distrec.training.launch import workers_for
+
+    run, config = RunFolder.existing(path)
+    if not run.folder.exists("summary.json"):
+        raise InputError(
+            f"run '{path}' has no summary.json, so its training has not finished; run 'distrec train' on it."
+        )
+    config = resolve(config.model_copy(update={"train": config.train.model_copy(update={"workers": workers})}))
+    identity = run.folder.read_json("run.json")["identity"]
+    if Dataset.open(config.data).hash != identity["data"]:
+        raise InputError(
+            f"run '{path}' was trained on another dataset than '{config.data}' now holds; restore that data or train again."
+        )
+    with workers_for(config) as start:
+        start(partial(evaluate_worker, path=path, split=split), config)
+    result: dict[str, Any] = run.folder.read_json("evaluation", f"{split}.json")
+    print(table(result, int(config.train.metric.partition("@")[2])))
+    return result
+
+
+def evaluate_worker(config: RunConfig, path: str, split: str) -> None:
+    """One worker's part; the process group stands."""
+    import torch
+
+    from distrec.evaluation.report import report
+    from distrec.evaluation.slices import missing_items, slices
+    from distrec.parallel.world import World
+    from distrec.training.checkpoint import Checkpoints
+    from distrec.training.engine import Engine
+    from distrec.training.loop import build_evaluator, load_weights
+
+    world, data = World.current(), Dataset.open(config.data)
+    run, _ = RunFolder.existing(path)
+    engine = Engine(world, data, config)
+    best = run.folder.read_json("summary.json")["best_checkpoint"]
+    if best is not None:
+        load_weights(engine, Checkpoints(run.checkpoints, world), best)
+    final = engine.representations()
+    with torch.no_grad():
+        evaluator = build_evaluator(engine, split, data.interactions(split), config)  # type: ignore[arg-type]
+        ranked = evaluator.rank(final.users, final.items, engine.method.score)
+    if world.rank == 0:
+        parts = slices(ranked, engine.train_rows, data.users, data.items, missing_items(data))
+        run.folder.write_json(report(ranked, parts, split, config.evaluate.mask), "evaluation", f"{split}.json")
+    world.barrier()

@@ -1,0 +1,219 @@
+"""From a config to a finished run: checks before anything starts, then the workers, in this process or on Ray Train."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from distrec.config.run import RunConfig, load_run
+from distrec.config.tree import decode
+from distrec.data.dataset import SPLITS, Dataset
+from distrec.data.sampling import Sampler
+from distrec.errors import InputError, Interrupted, NonFiniteLoss, exit_status
+from distrec.methods.registry import build_method, resolve
+from distrec.runtime import check_stack, quiet, ray_cluster, tune_process, versions
+from distrec.training.display import Display, banner
+from distrec.training.run_folder import STOP_REQUEST, RunFolder
+
+Work = Callable[[RunConfig], None]
+
+
+def train(config: RunConfig | str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Train a model and return its `summary.json`. The same config again continues the run.
+
+    Args:
+        config: a run config, or the path of its YAML file.
+        overrides: `dotted.key=value` settings, applied to a file.
+
+    Raises:
+        InputError: bad input, before any worker starts.
+        NonFiniteLoss: a loss term became NaN or infinite.
+        Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved.
+    """
+    check_stack()
+    quiet()
+    run_config = _located(resolve(config if isinstance(config, RunConfig) else load_run(config, overrides)))
+    data, degradations = check_inputs(run_config)
+    run = RunFolder.of(run_config)
+    with workers_for(run_config) as start:
+        run.open_attempt(run_config, data.hash)
+        run.update_record(versions=versions(), degradations=degradations)
+        print(banner(run_config, data, run, degradations), flush=True)
+        with _stop_on_signal(run), Display(run):
+            start(train_worker, run_config)
+    _raise_outcome(run)
+    summary: dict[str, Any] = run.folder.read_json("summary.json")
+    return summary
+
+
+def _located(config: RunConfig) -> RunConfig:
+    """`config` with absolute local paths: workers do not share this process's working folder."""
+    paths = {path: path if "://" in path else os.path.abspath(path) for path in (config.data, config.run.storage)}
+    run = config.run.model_copy(update={"storage": paths[config.run.storage]})
+    return config.model_copy(update={"data": paths[config.data], "run": run})
+
+
+def check_inputs(config: RunConfig) -> tuple[Dataset, list[str]]:
+    """Everything that can be wrong with a resolved config and its data, looked at without a worker.
+
+    Returns:
+        The dataset, and the degradations this run will take.
+
+    Raises:
+        InputError: the first thing that is wrong.
+    """
+    train = config.train
+    if train.global_batch < max(train.workers, 1):
+        raise InputError(
+            f"key 'train.global_batch' is {train.global_batch} but there are {train.workers} workers; give each at least one row."
+        )
+    cutoff = int(train.metric.partition("@")[2])
+    if cutoff not in config.evaluate.ks:
+        raise InputError(
+            f"key 'train.metric' is '{train.metric}' but 'evaluate.ks' is {config.evaluate.ks}; add {cutoff} to it."
+        )
+    data = Dataset.open(config.data)
+    method = build_method(config, data)
+    splits = {split: data.interactions(split) for split in SPLITS if split != "test" or config.evaluate.test}
+    for split, rows in splits.items():
+        if not len(rows):
+            raise InputError(f"data '{config.data}' has no {split} rows; prepare it with a split that leaves some.")
+    if method.trainable:
+        Sampler(splits["train"], data.items, train.seed, method.negatives_from)
+    degradations = ["no CUDA device is used: tensors and exchanges run on the CPU over gloo"]
+    if config.optimizer.tables == "sparse":
+        degradations.append(
+            "sparse tables: row-wise Adagrad on looked-up rows in place of the dense optimizer (fbgemm has no fused Adam on CPU)"
+        )
+    return data, degradations + method.degradations()
+
+
+def train_worker(config: RunConfig) -> None:
+    """One worker's run; the process group stands. What ends it is noted for the driver, since Ray would try it again."""
+    from distrec.parallel.world import World
+    from distrec.training.loop import Trainer
+
+    world, run = World.current(), RunFolder.of(config)
+    outcome: dict[str, Any] = {"outcome": "done"}
+    try:
+        Trainer(world, Dataset.open(config.data), config).fit()
+    except (InputError, Interrupted, NonFiniteLoss) as error:
+        outcome = {"outcome": type(error).__name__, "message": str(error), "exit_status": exit_status(error)}
+    if world.rank == 0:
+        run.note_outcome(outcome)
+
+
+def _raise_outcome(run: RunFolder) -> None:
+    attempt = run.folder.read_json("run.json")["attempts"][-1]
+    for kind in (InputError, Interrupted, NonFiniteLoss):
+        if attempt.get("outcome") == kind.__name__:
+            raise kind(attempt["message"])
+
+
+@contextmanager
+def workers_for(config: RunConfig) -> Iterator[Callable[[Work, RunConfig], None]]:
+    """A function that runs `work` on the configured workers; resources are checked on entry."""
+    if config.train.workers == 0:
+        yield _run_here
+        return
+    with ray_cluster():
+        import ray
+
+        asked, offered = config.train.workers * config.train.cpus_per_worker, ray.cluster_resources().get("CPU", 0)
+        if asked > offered:
+            raise InputError(
+                f"key 'train.workers' is {config.train.workers} with 'train.cpus_per_worker' {config.train.cpus_per_worker:g}, "
+                f"which is {asked:g} CPUs, but the cluster offers {offered:g}; lower one of them or add nodes."
+            )
+        yield _run_on_ray
+
+
+def _run_here(work: Work, config: RunConfig) -> None:
+    """Run in this process, as a group of one."""
+    import torch.distributed as dist
+
+    tune_process(config.train.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+        try:
+            work(config)
+        finally:
+            dist.destroy_process_group()
+
+
+def _run_on_ray(work: Work, config: RunConfig) -> None:
+    """Run on Ray Train, which restarts the workers from the last checkpoint when one dies."""
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+    from ray.train import FailureConfig, ScalingConfig
+    from ray.train import RunConfig as RayRunConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    run = RunFolder.of(config)
+    attempts = len(run.folder.read_json("run.json")["attempts"])
+    trainer = TorchTrainer(
+        _ray_worker,
+        train_loop_config={"config": config.model_dump(), "work": work},
+        torch_config=TorchConfig(backend="gloo", timeout_s=int(timedelta(minutes=30).total_seconds())),
+        scaling_config=ScalingConfig(
+            num_workers=config.train.workers, resources_per_worker={"CPU": config.train.cpus_per_worker}
+        ),
+        run_config=RayRunConfig(
+            name=f"attempt-{attempts}",
+            storage_path=run.folder.folder("ray").path,
+            storage_filesystem=PyFileSystem(FSSpecHandler(run.folder.fs)),
+            failure_config=FailureConfig(max_failures=config.train.max_failures),
+        ),
+    )
+    failures: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            failures.append(error)
+
+    # Off the main thread, so that Ray leaves signals to `_stop_on_signal`: a stop saves a checkpoint first.
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    if failures:
+        raise failures[0]
+
+
+def _ray_worker(payload: dict[str, Any]) -> None:
+    quiet()
+    config = decode(RunConfig, payload["config"])
+    tune_process(config.train.threads)
+    payload["work"](config)
+
+
+@contextmanager
+def _stop_on_signal(run: RunFolder) -> Iterator[None]:
+    """On Ctrl-C or SIGTERM ask the workers to save and stop; a second Ctrl-C ends this process at once."""
+    if threading.current_thread() is not threading.main_thread():  # inside a Tune trial
+        yield
+        return
+    asked = False
+
+    def ask(signum: int, frame: Any) -> None:
+        nonlocal asked
+        if asked and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked = True
+        print("\nstopping: saving a checkpoint first (Ctrl-C again to stop without)", flush=True)
+        run.folder.write_bytes(str(os.getpid()).encode(), STOP_REQUEST)
+
+    before = {signum: signal.signal(signum, ask) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

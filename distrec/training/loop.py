@@ -1,0 +1,261 @@
+"""What one worker does from start to end: restore, train, evaluate, checkpoint, choose the best epoch, read the test split."""
+
+from __future__ import annotations
+
+import resource
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from distrec.config.run import RunConfig
+from distrec.data.dataset import Dataset
+from distrec.errors import Interrupted, NonFiniteLoss
+from distrec.evaluation.ranking import Evaluator, Ranked
+from distrec.parallel.world import World
+from distrec.tables.spec import plan_tables
+from distrec.training.checkpoint import Checkpoints, checkpoint_name
+from distrec.training.engine import Engine
+from distrec.training.ledger import Ledger
+from distrec.training.run_folder import RunFolder
+from distrec.training.stop import StopWatch
+from distrec.training.trackers import Trackers
+
+
+@dataclass
+class Cursor:
+    """Where training stands, and what it has found so far; `state.json` of a checkpoint."""
+
+    epoch: int = 0
+    step: int = 0
+    optimizer_steps: int = 0
+    term_sums: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    replayed: int = 0
+    best_epoch: int | None = None
+    best_value: float = -1.0
+    best_checkpoint: str | None = None
+    evaluations_since_best: int = 0
+    stopped: bool = False
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Trainer:
+    """One worker's run. Every public method is collective.
+
+    Args:
+        data: the prepared dataset.
+        config: a resolved run config.
+    """
+
+    def __init__(self, world: World, data: Dataset, config: RunConfig):
+        self.world, self.config, self.data = world, config, data
+        self.run = RunFolder.of(config)
+        self.checkpoints = Checkpoints(self.run.checkpoints, world)
+        self.engine = Engine(world, data, config)
+        self.cursor = Cursor()
+        self.ledger = Ledger(len(self.engine.sampler))
+        self.epochs = config.train.epochs if self.engine.method.trainable else 0
+        self._evaluators: dict[str, Evaluator] = {}
+        self._trackers = Trackers(self.run, config, enabled=world.rank == 0)
+
+    def fit(self) -> dict[str, Any]:
+        """Train from where the newest checkpoint stands to the end; returns `summary.json`.
+
+        Raises:
+            NonFiniteLoss: names the step, the term and the last good checkpoint.
+            Interrupted: a stop was asked for; the checkpoint is written.
+        """
+        self._restore()
+        if self.world.rank == 0:
+            self._record_plan()
+        with StopWatch(self.run, self.world) as stop:
+            while self.cursor.epoch < self.epochs and not self.cursor.stopped:
+                self._train_epoch(stop)
+                self._end_epoch()
+        summary = self._summarise()
+        self._trackers.close(summary)
+        return summary
+
+    def _train_epoch(self, stop: StopWatch) -> None:
+        config, cursor, engine = self.config.train, self.cursor, self.engine
+        lr, steps = self.config.optimizer.lr_at(cursor.epoch), engine.steps_per_epoch
+        started, last_checkpoint = time.perf_counter(), self.checkpoints.latest() if self.world.rank == 0 else None
+        before = cursor.seconds
+        while cursor.step < steps:
+            triples = engine.sampler.batch(cursor.epoch, cursor.step, config.global_batch)
+            try:
+                share, terms, stopping = engine.forward(
+                    engine.batch(cursor.epoch, cursor.step, triples), stop.requested
+                )
+            except NonFiniteLoss as error:
+                raise NonFiniteLoss(f"{error} Last good checkpoint: {last_checkpoint or 'none'}.") from None
+            engine.update(share, lr)
+            self.ledger.mark(self.world, triples.rows)
+            for name, value in terms.items():
+                cursor.term_sums[name] = cursor.term_sums.get(name, 0.0) + value * len(triples.rows)
+            cursor.step += 1
+            cursor.optimizer_steps += 1
+            cursor.seconds = before + time.perf_counter() - started
+            self._progress(terms, len(triples.rows), steps)
+            if cursor.step < steps and (
+                stopping or (config.checkpoint_every and cursor.step % config.checkpoint_every == 0)
+            ):
+                last_checkpoint = self._checkpoint()
+            if stopping:
+                if cursor.step == steps:
+                    self._end_epoch()
+                raise Interrupted(
+                    f"stopped at epoch {cursor.epoch + 1}, step {cursor.step}; the same command continues."
+                )
+
+    def _end_epoch(self) -> None:
+        cursor, rows = self.cursor, len(self.engine.sampler)
+        epoch = cursor.epoch
+        self.ledger.merge(self.world)
+        record: dict[str, Any] = {
+            "epoch": epoch + 1,
+            "loss": {name: total / rows for name, total in cursor.term_sums.items()},
+            "lr": self.config.optimizer.lr_at(epoch),
+            "ledger": self.ledger.close(),
+            "replayed": cursor.replayed,
+            "seconds": {"train": cursor.seconds, "evaluate": 0.0, "checkpoint": 0.0},
+            "rows_per_second": rows / max(cursor.seconds, 1e-9),
+            "workers": self.world.size,
+        }
+        last = epoch + 1 == self.epochs
+        if (epoch + 1) % self.config.train.eval_every == 0 or last:
+            started = time.perf_counter()
+            metrics = self._rank("valid").metrics()
+            record["seconds"]["evaluate"] = time.perf_counter() - started
+            record["valid"] = metrics
+            self._compare(metrics[self.config.train.metric], epoch)
+        record["peak_memory_bytes"] = self._peak_memory()
+        cursor.history.append(record)
+        cursor.epoch, cursor.step, cursor.term_sums, cursor.seconds, cursor.replayed = epoch + 1, 0, {}, 0.0, 0
+        started = time.perf_counter()
+        self._checkpoint()
+        record["seconds"]["checkpoint"] = time.perf_counter() - started
+        if self.world.rank == 0:
+            self.run.write_metrics(cursor.history)
+            self._trackers.epoch(record)
+
+    def _compare(self, value: float, epoch: int) -> None:
+        cursor = self.cursor
+        if value > cursor.best_value:
+            cursor.best_value, cursor.best_epoch, cursor.evaluations_since_best = value, epoch + 1, 0
+            cursor.best_checkpoint = checkpoint_name(epoch + 1, 0)
+        else:
+            cursor.evaluations_since_best += 1
+            cursor.stopped = cursor.evaluations_since_best >= self.config.train.patience
+
+    def _rank(self, split: Any) -> Ranked:
+        if split not in self._evaluators:
+            held_out = self.data.interactions(split)
+            self._evaluators[split] = build_evaluator(self.engine, split, held_out, self.config)
+        final = self.engine.representations()
+        with torch.no_grad():
+            return self._evaluators[split].rank(final.users, final.items, self.engine.method.score)
+
+    def _summarise(self) -> dict[str, Any]:
+        cursor, config = self.cursor, self.config
+        if cursor.best_checkpoint is not None:
+            load_weights(self.engine, self.checkpoints, cursor.best_checkpoint)
+        summary: dict[str, Any] = {
+            "run": config.run.name,
+            "method": config.method["name"],
+            "best_epoch": cursor.best_epoch,
+            "best_checkpoint": cursor.best_checkpoint,
+            "epochs": cursor.epoch,
+            "seconds_per_epoch": _mean([record["seconds"]["train"] for record in cursor.history]),
+            "peak_memory_bytes": self._peak_memory(),
+            "valid": self._rank("valid").metrics(),
+        }
+        if config.evaluate.test:
+            summary["test"] = self._rank("test").metrics()
+        if self.world.rank == 0:
+            self.run.write_metrics(cursor.history)
+            self.run.folder.write_json(summary, "summary.json")
+        self.world.barrier()
+        return summary
+
+    def _checkpoint(self) -> str:
+        cursor = self.cursor
+        name = checkpoint_name(cursor.epoch, cursor.step)
+        self.ledger.merge(self.world)
+        tensors = {**self.engine.state(), "ledger": self.ledger.counts.clone()}
+        self.checkpoints.save(name, tensors, {**asdict(cursor), "data": self.data.hash})
+        self.checkpoints.keep_only({name, *([cursor.best_checkpoint] if cursor.best_checkpoint else [])})
+        return name
+
+    def _restore(self) -> None:
+        name = self.checkpoints.latest()
+        if name is None:
+            return
+        state = self.checkpoints.state(name)
+        state.pop("data")
+        self.cursor = Cursor(**state)
+        self.ledger.counts = load_weights(self.engine, self.checkpoints, name)
+        if self.world.rank != 0:
+            self.ledger.counts.zero_()
+        if self.cursor.epoch < self.epochs:  # a larger train.epochs or patience lets a stopped run go on
+            self.cursor.stopped = self.cursor.evaluations_since_best >= self.config.train.patience
+        self._count_replayed()
+
+    def _count_replayed(self) -> None:
+        """Steps of the running epoch that an earlier attempt made after the checkpoint, and that will run again."""
+        progress = self.run.read_progress()
+        epoch, step = progress.get("epoch", 0), progress.get("step", 0)
+        if epoch > self.cursor.epoch + 1:  # the newest checkpoint was torn: the rest of this epoch runs again
+            epoch, step = self.cursor.epoch + 1, self.engine.steps_per_epoch
+        if epoch == self.cursor.epoch + 1:
+            self.cursor.replayed += max(0, step - self.cursor.step)
+
+    def _progress(self, terms: dict[str, float], rows: int, steps: int) -> None:
+        if self.world.rank == 0:
+            cursor = self.cursor
+            self.run.write_progress(
+                {
+                    "epoch": cursor.epoch + 1,
+                    "epochs": self.epochs,
+                    "step": cursor.step,
+                    "steps": steps,
+                    "rows_per_second": round(cursor.step * self.config.train.global_batch / max(cursor.seconds, 1e-9)),
+                    "loss": {name: float(f"{value:.5g}") for name, value in terms.items()},
+                }
+            )
+
+    def _record_plan(self) -> None:
+        partitions = {"user": self.engine.space.users, "item": self.engine.space.items}
+        self.run.update_record(
+            world_size=self.world.size,
+            plan=plan_tables(self.engine.method.tables(), partitions, self.config.optimizer),  # type: ignore[arg-type]
+            graphs={name: matrix.record() for name, matrix in self.engine.method.matrices().items()},
+        )
+
+    def _peak_memory(self) -> int:
+        """The largest worker's peak resident memory in bytes."""
+        mine = torch.tensor(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        return int(self.world.max_(mine))
+
+
+def build_evaluator(engine: Engine, split: str, held_out: Any, config: RunConfig) -> Evaluator:
+    """The full ranking of a split under the run's masking rule (valid items are masked at test only)."""
+    masked = [] if config.evaluate.mask == "none" else [engine.train_rows]
+    if config.evaluate.mask == "train+valid" and split == "test":
+        masked.append(engine.space.data.interactions("valid"))
+    return Evaluator(engine.world, engine.space.users, engine.space.items, held_out, masked, config.evaluate.ks)
+
+
+def load_weights(engine: Engine, checkpoints: Checkpoints, name: str) -> torch.Tensor:
+    """Load tables, dense weights, moments and step counts of a checkpoint; returns its ledger counts. Collective."""
+    tensors = {**engine.state(), "ledger": torch.zeros(len(engine.sampler), dtype=torch.uint8)}
+    checkpoints.load(name, tensors)
+    engine.load_dense(tensors, checkpoints.state(name)["optimizer_steps"])
+    return tensors["ledger"]
+
+
+def _mean(values: list[float]) -> float | None:
+    return float(np.mean(values)) if values else None

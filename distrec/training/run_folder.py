@@ -1,0 +1,142 @@
+"""A run at rest: `<storage>/<run name>/` and what lies in it (design.md section 6).
+
+`config.yaml` the resolved config of the last attempt; `run.json` identity, attempts, plan, versions, degradations;
+`metrics.jsonl` one object per epoch of the trajectory that survived; `summary.json` best epoch and test metrics;
+`progress.json` where training stands now; `checkpoints/`, `evaluation/`, `tensorboard/`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any
+
+import yaml
+
+from distrec.config.run import RunConfig, digest
+from distrec.data.storage import Folder, open_folder
+from distrec.errors import InputError
+
+STOP_REQUEST = "stop-request"
+_REMOTE_SECONDS = 5.0
+
+
+class RunFolder:
+    """Files of one run."""
+
+    def __init__(self, folder: Folder):
+        self.folder = folder
+        self.checkpoints = folder.folder("checkpoints")
+        self._progress_file: int | None = None
+        self._progress_time = 0.0
+
+    @classmethod
+    def of(cls, config: RunConfig) -> RunFolder:
+        """The folder of a run config."""
+        return cls(open_folder(config.run.storage).folder(config.run.name))
+
+    @classmethod
+    def existing(cls, path: str) -> tuple[RunFolder, RunConfig]:
+        """The run at `path` and its config.
+
+        Raises:
+            InputError: there is no run.
+        """
+        from distrec.config import decode
+
+        run = cls(open_folder(path))
+        if not run.folder.exists("config.yaml"):
+            raise InputError(
+                f"run '{path}' has no config.yaml; give the folder <run.storage>/<run.name> of a training run."
+            )
+        return run, decode(RunConfig, yaml.safe_load(run.folder.read_bytes("config.yaml")))
+
+    def open_attempt(self, config: RunConfig, manifest_hash: str) -> dict[str, Any]:
+        """Record a new attempt and return the contents of `run.json`.
+
+        Raises:
+            InputError: the run exists with another identity, or the storage cannot be written.
+        """
+        identity = config.identity(manifest_hash)
+        try:
+            self.folder.make()
+            record = self.folder.read_json("run.json") if self.folder.exists("run.json") else None
+            if record is not None:
+                self._check_identity(record["identity"], identity, config)
+            else:
+                record = {"identity": identity, "attempts": []}
+            self.folder.write_bytes(yaml.safe_dump(config.model_dump(), sort_keys=False).encode(), "config.yaml")
+            self.folder.remove(STOP_REQUEST)
+            record["attempts"].append(
+                {
+                    "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                    "workers": config.train.workers,
+                    "threads": config.train.threads,
+                    "zero_stage": config.dense.zero_stage,
+                    "epochs": config.train.epochs,
+                    "config_sha256": digest(config.model_dump()),
+                }
+            )
+            self.folder.write_json(record, "run.json")
+        except OSError as error:
+            raise InputError(
+                f"key 'run.storage' is '{config.run.storage}', which cannot be written ({error}); give a writable folder."
+            ) from None
+        return dict(record)
+
+    def _check_identity(self, old: dict[str, Any], new: dict[str, Any], config: RunConfig) -> None:
+        for key, value in _flat(new).items():
+            before = _flat(old).get(key)
+            if before == value:
+                continue
+            remedy = f"use another 'run.name', restore the value, or delete '{self.folder}'."
+            if key == "data":
+                raise InputError(
+                    f"run '{self.folder}' was trained on another dataset than '{config.data}' (manifest hash "
+                    f"{str(before)[:12]}, now {str(value)[:12]}); {remedy}"
+                )
+            raise InputError(f"run '{self.folder}' exists with {key} = {before!r}, now {value!r}; {remedy}")
+
+    def update_record(self, **fields: Any) -> None:
+        """Set fields of `run.json`."""
+        record = self.folder.read_json("run.json")
+        self.folder.write_json({**record, **fields}, "run.json")
+
+    def note_outcome(self, outcome: dict[str, Any]) -> None:
+        """Add how the running attempt ended to its entry."""
+        attempts = self.folder.read_json("run.json")["attempts"]
+        attempts[-1].update(outcome)
+        self.update_record(attempts=attempts)
+
+    def write_metrics(self, history: list[dict[str, Any]]) -> None:
+        """Write `metrics.jsonl` whole, so that it always tells one trajectory."""
+        self.folder.write_bytes("".join(json.dumps(record) + "\n" for record in history).encode(), "metrics.jsonl")
+
+    def write_progress(self, progress: dict[str, Any]) -> None:
+        """Note where training stands: every step on a local disk, now and then on an object store."""
+        if self.folder.local:
+            if self._progress_file is None:
+                self._progress_file = os.open(self.folder.at("progress.json"), os.O_CREAT | os.O_WRONLY, 0o644)
+            os.pwrite(self._progress_file, json.dumps(progress).ljust(1023).encode() + b"\n", 0)
+        elif time.monotonic() - self._progress_time > _REMOTE_SECONDS:
+            self._progress_time = time.monotonic()
+            self.folder.write_json(progress, "progress.json")
+
+    def read_progress(self) -> dict[str, Any]:
+        """The last progress note; empty where there is none (or it is being written)."""
+        try:
+            progress = self.folder.read_json("progress.json")
+        except (OSError, ValueError):
+            return {}
+        return progress if isinstance(progress, dict) else {}
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            out |= _flat(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
