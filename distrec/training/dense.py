@@ -7,6 +7,7 @@ checkpoints refuse another world size.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -149,6 +150,7 @@ class DenseEngine:
 
 def _initialize(module: torch.nn.Module, optimizer: OptimizerSection, zero_stage: int) -> Any:
     disable_shm_comm()
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it; Ray has set it, a group of one has not
     import deepspeed
 
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
