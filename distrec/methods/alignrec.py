@@ -154,7 +154,7 @@ class AlignRec(Method):
         content = self.block("content").detach() if self.config.moving_target else self.initial_content
         (target,) = batch.positives.distinct(content)
         scale = batch.positives.counts.sqrt().unsqueeze(1)
-        squares = gram_distance(item_content * scale, unit_rows(target) * scale, batch.positives.my_distinct())
+        squares = gram_distance(item_content * scale, unit_rows(target) * scale, self.space.world)
         return self.my_share(self.space.world.total(squares).sqrt() / batch.size)
 
 

@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from distrec.parallel.world import World
+
 _BLOCK_ELEMENTS = 1 << 20
+_GRAM_ROWS = 256
 _MIN_TEMPERATURE = 0.03
 
 
@@ -73,29 +76,36 @@ def info_nce(
 
 class _GramDistance(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, vectors: torch.Tensor, targets: torch.Tensor, mine: slice) -> torch.Tensor:
-        # One product gives both Gram matrices' difference: [V, T] [V, -T]^T = V V^T - T T^T.
-        difference = torch.mm(torch.cat([vectors[mine], targets[mine]], 1), torch.cat([vectors, -targets], 1).t())
-        grad = torch.zeros_like(vectors)
-        torch.mm(difference, vectors, out=grad[mine])
+    def forward(ctx: Any, vectors: torch.Tensor, targets: torch.Tensor, rank: int, size: int) -> torch.Tensor:
+        # One product gives the difference of both Gram matrices: [V, T] [V, -T]^T = V V^T - T T^T. It is symmetric, so
+        # only the blocks on and below the diagonal are computed, and each of them counts for its mirror image.
+        left, right = torch.cat([vectors, targets], 1), torch.cat([vectors, -targets], 1)
+        blocks = [slice(start, start + _GRAM_ROWS) for start in range(0, len(vectors), _GRAM_ROWS)]
+        pairs = [(row, column) for number, row in enumerate(blocks) for column in blocks[: number + 1]]
+        grad, total = torch.zeros_like(vectors), vectors.new_zeros((), dtype=torch.float64)
+        for row, column in pairs[rank::size]:
+            difference = torch.mm(left[row], right[column].t())
+            flat = difference.view(-1)
+            total += torch.dot(flat, flat) * (1 if row == column else 2)
+            grad[row].addmm_(difference, vectors[column])
+            if row != column:
+                grad[column].addmm_(difference.t(), vectors[row])
         ctx.save_for_backward(grad)
-        flat = difference.view(-1)
-        return torch.dot(flat, flat)
+        return total.to(vectors.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         (direction,) = ctx.saved_tensors
-        return 4 * grad * direction, None, None
+        return 4 * grad * direction, None, None, None
 
 
-def gram_distance(vectors: torch.Tensor, targets: torch.Tensor, mine: slice) -> torch.Tensor:
-    """My rows' share of `|| V V^T - T T^T ||_F^2`; targets get no gradient.
+def gram_distance(vectors: torch.Tensor, targets: torch.Tensor, world: World) -> torch.Tensor:
+    """My share of `|| V V^T - T T^T ||_F^2`; targets get no gradient.
 
     Args:
-        vectors: V `[n, width]`. The whole gradient of row k, which the row and the column k of the symmetric
-            difference contribute to alike, is given by the rank whose share k is in.
-        targets: T `[n, target width]`.
-        mine: my rows.
+        vectors: V `[n, width]`, the same on every rank.
+        targets: T `[n, target width]`, likewise.
+        world: the ranks that divide the work.
     """
-    result: torch.Tensor = _GramDistance.apply(vectors, targets, mine)
+    result: torch.Tensor = _GramDistance.apply(vectors, targets, world.rank, world.size)
     return result
