@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 
@@ -13,7 +15,9 @@ from distrec.errors import DONE, InputError, Interrupted, NonFiniteLoss, exit_st
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit status."""
-    parsed = _parser().parse_args(arguments)
+    parsed = _parse(arguments)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, until training takes both over
     try:
         parsed.run(parsed)
     except (InputError, Interrupted, NonFiniteLoss, KeyboardInterrupt) as error:
@@ -26,6 +30,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         return exit_status(error)
     return DONE
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """`key=value` overrides may stand anywhere; argparse itself takes positionals in one place only."""
+    parser = _parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    overrides = [word for word in rest if not word.startswith("-")]
+    if rest and (len(overrides) < len(rest) or not hasattr(parsed, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if overrides:
+        parsed.overrides = [*parsed.overrides, *overrides]
+    return parsed
 
 
 def _parser() -> argparse.ArgumentParser:

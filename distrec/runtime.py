@@ -10,6 +10,8 @@ import ctypes
 import logging
 import os
 import platform
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -125,7 +127,10 @@ def ray_cluster() -> Iterator[None]:
         return
     address = os.environ.get("RAY_ADDRESS")
     dashboard = None if address else False
+    on_term = signal.getsignal(signal.SIGTERM)
     ray.init(address or "local", include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_term)  # Ray's own would end this process with status 1
     try:
         yield
     finally:

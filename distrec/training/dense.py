@@ -8,10 +8,12 @@ checkpoints refuse another world size.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from distrec.config.run import OptimizerSection
 from distrec.parallel.world import World
@@ -146,6 +148,17 @@ class DenseEngine:
             safe_set_local_optimizer_state(parameter, self._partition(value), moment)
         else:
             safe_set_full_optimizer_state(parameter, value, moment)
+
+
+def leave_group() -> None:
+    """Destroy the default process group, also for DeepSpeed, which would hold on to it in this process's next run."""
+    if dist.is_initialized() and "deepspeed" in sys.modules:
+        import deepspeed.comm
+
+        if deepspeed.comm.is_initialized():
+            deepspeed.comm.destroy_process_group()
+            return
+    dist.destroy_process_group()
 
 
 def _initialize(module: torch.nn.Module, optimizer: OptimizerSection, zero_stage: int) -> Any:

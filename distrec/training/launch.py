@@ -139,13 +139,15 @@ def _run_here(work: Work, config: RunConfig) -> None:
     """Run in this process, as a group of one."""
     import torch.distributed as dist
 
+    from distrec.training.dense import leave_group
+
     tune_process(config.train.threads)
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
         try:
             work(config)
         finally:
-            dist.destroy_process_group()
+            leave_group()
 
 
 def _run_on_ray(work: Work, config: RunConfig) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 
 from distrec.config.run import RunConfig
 from distrec.data.dataset import Dataset
-from distrec.errors import Interrupted, NonFiniteLoss
+from distrec.errors import InputError, Interrupted, NonFiniteLoss
 from distrec.evaluation.ranking import Evaluator, Ranked
 from distrec.parallel.world import World
 from distrec.tables.spec import plan_tables
@@ -156,8 +157,14 @@ class Trainer:
             held_out = self.data.interactions(split)
             self._evaluators[split] = build_evaluator(self.engine, split, held_out, self.config)
         final = self.engine.representations()
-        with torch.no_grad():
-            return self._evaluators[split].rank(final.users, final.items, self.engine.method.score)
+        try:
+            with torch.no_grad():
+                return self._evaluators[split].rank(final.users, final.items, self.engine.method.score)
+        except FloatingPointError as error:  # on every rank: the last update overflowed, before a loss could tell
+            raise NonFiniteLoss(
+                f"{error} after epoch {self.cursor.epoch + 1}. Lower 'optimizer.lr' or check the features. "
+                f"Last good checkpoint: {self.checkpoints.latest() or 'none'}."
+            ) from None
 
     def _summarise(self) -> dict[str, Any]:
         cursor, config = self.cursor, self.config
@@ -186,16 +193,30 @@ class Trainer:
         name = checkpoint_name(cursor.epoch, cursor.step)
         self.ledger.merge(self.world)
         tensors = {**self.engine.state(), "ledger": self.ledger.counts.clone()}
+        self._check_finite(tensors)
         self.checkpoints.save(name, tensors, {**asdict(cursor), "data": self.data.hash})
         self.checkpoints.keep_only({name, *([cursor.best_checkpoint] if cursor.best_checkpoint else [])})
         return name
+
+    def _check_finite(self, tensors: dict[str, Any]) -> None:
+        """A finite loss can have gradients that are not: such weights must not become the checkpoint to go back to."""
+        wrong = [name for name, value in tensors.items() if not _local(value).isfinite().all()]
+        if self.world.max_(torch.tensor(len(wrong))):
+            raise NonFiniteLoss(
+                f"'{wrong[0] if wrong else 'a tensor'}' is NaN or infinite at epoch {self.cursor.epoch + 1}, step "
+                f"{self.cursor.step}, though the loss was not. Last good checkpoint: {self.checkpoints.latest() or 'none'}."
+            )
 
     def _restore(self) -> None:
         name = self.checkpoints.latest()
         if name is None:
             return
         state = self.checkpoints.state(name)
-        state.pop("data")
+        if state.pop("data") != self.data.hash:
+            raise InputError(
+                f"checkpoint '{name}' in '{self.run.folder}' was made with another dataset than '{self.config.data}' now "
+                "holds; restore that data or use another 'run.name'."
+            )
         self.cursor = Cursor(**state)
         self.ledger.counts = load_weights(self.engine, self.checkpoints, name)
         if self.world.rank != 0:
@@ -211,7 +232,7 @@ class Trainer:
         if epoch > self.cursor.epoch + 1:  # the newest checkpoint was torn: the rest of this epoch runs again
             epoch, step = self.cursor.epoch + 1, self.engine.steps_per_epoch
         if epoch == self.cursor.epoch + 1:
-            self.cursor.replayed += max(0, step - self.cursor.step)
+            self.cursor.replayed = progress["replayed"] + max(0, step - self.cursor.step)
 
     def _progress(self, terms: dict[str, float], rows: int, steps: int) -> None:
         if self.world.rank == 0:
@@ -222,6 +243,7 @@ class Trainer:
                     "epochs": self.epochs,
                     "step": cursor.step,
                     "steps": steps,
+                    "replayed": cursor.replayed,
                     "rows_per_second": round(cursor.step * self.config.train.global_batch / max(cursor.seconds, 1e-9)),
                     "loss": {name: float(f"{value:.5g}") for name, value in terms.items()},
                 }
@@ -259,3 +281,7 @@ def load_weights(engine: Engine, checkpoints: Checkpoints, name: str) -> torch.T
 
 def _mean(values: list[float]) -> float | None:
     return float(np.mean(values)) if values else None
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -86,8 +86,9 @@ class RunFolder:
         return dict(record)
 
     def _check_identity(self, old: dict[str, Any], new: dict[str, Any], config: RunConfig) -> None:
-        for key, value in _flat(new).items():
-            before = _flat(old).get(key)
+        flat_old, flat_new = _flat(old), _flat(new)
+        for key in {**flat_new, **flat_old}:  # a section that became null, such as lr_decay, has keys on one side only
+            before, value = flat_old.get(key), flat_new.get(key)
             if before == value:
                 continue
             remedy = f"use another 'run.name', restore the value, or delete '{self.folder}'."

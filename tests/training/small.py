@@ -1,0 +1,107 @@
+"""A small prepared dataset and run configs for the tests of training: seconds to train, features included."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import yaml
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+from distrec.data.dataset import (
+    FORMAT,
+    SPLITS,
+    FeatureEntry,
+    FileEntry,
+    Manifest,
+    vector_table,
+    write_manifest,
+    write_part,
+)
+from distrec.data.storage import open_folder
+
+USERS, ITEMS = 61, 37  # divided by no number of workers
+
+
+def write_small(path: Path | str, seed: int = 0, feature_scale: float = 1.0) -> str:
+    """A dataset of `USERS` x `ITEMS`, each user with 6 to 12 training items, 1 valid and 1 test item, features
+    `text` (8 wide, one row missing) and `image` (5 wide).
+    """
+    rng, folder = np.random.default_rng(seed), open_folder(str(path))
+    rows: dict[str, list[tuple[int, int]]] = {split: [] for split in SPLITS}
+    for user in range(USERS):
+        items = rng.permutation(ITEMS)[: rng.integers(8, 15)].tolist()
+        rows["valid"].append((user, items[0]))
+        rows["test"].append((user, items[1]))
+        rows["train"] += [(user, item) for item in items[2:]]
+    files: dict[str, FileEntry] = {}
+    for split, pairs in rows.items():
+        user, item = np.array(pairs, np.int32).T
+        table = pa.table({"user": user, "item": item, "timestamp": np.arange(len(user), dtype=np.int64)})
+        files[f"interactions/{split}/part-00000.parquet"] = write_part(
+            folder, f"interactions/{split}/part-00000.parquet", table
+        )
+    for side, count in (("users", USERS), ("items", ITEMS)):
+        columns: dict[str, Any] = {
+            "index": np.arange(count, dtype=np.int32),
+            "original": [f"{side[0]}{n}" for n in range(count)],
+        }
+        if side == "items":
+            columns["title"] = [f"title {n}" for n in range(count)]
+        files[f"{side}.parquet"] = write_part(folder, f"{side}.parquet", pa.table(columns))
+    features = {}
+    for name, width, missing in (("text", 8, [3]), ("image", 5, [])):
+        values = (rng.normal(size=(ITEMS, width)) * feature_scale).astype(np.float32)
+        gone = np.isin(np.arange(ITEMS), missing)
+        values[gone] = 0
+        part = f"features/{name}/part-00000.parquet"
+        files[part] = write_part(folder, part, vector_table(0, values, gone))
+        features[name] = FeatureEntry(width=width, dtype="float32", missing=len(missing), source="drawn", parts=[part])
+    manifest = Manifest(
+        format=FORMAT, name="small", users=USERS, items=ITEMS, split="given", id_order="sorted", content={},
+        interactions={split: len(pairs) for split, pairs in rows.items()}, features=features, config={}, files=files,
+    )  # fmt: skip
+    write_manifest(folder, manifest)
+    return str(path)
+
+
+def write_config(path: Path, data: str, storage: Path | str, method: str = "lightgcn", **sections: Any) -> str:
+    """A run config in this process: 3 epochs, batches of 64 rows; `sections` are merged into it."""
+    tree: dict[str, Any] = {
+        "data": data,
+        "run": {"name": "run", "storage": str(storage)},
+        "method": {"name": method} | ({} if method == "popularity" else {"dim": 8}),
+        "train": {"workers": 0, "epochs": 3, "global_batch": 64, "cpus_per_worker": 0.5},
+        "tracking": {"tensorboard": False},
+    }
+    for name, section in sections.items():
+        tree[name] = {**tree.get(name, {}), **section} if isinstance(section, dict) else section
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(tree))
+    return str(path)
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """The epochs in `metrics.jsonl`."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def read(run: Path, name: str) -> Any:
+    """A JSON file of a run."""
+    return json.loads((run / name).read_text())
+
+
+def checkpoints(run: Path) -> list[str]:
+    """Names of the checkpoint folders, oldest first."""
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def tensors(run: Path, scratch: Path, name: str | None = None) -> dict[str, torch.Tensor]:
+    """The whole tensors of a checkpoint (the newest unless named), read without the project's own code."""
+    out = scratch / "tensors.pt"
+    dcp_to_torch_save(run / "checkpoints" / (name or checkpoints(run)[-1]), out)
+    return dict(torch.load(out))
