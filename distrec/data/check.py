@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -48,9 +50,12 @@ def check(path: str) -> None:
     print("  no defect found")
 
 
-def damaged_file(dataset: Dataset) -> str | None:
-    """The first file that is missing or differs from its SHA-256 in the manifest, in words; None if all are whole."""
-    for name, entry in dataset.manifest.files.items():
+def damaged_file(dataset: Dataset, names: Iterable[str] | None = None) -> str | None:
+    """The first of the files `names` (all by default) that is missing or differs from its SHA-256 in the manifest, in
+    words; None if they are whole.
+    """
+    for name in dataset.manifest.files if names is None else names:
+        entry = dataset.manifest.files[name]
         if not dataset.folder.exists(name):
             return f"'{name}' is listed in manifest.json but missing"
         if file_sha256(dataset.folder, name) != entry.sha256:

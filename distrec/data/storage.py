@@ -47,8 +47,9 @@ class Folder:
         return sorted(posixpath.basename(path.rstrip("/")) for path in self.fs.ls(where, detail=False))
 
     def make(self) -> None:
-        """Create the folder where that means something (object stores have none)."""
-        self.fs.makedirs(self.path, exist_ok=True)
+        """Create the folder where that means something (object stores have none, and a bucket is not ours to create)."""
+        if self.local:
+            self.fs.makedirs(self.path, exist_ok=True)
 
     def remove(self, *parts: str) -> None:
         """Delete a file or folder inside, if it is there."""

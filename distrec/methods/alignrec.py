@@ -66,6 +66,9 @@ class AlignRec(Method):
         require_features(data, config.features, "alignrec")
         self.width = sum(data.feature(name).width for name in config.features)
 
+    def features(self) -> list[str]:
+        return self.config.features
+
     def build(self, space: Space) -> None:
         super().build(space)
         sets = [

@@ -73,6 +73,10 @@ class Method(ABC):
     def __init__(self, config: Any, data: Dataset):
         self.config, self.data = config, data
 
+    def features(self) -> list[str]:
+        """The feature sets it reads; their files are verified before a run starts."""
+        return []
+
     def tables(self) -> list[Table]:
         """The tables it trains."""
         return []

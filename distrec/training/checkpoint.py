@@ -14,6 +14,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 
 from distrec.data.storage import Folder
+from distrec.errors import InputError
 from distrec.parallel.world import World
 
 
@@ -40,6 +41,7 @@ class Checkpoints:
 
     def load(self, name: str, tensors: dict[str, Any]) -> None:
         """Fill `tensors` (as `save` took them, at this world size) from checkpoint `name`."""
+        require_complete(self.folder.folder(name))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             dcp.load(tensors, storage_reader=_reader(self.folder.folder(name)))
@@ -73,6 +75,18 @@ def is_complete(folder: Folder) -> bool:
     except (OSError, ValueError):
         return False
     return bool(listed) and listed.items() <= _sizes(folder).items()
+
+
+def require_complete(folder: Folder) -> None:
+    """Refuse a checkpoint that has been damaged or deleted.
+
+    Raises:
+        InputError: it has.
+    """
+    if not is_complete(folder):
+        raise InputError(
+            f"checkpoint '{folder}' is torn or missing; restore it, or train again under another 'run.name'."
+        )
 
 
 def _sizes(folder: Folder) -> dict[str, int]:

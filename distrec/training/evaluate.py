@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from distrec.config.run import RunConfig
@@ -27,7 +30,8 @@ def evaluate(path: str, split: str = "test", workers: int = 0) -> dict[str, Any]
     check_stack()
     quiet()
     from distrec.evaluation.report import table
-    from distrec.training.launch import workers_for
+    from distrec.training.checkpoint import require_complete
+    from distrec.training.launch import check_inputs, workers_for
 
     run, config = RunFolder.existing(path)
     if not run.folder.exists("summary.json"):
@@ -40,11 +44,43 @@ def evaluate(path: str, split: str = "test", workers: int = 0) -> dict[str, Any]
         raise InputError(
             f"run '{path}' was trained on another dataset than '{config.data}' now holds; restore that data or train again."
         )
+    check_inputs(config)
+    best = run.folder.read_json("summary.json")["best_checkpoint"]
+    if best is not None:
+        require_complete(run.checkpoints.folder(best))
     with workers_for(config) as start:
         start(partial(evaluate_worker, path=path, split=split), config)
     result: dict[str, Any] = run.folder.read_json("evaluation", f"{split}.json")
     print(table(result, int(config.train.metric.partition("@")[2])))
     return result
+
+
+def compare(paths: Sequence[str], split: str, workers: int, beside: str | None) -> None:
+    """Evaluate several runs and print one table of them.
+
+    Args:
+        paths, split, workers: as `evaluate` takes them.
+        beside: a JSON file of further metrics to show, `{split: {name: {metric: value}}}`.
+
+    Raises:
+        InputError: as `evaluate`, or `beside` cannot be read.
+    """
+    from distrec.evaluation.report import comparison
+
+    reference: dict[str, Any] = {}
+    if beside is not None:
+        try:
+            reference = json.loads(Path(beside).read_text())[split]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"file '{beside}' has no metrics of split '{split}' ({error!r}); give a JSON file of them."
+            ) from None
+    results = {}
+    for path in paths:
+        results[Path(path).name] = evaluate(path, split, workers)
+        print()
+    _, config = RunFolder.existing(paths[0])
+    print(comparison(results, reference, int(config.train.metric.partition("@")[2])))
 
 
 def evaluate_worker(config: RunConfig, path: str, split: str) -> None:

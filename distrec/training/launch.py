@@ -14,6 +14,7 @@ from typing import Any
 
 from distrec.config.run import RunConfig, load_run
 from distrec.config.tree import decode
+from distrec.data.check import damaged_file
 from distrec.data.dataset import SPLITS, Dataset
 from distrec.data.sampling import Sampler
 from distrec.errors import InputError, Interrupted, NonFiniteLoss, exit_status
@@ -81,6 +82,9 @@ def check_inputs(config: RunConfig) -> tuple[Dataset, list[str]]:
         )
     data = Dataset.open(config.data)
     method = build_method(config, data)
+    parts = [part for name in method.features() for part in data.feature(name).parts]
+    if damage := damaged_file(data, parts):
+        raise InputError(f"data '{config.data}': {damage}; run 'distrec prepare' or 'distrec encode' again.")
     splits = {split: data.interactions(split) for split in SPLITS if split != "test" or config.evaluate.test}
     for split, rows in splits.items():
         if not len(rows):

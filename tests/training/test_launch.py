@@ -1,0 +1,261 @@
+"""What `distrec train` and `distrec evaluate` refuse before any worker starts, and how they end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import distrec
+from distrec.cli import main
+from distrec.config import load_run
+from distrec.data.dataset import Dataset, write_manifest, write_part
+from distrec.errors import InputError
+from tests.training import small
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return small.write_small(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a verb that must end with status 2 and one sentence, which is returned."""
+
+    def run(*arguments: str) -> str:
+        capsys.readouterr()
+        assert main(arguments) == 2
+        told = capsys.readouterr()
+        (line,) = told.err.splitlines()
+        assert line.startswith(f"distrec {arguments[0]}: ")
+        assert line.endswith((".", ")"))
+        return line.partition(": ")[2]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("train.epoch=3", ["unknown key 'train.epoch'", "'epochs'"]),
+        ("trian.epochs=3", ["unknown key 'trian'", "'train'"]),
+        ("method.name=lightgnc", ["'method.name'", "'lightgnc'", "'lightgcn'"]),
+        ("method.layer=3", ["unknown key 'method.layer'", "'layers'"]),
+        ("method.layers=two", ["'method.layers'", "'two'", "integer"]),
+        ("method.layers=-1", ["'method.layers'", "-1", "greater than or equal to 0"]),
+        ("train.epochs=2.5", ["'train.epochs'", "2.5", "integer"]),
+        ("train.epochs=yes", ["'train.epochs'", "True", "integer"]),
+        ("train.cpus_per_worker=0", ["'train.cpus_per_worker'", "greater than 0"]),
+        ("optimizer.lr='1e-3'", ["'optimizer.lr'", "'1e-3'", "number"]),
+        ("optimizer.name=lion", ["'optimizer.name'", "'lion'", "'adam'"]),
+        ("optimizer.betas=[0.9, 1.0]", ["'optimizer.betas'", "[0, 1)"]),
+        ("dense.zero_stage=4", ["'dense.zero_stage'", "4"]),
+        ("evaluate.mask=all", ["'evaluate.mask'", "'all'", "'train+valid'"]),
+        ("evaluate.ks=[20, 10]", ["'evaluate.ks'", "ascending"]),
+        ("train.metric=recall", ["'train.metric'", "'recall'", "recall@20"]),
+        ("train.metric=ndcg@7", ["'train.metric'", "'ndcg@7'", "'evaluate.ks'", "add 7"]),
+        ("run.name=a/b", ["'run.name'", "'a/b'", "letters"]),
+        ("train.epochs", ["'train.epochs'", "key=value"]),
+        ("train.epochs.of=3", ["'train.epochs.of=3'", "not a section"]),
+        ("train.epochs=[", ["'['", "quote"]),
+        ("train.global_batch=0", ["'train.global_batch'", "greater than or equal to 1"]),
+        ("optimizer.tables=sparse", ["'optimizer.tables'", "lightgcn", "bprmf"]),
+    ],
+)
+def test_a_wrong_setting_is_named(
+    tmp_path: Path, data: str, refused: Callable[..., str], override: str, told: list[str]
+) -> None:
+    config = small.write_config(tmp_path / "run.yaml", data, tmp_path / "runs")
+    message = refused("train", config, override)
+    assert [part for part in told if part not in message] == []
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_wrong_config_file_is_named(tmp_path: Path, data: str, refused: Callable[..., str]) -> None:
+    assert "nowhere.yaml" in refused("train", str(tmp_path / "nowhere.yaml"))
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("train: {epochs: 3\nrun: x\n")
+    assert "line 2" in refused("train", str(broken))
+    broken.write_text("run: {name: r}\nmethod: {name: lightgcn}\n")
+    assert refused("train", str(broken)) == "key 'data' is missing; add it."
+    broken.write_text("data: x\nrun: {name: r}\nmethod: {dim: 3}\n")
+    assert "'method.name' is missing" in refused("train", str(broken))
+    broken.write_text("data: x\ndata: y\n")
+    assert "'data' appears twice (line 2)" in refused("train", str(broken))
+
+
+def rewritten(data: str, folder: Path, split: str, pairs: list[tuple[int, int]]) -> str:
+    """A copy of the dataset whose `split` holds `pairs`, with checksums that fit."""
+    shutil.copytree(data, folder)
+    dataset = Dataset.open(str(folder))
+    user, item = np.array(pairs, np.int32).reshape(-1, 2).T
+    name = f"interactions/{split}/part-00000.parquet"
+    table = pa.table({"user": user, "item": item, "timestamp": np.zeros(len(user), np.int64)})
+    files = {**dataset.manifest.files, name: write_part(dataset.folder, name, table)}
+    write_manifest(dataset.folder, dataset.manifest.model_copy(update={"files": files}))
+    return str(folder)
+
+
+def damaged(data: str, folder: Path, damage: Callable[[Path], Any]) -> str:
+    shutil.copytree(data, folder)
+    damage(folder)
+    return str(folder)
+
+
+def flip(path: Path) -> None:
+    """Change one byte in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+TRAIN, VALID, TEST = (f"interactions/{split}/part-00000.parquet" for split in ("train", "valid", "test"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (shutil.rmtree, ["no manifest.json", "nothing is there", "distrec prepare"]),
+        (lambda f: (f / "manifest.json").unlink(), ["no manifest.json", "interrupted prepare", "distrec prepare"]),
+        (lambda f: (f / "manifest.json").write_text("{"), ["manifest.json", "not valid JSON"]),
+        (lambda f: (f / "manifest.json").write_text('{"format": 9}'), ["format is 9", "reads 1"]),
+        (lambda f: flip(f / TRAIN), [TRAIN, "checksum"]),
+        (lambda f: flip(f / VALID), [VALID, "checksum"]),
+        (lambda f: flip(f / TEST), [TEST, "checksum"]),
+        (lambda f: os.truncate(f / TRAIN, 100), [TRAIN, "checksum", "100 bytes"]),
+        (lambda f: (f / VALID).unlink(), [VALID, "missing"]),
+    ],
+)  # fmt: skip
+def test_damaged_data_is_refused(
+    tmp_path: Path, data: str, refused: Callable[..., str], damage: Callable[[Path], Any], told: list[str]
+) -> None:
+    path = damaged(data, tmp_path / "data", damage)
+    message = refused("train", small.write_config(tmp_path / "run.yaml", path, tmp_path / "runs"))
+    assert [part for part in [path, *told] if part not in message] == []
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("part", ["text", "image"])
+@pytest.mark.parametrize("damage", [Path.unlink, flip, lambda path: os.truncate(path, 200)])
+def test_damaged_features_are_refused(
+    tmp_path: Path, data: str, refused: Callable[..., str], part: str, damage: Callable[[Path], Any]
+) -> None:
+    name = f"features/{part}/part-00000.parquet"
+    path = damaged(data, tmp_path / "data", lambda folder: damage(folder / name))
+    message = refused("train", small.write_config(tmp_path / "run.yaml", path, tmp_path / "runs", "alignrec"))
+    assert name in message
+    assert main(["train", small.write_config(tmp_path / "other.yaml", path, tmp_path / "runs")]) == 0  # needs none
+
+
+@pytest.mark.parametrize(
+    ("split", "pairs", "told"),
+    [
+        ("train", [], ["no train rows"]),
+        ("valid", [], ["no valid rows"]),
+        ("test", [], ["no test rows"]),
+        ("train", [(0, 1), (0, small.ITEMS)], ["train row 1", f"item {small.ITEMS}", f"counts {small.ITEMS} items"]),
+        ("valid", [(0, 1), (small.USERS, 1)], ["valid row 1", f"user {small.USERS}"]),
+        ("train", [(0, -1)], ["train row 0", "item -1"]),
+        ("train", [(4, item) for item in range(small.ITEMS)], ["user 4", "no negative"]),
+    ],
+)
+def test_unusable_splits_are_refused(
+    tmp_path: Path, data: str, refused: Callable[..., str], split: str, pairs: list[tuple[int, int]], told: list[str]
+) -> None:
+    path = rewritten(data, tmp_path / "data", split, pairs)
+    message = refused("train", small.write_config(tmp_path / "run.yaml", path, tmp_path / "runs"))
+    assert [part for part in told if part not in message] == []
+
+
+def test_an_unread_test_split_may_be_empty(tmp_path: Path, data: str) -> None:
+    path = rewritten(data, tmp_path / "data", "test", [])
+    config = small.write_config(tmp_path / "run.yaml", path, tmp_path / "runs", evaluate={"test": False})
+    assert main(["train", config]) == 0
+    assert "test" not in small.read(tmp_path / "runs/run", "summary.json")
+
+
+@pytest.mark.parametrize(
+    ("features", "told"),
+    [(["txet"], ["no feature 'txet'", "'text'"]), ([], ["'method.features'", "empty"])],
+)
+def test_features_that_the_dataset_lacks_are_refused(
+    tmp_path: Path, data: str, refused: Callable[..., str], features: list[str], told: list[str]
+) -> None:
+    config = small.write_config(tmp_path / "run.yaml", data, tmp_path / "runs", "alignrec")
+    message = refused("train", config, f"method.features={features}")
+    assert [part for part in told if part not in message] == []
+
+
+def test_a_batch_smaller_than_the_workers_is_refused(tmp_path: Path, data: str, refused: Callable[..., str]) -> None:
+    config = small.write_config(tmp_path / "run.yaml", data, tmp_path / "runs")
+    message = refused("train", config, "train.workers=3", "train.global_batch=2")
+    assert "'train.global_batch' is 2" in message
+    assert "3 workers" in message
+
+
+def test_a_storage_that_can_not_be_written_is_refused(tmp_path: Path, data: str, refused: Callable[..., str]) -> None:
+    (tmp_path / "file").touch()
+    config = small.write_config(tmp_path / "run.yaml", data, tmp_path / "file/runs")
+    message = refused("train", config)
+    assert "'run.storage'" in message
+    assert str(tmp_path / "file/runs") in message
+
+
+def test_a_bucket_that_does_not_exist_is_refused(
+    tmp_path: Path, data: str, s3: str, refused: Callable[..., str]
+) -> None:
+    config = small.write_config(tmp_path / "run.yaml", data, f"{s3}-absent")
+    assert "'run.storage'" in refused("train", config)
+    config = small.write_config(tmp_path / "run.yaml", f"{s3}/nothing", tmp_path / "runs")
+    assert "nothing is there" in refused("train", config)
+
+
+def test_evaluate_refuses_what_is_no_finished_run(tmp_path: Path, data: str, refused: Callable[..., str]) -> None:
+    assert "no config.yaml" in refused("evaluate", str(tmp_path / "runs/run"))
+    config = small.write_config(tmp_path / "run.yaml", data, tmp_path / "runs", optimizer={"name": "sgd", "lr": 1e30})
+    assert main(["train", config]) == 3
+    assert "not finished" in refused("evaluate", str(tmp_path / "runs/run"))
+
+
+def test_evaluate_refuses_another_dataset(tmp_path: Path, data: str, refused: Callable[..., str]) -> None:
+    copy = shutil.copytree(data, tmp_path / "data")
+    config = small.write_config(tmp_path / "run.yaml", str(copy), tmp_path / "runs")
+    assert main(["train", config]) == 0
+    shutil.rmtree(copy)
+    assert "no manifest.json" in refused("evaluate", str(tmp_path / "runs/run"))
+    small.write_small(copy, seed=1)
+    message = refused("evaluate", str(tmp_path / "runs/run"))
+    assert "another dataset" in message
+    assert str(copy) in message
+
+
+def test_train_from_python_and_from_a_config_object(tmp_path: Path, data: str) -> None:
+    config = small.write_config(tmp_path / "run.yaml", data, tmp_path / "runs")
+    first = distrec.train(config, ["run.name=a"])
+    second = distrec.train(load_run(config, ["run.name=b"]))
+    assert first["test"] == second["test"]
+    assert set(first["test"]) == {
+        f"{name}@{k}" for name in ("recall", "ndcg", "precision", "map", "hit") for k in (5, 10, 20, 50)
+    }
+    with pytest.raises(InputError, match="unknown key 'train.epoch'"):
+        distrec.train(config, ["train.epoch=3"])
+
+
+def test_paths_are_those_of_the_working_folder(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(Path(data).parent)
+    config = small.write_config(tmp_path / "run.yaml", Path(data).name, os.path.relpath(tmp_path / "runs"))
+    assert main(["train", config]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", "runs/run", "--split", "valid"]) == 0
+    report = small.read(tmp_path / "runs/run", "evaluation/valid.json")
+    assert "recall@20" in capsys.readouterr().out
+    assert report
