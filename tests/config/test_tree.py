@@ -1,0 +1,143 @@
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field
+
+from distrec.config import Section, apply_overrides, decode, load_file, nearest
+from distrec.config.tree import parse_scalar
+from distrec.errors import InputError
+
+
+class Inner(Section):
+    rate: float = Field(0.1, gt=0)
+    names: list[str] = Field(["a"])
+
+
+class Maybe(Section):
+    depth: int = 1
+
+
+class Outer(Section):
+    count: int
+    inner: Inner = Inner()
+    maybe: Maybe | None = None
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 1e-3), ("1E5", 1e5), ("-2e+2", -200.0), ("1.5", 1.5), (".5", 0.5), ("5.", 5.0), ("7", 7), ("-3", -3),
+        ("true", True), ("null", None), ("[1e-1, 2]", [0.1, 2]), ("text", "text"), ("'1e-3'", "1e-3"), ("e5", "e5"),
+        ("1e", "1e"), ("recall@20", "recall@20"), (".inf", math.inf), ("s3://bucket/a", "s3://bucket/a"), ("", None),
+    ],
+)  # fmt: skip
+def test_numbers_and_words_read_as_they_look(text: str, value: Any, tmp_path: Path):
+    assert parse_scalar(text, "here") == value
+    assert type(parse_scalar(text, "here")) is type(value)
+    file = tmp_path / "config.yaml"
+    file.write_text(f"key: {text}\n")
+    assert load_file(file) == {"key": value}
+    assert apply_overrides({}, [f"key={text}"]) == {"key": value}
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_every_float_survives_the_text_that_python_prints(value: float):
+    assert parse_scalar(repr(value), "here") == value
+
+
+@given(
+    st.recursive(
+        st.dictionaries(st.text("abc", min_size=1, max_size=2), st.integers(), max_size=3),
+        lambda inner: st.dictionaries(st.text("abc", min_size=1, max_size=2), inner, max_size=3),
+        max_leaves=6,
+    ),
+    st.lists(st.text("xyz", min_size=1, max_size=2), min_size=1, max_size=3),
+    st.integers(),
+)
+def test_an_override_sets_its_key_and_nothing_else(tree: dict[str, Any], path: list[str], value: int):
+    before = repr(tree)
+    out = apply_overrides(tree, [f"{'.'.join(path)}={value}"])
+    assert repr(tree) == before, "the tree that was given is not touched"
+    node = out
+    for part in path[:-1]:
+        node = node[part]
+    assert node[path[-1]] == value
+    assert {key: out[key] for key in tree} == tree
+
+
+def test_the_last_override_wins_and_values_may_hold_equals_signs():
+    assert apply_overrides({"a": {"b": 1}}, ["a.b=2", "a.b=3", "c=x=y"]) == {"a": {"b": 3}, "c": "x=y"}
+
+
+@pytest.mark.parametrize(
+    ("tree", "told"),
+    [
+        ({"count": 1, "iner": {}}, "unknown key 'at.iner'; did you mean 'inner'? (valid: count, inner, maybe)."),
+        ({"count": 1, "inner": {"rat": 1.0}}, "unknown key 'at.inner.rat'; did you mean 'rate'? (valid: names, rate)."),
+        ({"count": 1, "maybe": {"depht": 1}}, "unknown key 'at.maybe.depht'; did you mean 'depth'? (valid: depth)."),
+        ({"count": 1, "zzz": 1}, "unknown key 'at.zzz'; valid here: count, inner, maybe."),
+        ({}, "key 'at.count' is missing; add it."),
+        ({"count": "1"}, "key 'at.count' is '1' but must be a valid integer."),
+        ({"count": 1.0}, "key 'at.count' is 1.0 but must be a valid integer."),
+        ({"count": True}, "key 'at.count' is True but must be a valid integer."),
+        ({"count": 1, "inner": {"rate": 0}}, "key 'at.inner.rate' is 0 but must be greater than 0."),
+        ({"count": 1, "inner": {"names": ["a", 2]}}, "key 'at.inner.names.1' is 2 but must be a valid string."),
+        ([1], "'at' must hold keys and values, not [1]."),
+    ],
+)
+def test_a_wrong_tree_names_the_key_the_value_and_the_remedy(tree: Any, told: str):
+    with pytest.raises(InputError) as error:
+        decode(Outer, tree, "at")
+    assert str(error.value) == told
+
+
+def test_an_integer_is_a_number_where_a_float_is_asked():
+    assert decode(Outer, {"count": 1, "inner": {"rate": 2}}).inner.rate == 2.0
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("epochs", "is not of the form key=value"),
+        ("=3", "is not of the form key=value"),
+        ("a.b=1", "'a' is a value, not a section; remove '.b'"),
+        ("x=[1", "quote it"),
+    ],
+)
+def test_a_wrong_override_is_refused(override: str, told: str):
+    with pytest.raises(InputError) as error:
+        apply_overrides({"a": 1}, [override])
+    assert f"'{override}'" in str(error.value)
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a: [1", "is not valid YAML"),
+        ("- 1", "holds list, not keys and values"),
+        ("a: 1\nb:\n  c: 1\n  c: 2\n", "key 'c' appears twice (line 4)"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_its_name(text: str, told: str, tmp_path: Path):
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError) as error:
+        load_file(file)
+    assert str(file) in str(error.value)
+    assert told in str(error.value)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path):
+    for path in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(InputError, match="cannot be read"):
+            load_file(path)
+
+
+def test_the_nearest_name_is_offered_only_where_one_is_near():
+    assert nearest("lightgnc", ["alignrec", "lightgcn"]).startswith("did you mean 'lightgcn'?")
+    assert nearest("q", ["alignrec", "lightgcn"]) == "valid here: alignrec, lightgcn"

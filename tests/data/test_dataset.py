@@ -1,0 +1,150 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from distrec.data.dataset import FORMAT, Dataset, FeatureEntry, Manifest, vector_table, write_manifest, write_part
+from distrec.data.storage import Folder, open_folder
+from distrec.errors import InputError
+
+ITEMS, USERS = 23, 11
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.multiprocess)])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "data") if request.param == "local" else f"{request.getfixturevalue('s3')}/data"
+
+
+def write(where: str, dtype: Any = np.float32, **changes: Any) -> tuple[Folder, np.ndarray, np.ndarray]:
+    """A dataset whose train split has 2 parts and whose feature has parts of 9, 0, 5 and 9 rows in groups of 4."""
+    folder, rng = open_folder(where), np.random.default_rng(0)
+    files = {}
+    for number, rows in enumerate((7, 5)):
+        name = f"interactions/train/part-{number:05d}.parquet"
+        table = pa.table(
+            {
+                "user": np.arange(rows, dtype=np.int32),
+                "item": np.full(rows, number, np.int32),
+                "timestamp": np.arange(rows, dtype=np.int64) + 2**40,
+            }
+        )
+        files[name] = write_part(folder, name, table)
+    values = rng.normal(size=(ITEMS, 3)).astype(dtype)
+    missing = rng.random(ITEMS) < 0.3
+    parts, start = [], 0
+    for number, rows in enumerate((9, 0, 5, 9)):
+        name = f"features/text/part-{number:05d}.parquet"
+        part = vector_table(start, values[start : start + rows], missing[start : start + rows])
+        files[name] = write_part(folder, name, part, row_group_rows=4)
+        parts.append(name)
+        start += rows
+    feature = FeatureEntry(width=3, dtype=np.dtype(dtype).name, missing=int(missing.sum()), source="drawn", parts=parts)
+    fields = {
+        "format": FORMAT, "name": "made", "users": USERS, "items": ITEMS, "interactions": {"train": 12},
+        "split": "given", "id_order": "given", "features": {"text": feature}, "content": {}, "config": {},
+        "files": files,
+    }  # fmt: skip
+    write_manifest(folder, Manifest(**(fields | changes)))
+    return folder, values, missing
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_any_range_of_feature_rows_equals_the_whole(where: str, dtype: Any):
+    _, values, missing = write(where, dtype)
+    data = Dataset.open(where)
+    whole = np.where(missing[:, None], 0, values).astype(np.float32)
+    for start in range(ITEMS + 1):
+        for stop in sorted({start, start + 1, start + 6, ITEMS} & set(range(start, ITEMS + 1))):
+            found, gone = data.feature_rows("text", start, stop)
+            assert found.dtype == np.float32
+            assert np.array_equal(found, whole[start:stop])
+            assert np.array_equal(gone, missing[start:stop])
+
+
+def test_only_the_row_groups_asked_for_are_read(tmp_path: Path):
+    folder, values, missing = write(str(tmp_path))
+    last = folder.at("features", "text", "part-00003.parquet")
+    Path(last).write_bytes(b"not Parquet")
+    found, _ = Dataset.open(str(tmp_path)).feature_rows("text", 0, 14)
+    assert np.array_equal(found[~missing[:14]], values[:14][~missing[:14]])
+
+
+def test_a_value_stored_in_a_missing_row_does_not_leak(tmp_path: Path):
+    _, values, missing = write(str(tmp_path))
+    assert np.abs(values[missing]).max() > 0
+    found, _ = Dataset.open(str(tmp_path)).feature_rows("text", 0, ITEMS)
+    assert np.abs(found[missing]).max() == 0
+
+
+def test_parts_of_a_split_join_in_order(where: str):
+    write(where)
+    train = Dataset.open(where).interactions("train")
+    assert train.user.tolist() == [*range(7), *range(5)]
+    assert train.item.tolist() == [0] * 7 + [1] * 5
+    assert train.timestamp.tolist() == [2**40 + n for n in [*range(7), *range(5)]]
+    assert (train.user.dtype, train.item.dtype, train.timestamp.dtype) == (np.int32, np.int32, np.int64)
+    assert len(Dataset.open(where).interactions("valid")) == 0
+
+
+def test_a_changed_or_missing_file_is_refused_by_name(where: str):
+    folder, *_ = write(where)
+    name = "interactions/train/part-00001.parquet"
+    content = folder.read_bytes(name)
+    folder.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:], name)
+    with pytest.raises(InputError, match=f"checksum of '{name}' differs"):
+        Dataset.open(where).interactions("train")
+    folder.remove(name)
+    with pytest.raises(InputError, match=f"'{name}' is listed in manifest.json but missing"):
+        Dataset.open(where).interactions("train")
+
+
+@pytest.mark.parametrize(("bound", "side"), [({"users": 6}, "user 6"), ({"items": 1}, "item 1")])
+def test_an_id_beyond_the_manifest_is_refused_with_its_row(tmp_path: Path, bound: dict[str, int], side: str):
+    write(str(tmp_path), **bound)
+    row = 6 if "users" in bound else 7
+    with pytest.raises(InputError, match=f"train row {row} has {side} but the manifest counts"):
+        Dataset.open(str(tmp_path)).interactions("train")
+
+
+def test_what_is_no_dataset_is_refused(where: str):
+    with pytest.raises(InputError, match=r"has no manifest.json \(nothing is there\)"):
+        Dataset.open(where)
+    folder, *_ = write(where)
+    tree = folder.read_json("manifest.json")
+    folder.remove("manifest.json")
+    with pytest.raises(InputError, match=r"an interrupted prepare is there"):
+        Dataset.open(where)
+    for content, told in (
+        (b"{", "is not valid JSON"),
+        (b"[]", "manifest format is 'list'"),
+        (b"{}", "manifest format is None"),
+        (b'{"format": 99}', "manifest format is 99"),
+        (b'{"format": 1}', "key 'manifest.name' is missing"),
+    ):
+        folder.write_bytes(content, "manifest.json")
+        with pytest.raises(InputError, match=told):
+            Dataset.open(where)
+    folder.write_json(tree | {"users": "11"}, "manifest.json")
+    with pytest.raises(InputError, match=r"key 'manifest\.users' is '11'"):
+        Dataset.open(where)
+
+
+def test_an_unknown_feature_names_the_nearest(tmp_path: Path):
+    write(str(tmp_path / "a"))
+    with pytest.raises(InputError, match="has no feature 'txt'; did you mean 'text'"):
+        Dataset.open(str(tmp_path / "a")).feature_rows("txt", 0, 1)
+    write(str(tmp_path / "b"), features={})
+    with pytest.raises(InputError, match="the dataset has no features; run 'distrec encode'"):
+        Dataset.open(str(tmp_path / "b")).feature("text")
+
+
+def test_the_hash_is_the_content_and_not_the_place(tmp_path: Path):
+    for name in "ab":
+        write(str(tmp_path / name))
+    write(str(tmp_path / "c"), users=USERS + 1)
+    write(str(tmp_path / "d"), dtype=np.float16)
+    hashes = [Dataset.open(str(tmp_path / name)).hash for name in "abcd"]
+    assert hashes[0] == hashes[1]
+    assert len(set(hashes)) == 3
