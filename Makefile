@@ -28,10 +28,13 @@ demo: env
 	$(BIN)/distrec demo-data --out $(DEMO)/shop
 	$(BIN)/distrec prepare configs/data/demo.yaml --source $(DEMO)/shop --out $(DEMO)/data
 	$(BIN)/distrec encode $(DEMO)/data
-	@for method in alignrec lightgcn popularity; do \
-	    $(BIN)/distrec train configs/$$method/demo.yaml data=$(DEMO)/data run.storage=$(DEMO)/runs run.name=$$method && \
-	    $(BIN)/distrec evaluate $(DEMO)/runs/$$method || exit; \
-	done
+	@echo "== The main job: AlignRec on 2 Ray Train workers"
+	$(BIN)/distrec train configs/alignrec/demo.yaml
+	@echo "== For comparison, in one process: LightGCN (no content) and popularity"
+	$(BIN)/distrec train configs/lightgcn/demo.yaml train.workers=0
+	$(BIN)/distrec train configs/popularity/demo.yaml train.workers=0
+	@echo "== Full ranking of the test split; in brackets the best that is possible, known because the shop is generated"
+	$(BIN)/distrec evaluate $(addprefix $(DEMO)/runs/,popularity-demo lightgcn-demo alignrec-demo) --beside $(DEMO)/shop/oracle.json
 
 test: lint
 	@echo "== Unit tests: each room by itself"

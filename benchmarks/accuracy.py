@@ -1,6 +1,6 @@
 """Accuracy over seeds: trains run configs, evaluates their test split, prints mean and spread as a Markdown table.
 
-    python benchmarks/accuracy.py --seeds 1 2 3 --storage runs/accuracy configs/lightgcn/baby.yaml …
+    python benchmarks/accuracy.py configs/lightgcn/baby.yaml … --seeds 1 2 3 --storage runs/accuracy
 
 Every run is an ordinary one and continues if it is there already; epochs are chosen on the validation split.
 """

@@ -81,10 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--print-config", action="store_true", help="show the resolved config and stop")
     train.set_defaults(run=_train)
 
-    evaluate = verbs.add_parser("evaluate", help="rank a split with a trained run's best weights")
-    evaluate.add_argument("training_run", metavar="RUN", help="<run.storage>/<run.name>")
+    evaluate = verbs.add_parser("evaluate", help="rank a split with the best weights of trained runs")
+    evaluate.add_argument("runs", nargs="+", metavar="RUN", help="<run.storage>/<run.name>; several are compared")
     evaluate.add_argument("--split", choices=("valid", "test"), default="test")
     evaluate.add_argument("--workers", type=int, default=0, help="Ray Train workers; 0 evaluates in this process")
+    evaluate.add_argument(
+        "--beside", metavar="FILE", help="JSON of metrics to show beside: {split: {name: {metric: value}}}"
+    )
     evaluate.set_defaults(run=_evaluate)
     return parser
 
@@ -140,9 +143,12 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from distrec.training.evaluate import evaluate
+    from distrec.training.evaluate import compare, evaluate
 
-    evaluate(arguments.training_run, arguments.split, arguments.workers)
+    if len(arguments.runs) == 1 and not arguments.beside:
+        evaluate(arguments.runs[0], arguments.split, arguments.workers)
+    else:
+        compare(arguments.runs, arguments.split, arguments.workers, arguments.beside)
 
 
 if __name__ == "__main__":

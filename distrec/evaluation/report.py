@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distrec.evaluation.ranking import Ranked
@@ -63,6 +63,31 @@ def table(result: dict[str, Any], k: int) -> str:
     if result["masked_pairs"]:
         note += f"; {result['masked_pairs']} held-out pairs are masked and count as not found"
     return "\n".join([note, "", *_aligned(whole), "", *_aligned(parts)])
+
+
+def comparison(results: Mapping[str, Mapping[str, Any]], beside: Mapping[str, Mapping[str, float]], k: int) -> str:
+    """Several reports in one table, best Recall last, and given reference numbers under them.
+
+    Args:
+        results: reports by run name.
+        beside: metrics by name, such as the best ranking that is possible on generated data; `NAME_cold` holds those
+            of NAME on cold items.
+        k: a cut-off of all of them.
+    """
+    rows = [["", f"recall@{k}", f"ndcg@{k}", f"cold items: recall@{k}"]]
+    for name, result in sorted(results.items(), key=lambda pair: float(pair[1]["metrics"].get(f"recall@{k}", 0))):
+        cold = result["slices"]["items.cold"]
+        numbers = [_number(result["metrics"], result["intervals"], f"{metric}@{k}") for metric in ("recall", "ndcg")]
+        rows.append([name, *numbers, _number(cold["metrics"], cold["intervals"], f"recall@{k}")])
+    for name, metrics in beside.items():
+        if not name.endswith("_cold"):
+            values = [
+                metrics.get(f"recall@{k}"),
+                metrics.get(f"ndcg@{k}"),
+                beside.get(f"{name}_cold", {}).get(f"recall@{k}"),
+            ]
+            rows.append([f"({name})", *("-" if value is None else f"{value:.4f}" for value in values)])
+    return "\n".join(_aligned(rows))
 
 
 def _number(metrics: dict[str, float], intervals: dict[str, list[float]], name: str) -> str:
