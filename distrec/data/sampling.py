@@ -59,10 +59,6 @@ class Sampler:
     def __len__(self) -> int:
         return len(self._user)
 
-    def steps(self, global_batch: int) -> int:
-        """Steps of one epoch; the last may be short."""
-        return -(-len(self) // global_batch)
-
     def batch(self, epoch: int, step: int, global_batch: int) -> Triples:
         """The whole global batch of `step`."""
         if epoch != self._epoch:

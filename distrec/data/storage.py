@@ -13,6 +13,7 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from botocore.exceptions import BotoCoreError
 
 from distrec.errors import InputError
 
@@ -36,14 +37,18 @@ class Folder:
     def exists(self, *parts: str) -> bool:
         """Whether the folder, or something inside it, exists now (object listings are not cached)."""
         self.fs.invalidate_cache()
-        return bool(self.fs.exists(self.at(*parts)))
+        try:
+            return bool(self.fs.exists(self.at(*parts)))
+        except BotoCoreError as error:  # no credentials, no endpoint: not the OSErrors that a refused request is
+            raise InputError(
+                f"'{self}' cannot be reached ({error}); check the endpoint and credentials in AWS_… variables."
+            ) from None
 
     def names(self, *parts: str) -> list[str]:
         """Sorted names of what lies directly inside; empty where nothing does."""
-        self.fs.invalidate_cache()
-        where = self.at(*parts)
-        if not self.fs.exists(where):
+        if not self.exists(*parts):
             return []
+        where = self.at(*parts)
         return sorted(posixpath.basename(path.rstrip("/")) for path in self.fs.ls(where, detail=False))
 
     def make(self) -> None:

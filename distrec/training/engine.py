@@ -38,7 +38,9 @@ class Engine:
         self.method = build_method(config, data)
         self.method.build(self.space)
         seed = config.train.seed
-        self.sampler = Sampler(self.train_rows, data.items, seed, self.method.negatives_from)
+        self._sampler = (
+            Sampler(self.train_rows, data.items, seed, self.method.negatives_from) if self.method.trainable else None
+        )
         self.tables = ShardedTables(world, self.method.tables(), {"user": users, "item": items}, config.optimizer, seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # the same initial dense weights on every rank, at any world size
@@ -50,7 +52,13 @@ class Engine:
     @property
     def steps_per_epoch(self) -> int:
         """Steps of one epoch; the last may be short."""
-        return self.sampler.steps(self.config.train.global_batch)
+        return -(-len(self.train_rows) // self.config.train.global_batch)
+
+    def triples(self, epoch: int, step: int) -> Triples:
+        """The whole global batch of a step, the same on every rank."""
+        if self._sampler is None:
+            raise RuntimeError(f"{type(self.method).__name__} has nothing to train")
+        return self._sampler.batch(epoch, step, self.config.train.global_batch)
 
     def batch(self, epoch: int, step: int, triples: Triples) -> Batch:
         """The method's view of a global batch."""

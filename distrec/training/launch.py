@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,10 @@ def check_inputs(config: RunConfig) -> tuple[Dataset, list[str]]:
     if cutoff not in config.evaluate.ks:
         raise InputError(
             f"key 'train.metric' is '{train.metric}' but 'evaluate.ks' is {config.evaluate.ks}; add {cutoff} to it."
+        )
+    if config.tracking.mlflow and find_spec("mlflow") is None:
+        raise InputError(
+            "key 'tracking.mlflow' is set but MLflow is not installed; 'pip install mlflow-skinny' or remove the key."
         )
     data = Dataset.open(config.data)
     method = build_method(config, data)

@@ -57,7 +57,7 @@ class Trainer:
         self.checkpoints = Checkpoints(self.run.checkpoints, world)
         self.engine = Engine(world, data, config)
         self.cursor = Cursor()
-        self.ledger = Ledger(len(self.engine.sampler))
+        self.ledger = Ledger(len(self.engine.train_rows))
         self.epochs = config.train.epochs if self.engine.method.trainable else 0
         self._evaluators: dict[str, Evaluator] = {}
         self._trackers = Trackers(self.run, config, enabled=world.rank == 0)
@@ -86,7 +86,7 @@ class Trainer:
         started, last_checkpoint = time.perf_counter(), self.checkpoints.latest() if self.world.rank == 0 else None
         before = cursor.seconds
         while cursor.step < steps:
-            triples = engine.sampler.batch(cursor.epoch, cursor.step, config.global_batch)
+            triples = engine.triples(cursor.epoch, cursor.step)
             try:
                 share, terms, stopping = engine.forward(
                     engine.batch(cursor.epoch, cursor.step, triples), stop.requested
@@ -113,7 +113,7 @@ class Trainer:
                 )
 
     def _end_epoch(self) -> None:
-        cursor, rows = self.cursor, len(self.engine.sampler)
+        cursor, rows = self.cursor, len(self.engine.train_rows)
         epoch = cursor.epoch
         self.ledger.merge(self.world)
         record: dict[str, Any] = {
@@ -273,7 +273,7 @@ def build_evaluator(engine: Engine, split: str, held_out: Any, config: RunConfig
 
 def load_weights(engine: Engine, checkpoints: Checkpoints, name: str) -> torch.Tensor:
     """Load tables, dense weights, moments and step counts of a checkpoint; returns its ledger counts. Collective."""
-    tensors = {**engine.state(), "ledger": torch.zeros(len(engine.sampler), dtype=torch.uint8)}
+    tensors = {**engine.state(), "ledger": torch.zeros(len(engine.train_rows), dtype=torch.uint8)}
     checkpoints.load(name, tensors)
     engine.load_dense(tensors, checkpoints.state(name)["optimizer_steps"])
     return tensors["ledger"]
