@@ -25,7 +25,7 @@ def test_every_row_is_trained_exactly_once_an_epoch(case: tuple[int, ...], globa
     sampler = Sampler(train, case[2], seed=case[3], negatives_from="train")
     orders = []
     for epoch in (0, 1, 5):
-        batches = [sampler.batch(epoch, step, global_batch) for step in range(sampler.steps(global_batch))]
+        batches = [sampler.batch(epoch, step, global_batch) for step in range(-(-len(sampler) // global_batch))]
         assert all(len(batch.rows) == global_batch for batch in batches[:-1])
         assert 0 < len(batches[-1].rows) <= global_batch
         rows = np.concatenate([batch.rows for batch in batches])
@@ -45,7 +45,7 @@ def test_a_batch_depends_on_nothing_but_seed_epoch_and_place(case: tuple[int, ..
 
     def epoch(global_batch: int, reverse: bool) -> np.ndarray:
         sampler = Sampler(train, items, 3, "train")
-        steps = range(sampler.steps(global_batch))
+        steps = range(-(-len(sampler) // global_batch))
         found = {}
         for step in reversed(steps) if reverse else steps:
             batch = sampler.batch(2, step, global_batch)
