@@ -217,6 +217,24 @@ def test_a_bucket_that_does_not_exist_is_refused(
     assert "nothing is there" in refused("train", config)
 
 
+@pytest.mark.parametrize("place", ["data", "run.storage"])
+def test_an_object_store_without_credentials_is_refused(
+    tmp_path: Path, data: str, place: str, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import s3fs
+
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    s3fs.S3FileSystem.clear_instance_cache()
+    config = small.write_config(tmp_path / "run.yaml", data, tmp_path / "runs")
+    message = refused("train", config, f"{place}=s3://bucket/folder")
+    assert "s3://bucket/folder" in message
+    assert "credentials" in message
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
 def test_evaluate_refuses_what_is_no_finished_run(tmp_path: Path, data: str, refused: Callable[..., str]) -> None:
     assert "no config.yaml" in refused("evaluate", str(tmp_path / "runs/run"))
     config = small.write_config(tmp_path / "run.yaml", data, tmp_path / "runs", optimizer={"name": "sgd", "lr": 1e30})
@@ -244,7 +262,7 @@ def test_train_from_python_and_from_a_config_object(tmp_path: Path, data: str) -
     assert set(first["test"]) == {
         f"{name}@{k}" for name in ("recall", "ndcg", "precision", "map", "hit") for k in (5, 10, 20, 50)
     }
-    with pytest.raises(InputError, match="unknown key 'train.epoch'"):
+    with pytest.raises(InputError, match=r"unknown key 'train.epoch'"):
         distrec.train(config, ["train.epoch=3"])
 
 
