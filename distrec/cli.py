@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         parsed.run(parsed)
     except (InputError, Interrupted, NonFiniteLoss, KeyboardInterrupt) as error:
-        print(f"distrec {parsed.verb}: {error or 'interrupted'}", file=sys.stderr)
+        print(f"distrec {parsed.verb}: {str(error) or 'interrupted'}", file=sys.stderr)
         return exit_status(error)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

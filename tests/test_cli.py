@@ -1,0 +1,107 @@
+"""The command line: statuses, usage, interruption before training, and the job scripts that repeat it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from distrec.cli import main
+from tests.training import small
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+VERBS = ["demo-data", "prepare", "check", "encode", "train", "evaluate"]
+
+
+def start(*command: str) -> subprocess.Popen[str]:
+    """A process of this Python in the repository."""
+    return subprocess.Popen(
+        [sys.executable, *command], cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, str, str]:
+    """Exit status, output and errors."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize("arguments", [[], ["trian"], ["train"], ["check", "a", "b"], ["check", "a", "--deep"],
+                                       ["train", "c.yaml", "--fast"], ["evaluate", "r", "--split", "train"]])  # fmt: skip
+def test_wrong_usage_has_status_2_and_shows_the_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert "usage: distrec" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", [[], *([verb] for verb in VERBS)])
+def test_help_names_what_there_is(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*verb, "--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ([] if verb else VERBS))
+
+
+def test_overrides_stand_before_or_after_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = small.write_config(tmp_path / "run.yaml", "data", tmp_path)
+    shown = set()
+    for arguments in (
+        [config, "train.epochs=9", "train.seed=4", "--print-config"],
+        [config, "--print-config", "train.epochs=9", "train.seed=4"],
+        ["--print-config", config, "train.epochs=9", "train.seed=4"],
+        [config, "train.epochs=9", "--print-config", "train.seed=4"],
+    ):
+        assert main(["train", *arguments]) == 0
+        shown.add(capsys.readouterr().out)
+    (only,) = shown
+    assert "epochs: 9\n  seed: 4\n" in only
+
+
+def test_every_verb_has_a_job_script() -> None:
+    assert {path.stem.replace("_", "-") for path in (REPOSITORY / "jobs").glob("*.py")} == set(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_job_script_takes_the_arguments_of_its_verb(verb: str, tmp_path: Path) -> None:
+    script = str(REPOSITORY / "jobs" / f"{verb.replace('-', '_')}.py")
+    bad = {"prepare": ["absent.yaml", "--source", "s", "--out", str(tmp_path / "o")], "demo-data": ["--seed", "x"]}
+    arguments = bad.get(verb, [str(tmp_path / "absent")])
+    status, _, told = finish(start(script, *arguments))
+    assert status == 2
+    assert "Traceback" not in told
+    assert f"distrec {verb}: " in told
+
+
+def test_the_installed_command_and_the_module_are_the_same(tmp_path: Path) -> None:
+    absent = str(tmp_path / "absent")
+    command = subprocess.run(
+        [str(Path(sys.executable).parent / "distrec"), "check", absent],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    module = finish(start("-m", "distrec.cli", "check", absent))
+    assert (command.returncode, command.stderr) == (module[0], module[2])
+    assert command.returncode == 2
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_verb_has_status_130(tmp_path: Path, signum: signal.Signals) -> None:
+    process = start("-m", "distrec.cli", "demo-data", "--out", str(tmp_path / "shop"))
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "shop").exists() and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signum)
+    status, _, told = finish(process)
+    assert status == 130
+    assert told == "distrec demo-data: interrupted\n"
