@@ -9,6 +9,7 @@ from distrec.parallel.topk import merge_top, top_columns
 from distrec.parallel.world import World
 
 _ROWS, _COLUMNS = 1024, 8192
+_TILE = 64
 
 
 def cosine_neighbours(
@@ -27,9 +28,23 @@ def cosine_neighbours(
     items = torch.empty(len(block), 0, dtype=torch.int64)
     for start in range(0, partition.rows, _COLUMNS):
         stop = min(start + _COLUMNS, partition.rows)
-        candidates = world.chunk(block, partition, start, stop).t()
-        parts = [top_columns(rows @ candidates, k) for rows in block.split(_ROWS)]
+        candidates = world.chunk(block, partition, start, stop)
+        parts = [top_columns(_products(rows, candidates), k) for rows in block.split(_ROWS)]
         if parts:
             best = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]) + start
             values, items = merge_top(values, items, *best, k)
     return values, items
+
+
+def _products(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """`rows @ columns^T` in whole tiles, filled up with zeros.
+
+    Matrix libraries compute the last few rows and columns by other kernels that round otherwise: equal vectors would
+    get unequal cosines there, and the order of equal neighbours would depend on how the rows are cut.
+    """
+    filled = _filled(rows) @ _filled(columns).t()
+    return filled[: len(rows), : len(columns)]
+
+
+def _filled(rows: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % _TILE))
