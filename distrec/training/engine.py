@@ -48,6 +48,7 @@ class Engine:
         self.dense = DenseEngine(world, module, config.optimizer, config.dense.zero_stage)
         self.method.attach(self.tables.block, self._rows, self.dense)
         self._term_names: list[str] = []
+        self._lr = config.optimizer.lr
 
     @property
     def steps_per_epoch(self) -> int:
@@ -87,12 +88,16 @@ class Engine:
                 )
         return torch.stack(list(terms.values())).sum(), whole, values[-1] > 0
 
-    def update(self, share: torch.Tensor, lr: float) -> None:
-        """Backward pass of my share of the loss, then one step of every optimizer."""
+    def set_lr(self, lr: float) -> None:
+        """The learning rate of the steps to come; before `forward`, since fused tables note it when rows are looked up."""
+        self._lr = lr
         self.tables.set_sparse_lr(lr)
+
+    def update(self, share: torch.Tensor) -> None:
+        """Backward pass of my share of the loss, then one step of every optimizer."""
         self.dense.backward(share)
-        self.tables.step(lr)
-        self.dense.step(lr)
+        self.tables.step(self._lr)
+        self.dense.step(self._lr)
 
     @torch.no_grad()
     def representations(self) -> Representations:

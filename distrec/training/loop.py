@@ -82,7 +82,8 @@ class Trainer:
 
     def _train_epoch(self, stop: StopWatch) -> None:
         config, cursor, engine = self.config.train, self.cursor, self.engine
-        lr, steps = self.config.optimizer.lr_at(cursor.epoch), engine.steps_per_epoch
+        steps = engine.steps_per_epoch
+        engine.set_lr(self.config.optimizer.lr_at(cursor.epoch))
         started, last_checkpoint = time.perf_counter(), self.checkpoints.latest() if self.world.rank == 0 else None
         before = cursor.seconds
         while cursor.step < steps:
@@ -93,7 +94,7 @@ class Trainer:
                 )
             except NonFiniteLoss as error:
                 raise NonFiniteLoss(f"{error} Last good checkpoint: {last_checkpoint or 'none'}.") from None
-            engine.update(share, lr)
+            engine.update(share)
             self.ledger.mark(self.world, triples.rows)
             for name, value in terms.items():
                 cursor.term_sums[name] = cursor.term_sums.get(name, 0.0) + value * len(triples.rows)

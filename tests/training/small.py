@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from distrec.data.dataset import (
     write_part,
 )
 from distrec.data.storage import open_folder
+from distrec.training.engine import Engine
 
 USERS, ITEMS = 61, 37  # divided by no number of workers
 
@@ -105,3 +108,44 @@ def tensors(run: Path, scratch: Path, name: str | None = None) -> dict[str, torc
     out = scratch / "tensors.pt"
     dcp_to_torch_save(run / "checkpoints" / (name or checkpoints(run)[-1]), out)
     return dict(torch.load(out))
+
+
+@contextmanager
+def crash_at(*places: tuple[int, int]) -> Iterator[list[tuple[int, int]]]:
+    """Training in this process stops dead before the (epoch, step) of the first place, then of the second, ...
+
+    Yields the list of steps that were trained, in order. Epochs and steps count from 0.
+    """
+    trained: list[tuple[int, int]] = []
+    left, batch, update = list(places), Engine.batch, Engine.update
+    at = (0, 0)
+
+    def crashing_batch(engine: Engine, epoch: int, step: int, triples: Any) -> Any:
+        nonlocal at
+        at = (epoch, step)
+        if left and at == left[0]:
+            left.pop(0)
+            raise RuntimeError("crash")
+        return batch(engine, epoch, step, triples)
+
+    def counted_update(engine: Engine, share: torch.Tensor) -> None:
+        update(engine, share)
+        trained.append(at)
+
+    Engine.batch, Engine.update = crashing_batch, counted_update  # type: ignore[method-assign]
+    try:
+        yield trained
+    finally:
+        Engine.batch, Engine.update = batch, update  # type: ignore[method-assign]
+
+
+def same_losses(one: Path, other: Path, rtol: float) -> None:
+    """Both runs have the same epochs, with losses within `rtol` and every row trained once."""
+    first, second = metrics(one), metrics(other)
+    assert [epoch["epoch"] for epoch in first] == [epoch["epoch"] for epoch in second]
+    for mine, others in zip(first, second, strict=True):
+        np.testing.assert_allclose(list(mine["loss"].values()), list(others["loss"].values()), rtol=rtol)
+        for epoch in (mine, others):
+            ledger = epoch["ledger"]
+            assert (ledger["trained"], ledger["duplicated"], ledger["lost"]) == (ledger["expected"], 0, 0)
+        assert mine["ledger"] == others["ledger"]

@@ -1,0 +1,232 @@
+"""Checkpoints: torn ones are passed over, others load at any number of workers and ZeRO stage, few are kept."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.distributed.tensor import DTensor
+
+from distrec.cli import main
+from distrec.config import RunConfig, load_run
+from distrec.data.dataset import Dataset
+from distrec.data.storage import open_folder
+from distrec.methods.registry import resolve
+from distrec.parallel.world import World
+from distrec.training.checkpoint import Checkpoints, is_complete
+from distrec.training.engine import Engine
+from distrec.training.loop import load_weights
+from tests.distributed import run_workers
+from tests.training import small
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return small.write_small(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, data: str) -> Path:
+    """An uninterrupted run of the config that the tests below interrupt."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert main(["train", small.write_config(folder / "run.yaml", data, folder)]) == 0
+    return folder / "run"
+
+
+def assert_same(whole: Path, run: Path, scratch: Path) -> None:
+    """At the same number of workers a replay is the same to the last bit."""
+    small.same_losses(whole, run, rtol=0)
+    want, got = small.tensors(whole, scratch), small.tensors(run, scratch)
+    assert want.keys() == got.keys()
+    assert [name for name in want if not want[name].equal(got[name])] == []
+    first, second = small.read(whole, "summary.json"), small.read(run, "summary.json")
+    assert [first[name] for name in ("best_epoch", "valid", "test")] == [
+        second[name] for name in ("best_epoch", "valid", "test")
+    ]
+
+
+def tensor_file(folder: Path) -> Path:
+    return next(folder.glob("*.distcp"))
+
+
+TEARS: dict[str, Callable[[Path], Any]] = {
+    "tensor file cut short": lambda folder: os.truncate(tensor_file(folder), tensor_file(folder).stat().st_size // 2),
+    "tensor file missing": lambda folder: tensor_file(folder).unlink(),
+    "no metadata": lambda folder: (folder / ".metadata").unlink(),
+    "no state.json": lambda folder: (folder / "state.json").unlink(),
+    "no complete.json": lambda folder: (folder / "complete.json").unlink(),
+    "half a complete.json": lambda folder: os.truncate(folder / "complete.json", 20),
+    "empty complete.json": lambda folder: (folder / "complete.json").write_text("{}"),
+    "nothing inside": lambda folder: [path.unlink() for path in folder.iterdir()],
+}
+
+
+@pytest.mark.parametrize("tear", TEARS)
+def test_a_torn_checkpoint_within_an_epoch_is_passed_over(tmp_path: Path, data: str, whole: Path, tear: str) -> None:
+    config = small.write_config(tmp_path / "run.yaml", data, tmp_path, train={"checkpoint_every": 4})
+    run = tmp_path / "run"
+    with small.crash_at((1, 6)):
+        assert main(["train", config]) == 1
+    *previous, newest = small.checkpoints(run)
+    assert newest == "epoch-000001-step-000000004"
+    assert is_complete(open_folder(str(run / "checkpoints" / newest)))
+    TEARS[tear](run / "checkpoints" / newest)
+    assert not is_complete(open_folder(str(run / "checkpoints" / newest)))
+    assert previous
+    with small.crash_at() as trained:
+        assert main(["train", config]) == 0
+    assert trained[0] == (1, 0)
+    assert [epoch["replayed"] for epoch in small.metrics(run)] == [0, 6, 0]
+    assert_same(whole, run, tmp_path)
+
+
+@pytest.mark.parametrize("tear", ["tensor file cut short", "no complete.json"])
+def test_a_torn_checkpoint_at_the_end_of_an_epoch_is_passed_over(
+    tmp_path: Path, data: str, whole: Path, tear: str
+) -> None:
+    """Killed while the end of epoch 2 was written: the checkpoint before it is still there, the epoch's tail runs again."""
+    config = small.write_config(tmp_path / "run.yaml", data, tmp_path, train={"checkpoint_every": 4})
+    run, before = tmp_path / "run", "epoch-000001-step-000000004"
+    with small.crash_at((1, 6), (2, 0)):
+        assert main(["train", config]) == 1
+        shutil.copytree(run / "checkpoints" / before, tmp_path / before)
+        assert main(["train", config]) == 1
+    shutil.copytree(tmp_path / before, run / "checkpoints" / before, dirs_exist_ok=True)
+    TEARS[tear](run / "checkpoints" / "epoch-000002-step-000000000")
+    with small.crash_at() as trained:
+        assert main(["train", config]) == 0
+    assert trained[0] == (1, 4)
+    assert_same(whole, run, tmp_path)
+
+
+def test_without_any_whole_checkpoint_training_starts_over(tmp_path: Path, data: str, whole: Path) -> None:
+    config, run = small.write_config(tmp_path / "run.yaml", data, tmp_path), tmp_path / "run"
+    with small.crash_at((2, 3)):
+        assert main(["train", config]) == 1
+    for folder in (run / "checkpoints").iterdir():
+        (folder / "complete.json").unlink()
+    assert main(["train", config]) == 0
+    assert_same(whole, run, tmp_path)
+
+
+def test_a_torn_best_checkpoint_is_refused_where_it_is_needed(
+    tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, run = small.write_config(tmp_path / "run.yaml", data, tmp_path), tmp_path / "run"
+    assert main(["train", config]) == 0
+    best = small.read(run, "summary.json")["best_checkpoint"]
+    tensor_file(run / "checkpoints" / best).unlink()
+    capsys.readouterr()
+    assert main(["evaluate", str(run)]) == 2
+    assert best in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("every", [0, 3])
+def test_only_the_newest_and_the_best_are_kept(tmp_path: Path, data: str, seed: int, every: int) -> None:
+    config = small.write_config(
+        tmp_path / "run.yaml", data, tmp_path, optimizer={"lr": 0.05}, train={"seed": seed, "checkpoint_every": every}
+    )
+    crash = (3, 8)
+    with small.crash_at(crash):
+        assert main(["train", config, "train.epochs=5"]) == 1
+    values = [epoch["valid"]["recall@20"] for epoch in small.metrics(tmp_path / "run")]
+    best = f"epoch-{1 + values.index(max(values)):06d}-step-000000000"
+    newest = f"epoch-000003-step-{8 // every * every if every else 0:09d}"
+    assert small.checkpoints(tmp_path / "run") == sorted({best, newest})
+
+
+# --- the same checkpoint at another number of workers -----------------------------------------------------------------
+
+SAVED_AFTER, MORE = 4, 3
+CASES = {
+    **{f"alignrec-adam-zero{stage}": ("alignrec", {"name": "adam"}, stage) for stage in range(4)},
+    "alignrec-adamw-zero1": ("alignrec", {"name": "adamw", "weight_decay": 0.01}, 1),
+    "alignrec-sgd-zero2": ("alignrec", {"name": "sgd", "lr": 0.1}, 2),
+    "lightgcn-adam": ("lightgcn", {"name": "adam"}, 0),
+    "bprmf-sparse": ("bprmf", {"tables": "sparse", "lr": 0.05}, 0),
+}
+
+
+def configs(folder: Path, data: str, shift: int) -> dict[str, RunConfig]:
+    """The cases' configs, each ZeRO stage moved on by `shift`."""
+    return {
+        name: resolve(load_run(small.write_config(
+            folder / f"{name}-{shift}.yaml", data, folder, method, optimizer=optimizer,
+            dense={"zero_stage": (stage + shift) % 4},
+        )))
+        for name, (method, optimizer, stage) in CASES.items()
+    }  # fmt: skip
+
+
+def train_steps(engine: Engine, first: int, stop: int) -> None:
+    engine.set_lr(1e-2)
+    for step in range(first, stop):
+        share, _, _ = engine.forward(engine.batch(0, step, engine.triples(0, step)))
+        engine.update(share)
+
+
+def full(engine: Engine) -> dict[str, np.ndarray]:
+    """Every tensor of the engine's state, whole."""
+    return {
+        name: (value.full_tensor() if isinstance(value, DTensor) else value).numpy().copy()
+        for name, value in engine.state().items()
+    }
+
+
+State = dict[str, dict[str, np.ndarray]]
+
+
+def save_at_this_size(folder: str, data: str, cases: dict[str, RunConfig]) -> tuple[State, State]:
+    """Per case the state that was saved, and the state a few steps later."""
+    world, dataset = World.current(), Dataset.open(data)
+    saved, later = {}, {}
+    for name, config in cases.items():
+        engine = Engine(world, dataset, config)
+        train_steps(engine, 0, SAVED_AFTER)
+        tensors = {**engine.state(), "ledger": torch.full((len(engine.train_rows),), 7, dtype=torch.uint8)}
+        Checkpoints(open_folder(folder), world).save(name, tensors, {"optimizer_steps": SAVED_AFTER})
+        saved[name] = full(engine)
+        train_steps(engine, SAVED_AFTER, SAVED_AFTER + MORE)
+        later[name] = full(engine)
+    return saved, later
+
+
+def load_at_this_size(folder: str, data: str, cases: dict[str, RunConfig]) -> tuple[State, State, set[int]]:
+    """The same after loading, and the counts of the ledger."""
+    world, dataset = World.current(), Dataset.open(data)
+    loaded, later, ledger = {}, {}, set()
+    for name, config in cases.items():
+        engine = Engine(world, dataset, config)
+        ledger |= set(load_weights(engine, Checkpoints(open_folder(folder), world), name).tolist())
+        loaded[name] = full(engine)
+        train_steps(engine, SAVED_AFTER, SAVED_AFTER + MORE)
+        later[name] = full(engine)
+    return loaded, later, ledger
+
+
+@pytest.mark.multiprocess
+def test_a_checkpoint_of_two_workers_loads_exactly_at_other_sizes_and_stages(tmp_path: Path, data: str) -> None:
+    folder = str(tmp_path / "checkpoints")
+    saved, later = run_workers(save_at_this_size, 2, folder, data, configs(tmp_path, data, 0))[0]
+    moments = {name.rpartition(".")[2] for name in saved["alignrec-adam-zero3"]}
+    assert moments == {"weight", "exp_avg", "exp_avg_sq"}
+    assert any(name.endswith("sum_of_squares") for name in saved["bprmf-sparse"])
+    for size, shift in ((3, 1), (1, 2)):
+        for rank, (loaded, after, ledger) in enumerate(
+            run_workers(load_at_this_size, size, folder, data, configs(tmp_path, data, shift))
+        ):
+            assert ledger == {7}
+            for case, tensors in saved.items():
+                assert loaded[case].keys() == tensors.keys()
+                wrong = [name for name, value in tensors.items() if not np.array_equal(value, loaded[case][name])]
+                assert wrong == [], (case, size, rank)
+                for name, value in later[case].items():
+                    assert np.abs(value - after[case][name]).max() < 1e-4, (case, name, size)
+                    assert not np.array_equal(value, tensors[name]), f"{case}: training does not move {name}"
