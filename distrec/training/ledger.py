@@ -20,11 +20,12 @@ class Ledger:
         low, high = share(len(rows), world.rank, world.size)
         self.counts[torch.from_numpy(rows[low:high])] += 1
 
-    def merge(self, world: World) -> None:
-        """Bring every rank's counts together on rank 0, where they stay. Collective."""
-        world.sum_(self.counts)
+    def merge(self, world: World) -> torch.Tensor:
+        """Bring every rank's counts together on rank 0, where they stay, and return them on every rank. Collective."""
+        whole = world.sum_(self.counts).clone()
         if world.rank != 0:
             self.counts.zero_()
+        return whole
 
     def close(self) -> dict[str, int]:
         """The epoch's account (of merged counts), and zero for the next one."""

@@ -192,8 +192,8 @@ class Trainer:
     def _checkpoint(self) -> str:
         cursor = self.cursor
         name = checkpoint_name(cursor.epoch, cursor.step)
-        self.ledger.merge(self.world)
-        tensors = {**self.engine.state(), "ledger": self.ledger.counts.clone()}
+        # Every rank offers the whole ledger, since the checkpoint takes a tensor that all have from any of them.
+        tensors = {**self.engine.state(), "ledger": self.ledger.merge(self.world)}
         self._check_finite(tensors)
         self.checkpoints.save(name, tensors, {**asdict(cursor), "data": self.data.hash})
         self.checkpoints.keep_only({name, *([cursor.best_checkpoint] if cursor.best_checkpoint else [])})

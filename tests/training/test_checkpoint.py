@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from distrec.methods.registry import resolve
 from distrec.parallel.world import World
 from distrec.training.checkpoint import Checkpoints, is_complete
 from distrec.training.engine import Engine
-from distrec.training.loop import load_weights
+from distrec.training.loop import Trainer, load_weights
+from distrec.training.run_folder import RunFolder
 from tests.distributed import run_workers
 from tests.training import small
 
@@ -149,7 +151,6 @@ CASES = {
     **{f"alignrec-adam-zero{stage}": ("alignrec", {"name": "adam"}, stage) for stage in range(4)},
     "alignrec-adamw-zero1": ("alignrec", {"name": "adamw", "weight_decay": 0.01}, 1),
     "alignrec-sgd-zero2": ("alignrec", {"name": "sgd", "lr": 0.1}, 2),
-    "lightgcn-adam": ("lightgcn", {"name": "adam"}, 0),
     "bprmf-sparse": ("bprmf", {"tables": "sparse", "lr": 0.05}, 0),
 }
 
@@ -183,46 +184,53 @@ def full(engine: Engine) -> dict[str, np.ndarray]:
 State = dict[str, dict[str, np.ndarray]]
 
 
-def save_at_this_size(folder: str, data: str, cases: dict[str, RunConfig]) -> tuple[State, State]:
-    """Per case the state that was saved, and the state a few steps later."""
+def save_at_this_size(folder: str, data: str, cases: dict[str, RunConfig], run: RunConfig) -> tuple[State, State]:
+    """Per case the state that was saved, and the state a few steps later; then `run` until it crashes in epoch 2."""
     world, dataset = World.current(), Dataset.open(data)
     saved, later = {}, {}
     for name, config in cases.items():
         engine = Engine(world, dataset, config)
         train_steps(engine, 0, SAVED_AFTER)
-        tensors = {**engine.state(), "ledger": torch.full((len(engine.train_rows),), 7, dtype=torch.uint8)}
+        tensors = {**engine.state(), "ledger": torch.zeros(len(engine.train_rows), dtype=torch.uint8)}
         Checkpoints(open_folder(folder), world).save(name, tensors, {"optimizer_steps": SAVED_AFTER})
         saved[name] = full(engine)
         train_steps(engine, SAVED_AFTER, SAVED_AFTER + MORE)
         later[name] = full(engine)
+    with small.crash_at((1, 6)), pytest.raises(RuntimeError, match="crash"):
+        Trainer(world, dataset, run).fit()
     return saved, later
 
 
-def load_at_this_size(folder: str, data: str, cases: dict[str, RunConfig]) -> tuple[State, State, set[int]]:
-    """The same after loading, and the counts of the ledger."""
+def load_at_this_size(
+    folder: str, data: str, cases: dict[str, RunConfig], run: RunConfig, crash: list[tuple[int, int]]
+) -> tuple[State, State]:
+    """The same after loading; then `run` goes on until it ends or crashes."""
     world, dataset = World.current(), Dataset.open(data)
-    loaded, later, ledger = {}, {}, set()
+    loaded, later = {}, {}
     for name, config in cases.items():
         engine = Engine(world, dataset, config)
-        ledger |= set(load_weights(engine, Checkpoints(open_folder(folder), world), name).tolist())
+        load_weights(engine, Checkpoints(open_folder(folder), world), name)
         loaded[name] = full(engine)
         train_steps(engine, SAVED_AFTER, SAVED_AFTER + MORE)
         later[name] = full(engine)
-    return loaded, later, ledger
+    with small.crash_at(*crash), pytest.raises(RuntimeError, match="crash") if crash else nullcontext():
+        Trainer(world, dataset, run).fit()
+    return loaded, later
 
 
 @pytest.mark.multiprocess
-def test_a_checkpoint_of_two_workers_loads_exactly_at_other_sizes_and_stages(tmp_path: Path, data: str) -> None:
-    folder = str(tmp_path / "checkpoints")
-    saved, later = run_workers(save_at_this_size, 2, folder, data, configs(tmp_path, data, 0))[0]
+def test_a_checkpoint_of_two_workers_goes_on_at_other_sizes_and_stages(tmp_path: Path, data: str) -> None:
+    folder, runs = str(tmp_path / "checkpoints"), tmp_path / "runs"
+    run = resolve(load_run(small.write_config(tmp_path / "run.yaml", data, runs, train={"checkpoint_every": 4})))
+    RunFolder.of(run).open_attempt(run, Dataset.open(data).hash)
+
+    saved, later = run_workers(save_at_this_size, 2, folder, data, configs(tmp_path, data, 0), run)[0]
     moments = {name.rpartition(".")[2] for name in saved["alignrec-adam-zero3"]}
     assert moments == {"weight", "exp_avg", "exp_avg_sq"}
     assert any(name.endswith("sum_of_squares") for name in saved["bprmf-sparse"])
-    for size, shift in ((3, 1), (1, 2)):
-        for rank, (loaded, after, ledger) in enumerate(
-            run_workers(load_at_this_size, size, folder, data, configs(tmp_path, data, shift))
-        ):
-            assert ledger == {7}
+    for size, shift, crash in ((3, 1, [(2, 3)]), (1, 2, [])):
+        of_ranks = run_workers(load_at_this_size, size, folder, data, configs(tmp_path, data, shift), run, crash)
+        for rank, (loaded, after) in enumerate(of_ranks):
             for case, tensors in saved.items():
                 assert loaded[case].keys() == tensors.keys()
                 wrong = [name for name, value in tensors.items() if not np.array_equal(value, loaded[case][name])]
@@ -230,3 +238,11 @@ def test_a_checkpoint_of_two_workers_loads_exactly_at_other_sizes_and_stages(tmp
                 for name, value in later[case].items():
                     assert np.abs(value - after[case][name]).max() < 1e-4, (case, name, size)
                     assert not np.array_equal(value, tensors[name]), f"{case}: training does not move {name}"
+
+    # The run itself: 2 workers until step 6 of epoch 2, 3 until step 3 of epoch 3, then 1, against one uninterrupted.
+    assert main(["train", str(tmp_path / "run.yaml"), "run.name=whole"]) == 0
+    small.same_losses(runs / "whole", runs / "run", rtol=1e-5)
+    assert [epoch["replayed"] for epoch in small.metrics(runs / "run")] == [0, 2, 3]
+    small.same_tensors(
+        small.tensors(runs / "whole", tmp_path), small.tensors(runs / "run", tmp_path), lr=1e-3, steps=27
+    )
