@@ -211,6 +211,7 @@ class Trainer:
     def _restore(self) -> None:
         name = self.checkpoints.latest()
         if name is None:
+            self._count_replayed()
             return
         state = self.checkpoints.state(name)
         if state.pop("data") != self.data.hash:

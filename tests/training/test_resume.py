@@ -1,0 +1,194 @@
+"""Nothing trained twice, nothing lost: crashes anywhere, killed workers, other numbers of workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from distrec.cli import main
+from tests.training import small
+
+STEPS = 9  # of an epoch of the small dataset in batches of 64
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return small.write_small(tmp_path_factory.mktemp("data"))
+
+
+@pytest.mark.parametrize("method", ["lightgcn", "alignrec"])
+@pytest.mark.parametrize("seed", range(5))
+def test_crashes_anywhere_change_nothing(tmp_path: Path, data: str, method: str, seed: int) -> None:
+    """A few crashes at random steps; the parts together train what one uninterrupted run trains, to the last bit."""
+    rng = np.random.default_rng(seed)
+    epochs, every, crashes = 4, int(rng.integers(0, 6)), int(rng.integers(1, 5))
+    config = small.write_config(
+        tmp_path / "run.yaml", data, tmp_path, method, train={"epochs": epochs, "seed": seed, "checkpoint_every": every},
+        optimizer={"lr_decay": {"factor": 0.5, "epochs": 2}},
+    )  # fmt: skip
+    assert main(["train", config, "run.name=whole"]) == 0
+    places = sorted((int(rng.integers(0, epochs)), int(rng.integers(0, STEPS))) for _ in range(crashes))
+    trained: list[tuple[int, int]] = []
+    for place in places:
+        with small.crash_at(place) as steps:
+            assert main(["train", config]) == 1
+        trained += steps
+    with small.crash_at() as steps:
+        assert main(["train", config]) == 0
+    trained += steps
+
+    small.same_losses(tmp_path / "whole", tmp_path / "run", rtol=0)
+    want, got = small.tensors(tmp_path / "whole", tmp_path), small.tensors(tmp_path / "run", tmp_path)
+    assert [name for name in want if not want[name].equal(got[name])] == []
+    again = Counter(epoch for epoch, _ in trained)
+    replayed = [epoch["replayed"] for epoch in small.metrics(tmp_path / "run")]
+    assert replayed == [again[epoch] - STEPS for epoch in range(epochs)], (places, every)
+    assert len(small.read(tmp_path / "run", "run.json")["attempts"]) == crashes + 1
+    summaries = [small.read(tmp_path / name, "summary.json") for name in ("whole", "run")]
+    assert summaries[0]["test"] == summaries[1]["test"]
+    assert summaries[0]["best_epoch"] == summaries[1]["best_epoch"]
+
+
+def test_an_epoch_whose_end_was_not_told_is_told_after_the_restart(tmp_path: Path, data: str) -> None:
+    config = small.write_config(tmp_path / "run.yaml", data, tmp_path)
+    assert main(["train", config]) == 0
+    run = tmp_path / "run"
+    whole = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(whole.splitlines()[0] + "\n")  # killed between checkpoint and metrics
+    (run / "summary.json").unlink()
+    assert main(["train", config]) == 0
+    assert [epoch["epoch"] for epoch in small.metrics(run)] == [1, 2, 3]
+    assert "test" in small.read(run, "summary.json")
+
+
+# --- on Ray Train -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A Ray cluster of 2 CPUs that the command finds and leaves alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        import ray
+
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+class Killer(threading.Thread):
+    """Kills a Ray Train worker of this process's cluster with signal 9, once in or after each of `epochs` (from 1).
+
+    The worker is first frozen, so that where the run stands can be read before it is decided: not at a checkpoint.
+    """
+
+    def __init__(self, run: Path, epochs: list[int], every: int):
+        super().__init__(daemon=True)
+        self._run, self._epochs, self._every = run, epochs, every
+        self.killed_at: list[dict[str, Any]] = []
+
+    def run(self) -> None:
+        deadline = time.monotonic() + 250
+        while self._epochs and time.monotonic() < deadline:
+            workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in title(p)]
+            while workers and all(worker.is_running() for worker in workers) and time.monotonic() < deadline:
+                if self._progress().get("epoch", 0) >= self._epochs[0] and self._kill(workers[-1]):
+                    self._epochs.pop(0)
+                    break
+                time.sleep(0.002)
+            time.sleep(0.1)
+
+    def _kill(self, worker: psutil.Process) -> bool:
+        worker.send_signal(signal.SIGSTOP)
+        time.sleep(0.2)  # the others come to a halt at the next exchange
+        progress = self._progress()
+        if progress["step"] % self._every and progress["step"] < progress["steps"]:
+            self.killed_at.append(progress)
+            worker.kill()
+            worker.wait(10)
+            return True
+        worker.send_signal(signal.SIGCONT)
+        return False
+
+    def _progress(self) -> dict[str, Any]:
+        try:
+            progress: dict[str, Any] = small.read(self._run, "progress.json")
+        except (OSError, ValueError):
+            return {}
+        return progress
+
+
+def title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+@pytest.mark.multiprocess
+def test_workers_killed_at_two_go_on_at_two_then_one_and_end_at_three(tmp_path: Path, data: str, cluster: None) -> None:
+    """The first kill is healed within the command; the second ends it, and later commands use other numbers of workers."""
+    config = small.write_config(
+        tmp_path / "run.yaml", data, tmp_path, "alignrec",
+        train={"global_batch": 16, "epochs": 12, "checkpoint_every": 10, "max_failures": 1},
+    )  # fmt: skip
+    run = tmp_path / "run"
+    assert main(["train", config, "run.name=whole"]) == 0
+    killer = Killer(run, epochs=[2, 5], every=10)
+    killer.start()
+    assert main(["train", config, "train.workers=2"]) == 1
+    killer.join(30)
+    first, second = (progress["epoch"] for progress in killer.killed_at)
+    assert main(["train", config, "train.workers=1", f"train.epochs={second + 1}", "dense.zero_stage=1"]) == 0
+    assert main(["train", config, "train.workers=3", "dense.zero_stage=3"]) == 0
+
+    small.same_losses(tmp_path / "whole", run, rtol=1e-5)
+    tables = small.tensors(tmp_path / "whole", tmp_path), small.tensors(run, tmp_path)
+    small.same_tensors(*tables, lr=1e-3, steps=12 * killer.killed_at[0]["steps"])
+    epochs = small.metrics(run)
+    assert [epoch["epoch"] for epoch in epochs if epoch["replayed"]] == sorted({first, second})
+    assert [epoch["workers"] for epoch in epochs] == [2] * (second - 1) + [1] * 2 + [3] * (11 - second)
+    attempts = small.read(run, "run.json")["attempts"]
+    assert [(attempt["workers"], attempt["zero_stage"]) for attempt in attempts] == [(2, 0), (1, 1), (3, 3)]
+    assert [attempt.get("outcome") for attempt in attempts] == [None, "done", "done"]
+    assert main(["evaluate", str(run)]) == 0
+
+
+@pytest.mark.multiprocess
+def test_more_cpus_than_the_cluster_offers_are_refused(
+    tmp_path: Path, data: str, cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = small.write_config(tmp_path / "run.yaml", data, tmp_path)
+    for overrides, asked in ((["train.workers=5"], "2.5"), (["train.workers=3", "train.cpus_per_worker=1"], "3")):
+        capsys.readouterr()
+        assert main(["train", config, *overrides]) == 2
+        (message,) = capsys.readouterr().err.splitlines()
+        told = ("'train.workers'", "'train.cpus_per_worker'", f"{asked} CPUs", "offers 2")
+        assert [part for part in told if part not in message] == []
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.multiprocess
+def test_a_loss_that_overflows_on_workers_ends_with_status_3_at_once(
+    tmp_path: Path, data: str, cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = small.write_config(tmp_path / "run.yaml", data, tmp_path, optimizer={"name": "sgd", "lr": 1e30})
+    assert main(["train", config, "train.workers=1"]) == 3
+    assert "loss term 'bpr'" in capsys.readouterr().err
+    assert len(os.listdir(tmp_path / "run/ray")) == 1  # not tried again
