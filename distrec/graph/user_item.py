@@ -56,11 +56,11 @@ class UserItemGraph:
         """
 
         def apply(users: torch.Tensor, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            sums = users * weights[0], items * weights[0]
-            for weight in weights[1:]:
-                users, items = self._hop(users, items)
-                sums[0].add_(users, alpha=weight)
-                sums[1].add_(items, alpha=weight)
+            # Horner's rule: one running sum, where layers beside their sum would be a third array to keep in the caches.
+            sums = users * weights[-1], items * weights[-1]
+            for weight in reversed(weights[:-1]):
+                next_users, next_items = self._hop(*sums)
+                sums = next_users.add_(users, alpha=weight), next_items.add_(items, alpha=weight)
             return sums
 
         return linear_pair(users, items, apply, apply)

@@ -31,18 +31,22 @@ class _InfoNce(torch.autograd.Function):
         anchor_grad = torch.empty_like(anchors)
         candidate_grad = torch.zeros_like(candidates)
         total = anchors.new_zeros((), dtype=torch.float64)
+        # Unit rows: similarities lie in [-1, 1], so subtracting 1 is a bound that needs no search for the maximum. Shift,
+        # temperature and counts enter through the product's operands: the large block is passed over as seldom as can be.
+        shift = counts.log() - 1 / temperature
+        scaled, columns = anchors / temperature, candidates.t()
+        own = (scaled * positives).sum(1)
         rows = max(1, _BLOCK_ELEMENTS // max(1, len(candidates)))
         for start in range(0, len(anchors), rows):
-            block, weight = anchors[start : start + rows], weights[start : start + rows]
-            # Unit rows: similarities lie in [-1, 1], so subtracting 1 is a bound that needs no search for the maximum.
-            soft = torch.mm(block, candidates.t()).sub_(1).div_(temperature).exp_().mul_(counts)
+            block, weight = scaled[start : start + rows], weights[start : start + rows]
+            soft = torch.addmm(shift, block, columns).exp_()
             sums = soft.sum(1)
-            own = (block * positives[start : start + rows]).sum(1)
-            total += (weight * (sums.log() + (1 - own) / temperature)).sum(dtype=torch.float64)
-            scale = weight / (temperature * sums)
-            soft.mul_(scale.unsqueeze(1))
-            torch.mm(soft, candidates, out=anchor_grad[start : start + rows])
-            candidate_grad.addmm_(soft.t(), block)
+            total += (weight * (sums.log() + 1 / temperature - own[start : start + rows])).sum(dtype=torch.float64)
+            scale = (weight / sums).unsqueeze(1)
+            grad = anchor_grad[start : start + rows]
+            torch.mm(soft, candidates, out=grad)
+            grad.mul_(scale / temperature)
+            candidate_grad.addmm_(soft.t(), block * scale)
         pull = (weights / temperature).unsqueeze(1)
         anchor_grad.addcmul_(pull, positives, value=-1)
         candidate_grad[first : first + len(anchors)].addcmul_(pull, anchors, value=-1)
