@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -55,7 +55,8 @@ def command(home: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
             children = psutil.Process(process.pid).children(recursive=True)
             process.kill()
         for child in children:
-            child.kill()
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
         process.wait(10)
 
 

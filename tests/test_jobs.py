@@ -1,0 +1,133 @@
+"""`jobs/<verb>.py` on a cluster: a head node of its own, jobs submitted with the working folder, results read back."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.training import small
+
+pytestmark = pytest.mark.multiprocess
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+RAY = str(Path(sys.executable).parent / "ray")
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+@dataclass(frozen=True)
+class Cluster:
+    address: str
+    environment: dict[str, str]
+    working_dir: Path
+
+    def submit(self, job: str, *entrypoint: str, timeout: float = 240) -> tuple[int, str]:
+        """Submit a job and wait for its end: the exit status of the submission and what it printed."""
+        done = subprocess.run(
+            [RAY, "job", "submit", "--address", self.address, "--submission-id", job,
+             "--working-dir", str(self.working_dir), "--", *entrypoint],
+            env=self.environment, timeout=timeout, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        return done.returncode, done.stdout + done.stderr
+
+    def job(self, job: str) -> tuple[str, int]:
+        """Status and exit code of a job that has ended."""
+        with urllib.request.urlopen(f"{self.address}/api/jobs/{job}", timeout=30) as answer:
+            told = json.load(answer)
+        return told["status"], told["driver_exit_code"]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A head node with 3 CPUs on ports of its own, and a copy of the repository without its history."""
+    folder = tmp_path_factory.mktemp("head")
+    port, dashboard, client = free_ports(3)
+    environment = {
+        **os.environ, "HOME": str(folder), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0",
+        "OMP_NUM_THREADS": "1", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }  # fmt: skip
+    environment.pop("RAY_ADDRESS", None)
+    working_dir = folder / "repository"
+    working_dir.mkdir()
+    for name in ("distrec", "jobs", "configs"):
+        shutil.copytree(REPOSITORY / name, working_dir / name, ignore=shutil.ignore_patterns("__pycache__"))
+    with open(folder / "log", "wb") as log:
+        head = subprocess.Popen(
+            [RAY, "start", "--head", "--block", "--num-cpus=3", "--node-ip-address=127.0.0.1", f"--port={port}",
+             "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
+             "--object-store-memory=100000000", "--disable-usage-stats"],
+            env=environment, stdout=log, stderr=log, cwd=folder, start_new_session=True,
+        )  # fmt: skip
+    try:
+        address = f"http://127.0.0.1:{dashboard}"
+        wait_until_answering(head, f"{address}/api/version", folder / "log")
+        yield Cluster(address, environment, working_dir)
+    finally:
+        processes = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
+        for process in psutil.wait_procs(processes, timeout=5)[1]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        head.kill()
+        head.wait(10)
+
+
+def wait_until_answering(head: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        assert head.poll() is None, log.read_text()
+        try:
+            urllib.request.urlopen(url, timeout=2)
+            return
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail(f"the head node did not answer in time:\n{log.read_text()}")
+
+
+def test_a_training_job_trains_on_the_cluster_and_failing_ones_fail(tmp_path: Path, cluster: Cluster) -> None:
+    data, runs = small.write_small(tmp_path / "data"), tmp_path / "runs"
+    settings = [f"data={data}", f"run.storage={runs}", "train.epochs=2", "train.global_batch=64", "method.dim=8",
+                "train.checkpoint_every=0"]  # fmt: skip
+    entrypoint = ["python", "jobs/train.py", "configs/lightgcn/demo.yaml", *settings]
+    status, printed = cluster.submit("train", *entrypoint)
+    assert status == 0, printed
+    assert cluster.job("train") == ("SUCCEEDED", 0)
+    run = runs / "lightgcn-demo"
+    summary = small.read(run, "summary.json")
+    assert 0 <= summary["test"]["recall@20"] <= 1
+    record = small.read(run, "run.json")
+    assert record["world_size"] == 2
+    assert [epoch["workers"] for epoch in small.metrics(run)] == [2, 2]
+    assert "recall@20" in printed  # the final table
+
+    # Bad input: as the command, without a traceback, and the job is FAILED.
+    status, printed = cluster.submit("bad", *entrypoint, "train.seed=9")
+    assert status != 0
+    assert "train.seed = 1, now 9" in printed
+    assert "Traceback" not in printed
+    assert cluster.job("bad") == ("FAILED", 2)
