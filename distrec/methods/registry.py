@@ -20,6 +20,8 @@ METHODS: dict[str, type[Method]] = {
     "popularity": Popularity,
 }
 
+_SPARSE_WIDTH = 4  # of fbgemm's fused kernel
+
 
 def method_config(tree: dict[str, Any]) -> Any:
     """The typed settings of the method that `method.name` names.
@@ -52,5 +54,16 @@ def resolve(config: RunConfig) -> RunConfig:
 
 
 def build_method(config: RunConfig, data: Dataset) -> Method:
-    """The method of a resolved config, checked against the dataset."""
-    return METHODS[config.method["name"]](method_config(config.method), data)
+    """The method of a resolved config, checked against the dataset.
+
+    Raises:
+        InputError: the dataset lacks what the method asks for, or sparse tables can not have its widths.
+    """
+    method = METHODS[config.method["name"]](method_config(config.method), data)
+    for table in method.tables() if config.optimizer.tables == "sparse" else []:
+        if table.dim % _SPARSE_WIDTH:
+            raise InputError(
+                f"table '{table.name}' is {table.dim} wide but 'optimizer.tables: sparse' needs a multiple of "
+                f"{_SPARSE_WIDTH}; change 'method.dim' or use 'optimizer.tables: exact'."
+            )
+    return method

@@ -24,6 +24,7 @@ from torchrec.optim import RowWiseAdagrad
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
 from distrec.config.run import OptimizerSection
+from distrec.errors import InputError
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
 from distrec.tables.optimizers import build_optimizer, moments
@@ -38,6 +39,9 @@ class ShardedTables:
     Args:
         partitions: the user and item partitions; a table's rows lie like its side.
         seed: names the random streams of the initial values.
+
+    Raises:
+        InputError: a sparse table has too few rows to give each worker one (fbgemm's fused kernel refuses an empty shard).
     """
 
     def __init__(
@@ -51,6 +55,12 @@ class ShardedTables:
         self.world, self.exact = world, optimizer.tables == "exact"
         self.specs = {table.name: table for table in tables}
         self._partitions = {table.name: partitions[table.side] for table in tables}
+        for name, partition in self._partitions.items():
+            if not self.exact and not partition.count(world.size - 1):
+                raise InputError(
+                    f"table '{name}' has {partition.rows} rows, too few for 'optimizer.tables: sparse' on {world.size} "
+                    "workers; use fewer workers or 'optimizer.tables: exact'."
+                )
         self._collections = _shard(world, tables, self._partitions, optimizer)
         self._blocks = {name: self._view(name).requires_grad_(self.exact) for name in self.specs}
         for name in self.specs:
@@ -75,7 +85,8 @@ class ShardedTables:
         if name in self._looked_up:
             raise RuntimeError(f"table '{name}' is looked up twice in one step; join the ids in one call")
         self._looked_up.add(name)
-        features = KeyedJaggedTensor(keys=[name], values=ids, lengths=torch.ones(len(ids), dtype=torch.int64))
+        # One sequence of all ids, not one of each: TorchRec refuses a rank that brings no sequence.
+        features = KeyedJaggedTensor(keys=[name], values=ids, lengths=torch.tensor([len(ids)]))
         vectors: torch.Tensor = self._collections[name](features)[name].values()
         return vectors
 

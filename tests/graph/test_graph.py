@@ -170,7 +170,7 @@ def test_one_process(part):
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_any_number_of_processes(size: int):
-    alone, results = neighbours(World(0, 1)), run_workers(everything, size)
+    alone, results = neighbours(World(0, 1)), run_workers(everything, size, timeout=400)
     assert all(lists == alone for _, lists in results)
     for case in zip(*(records for records, _ in results), strict=True):
         assert len({record["exchange"] for record in case}) == 1, "all ranks choose the same exchange"

@@ -154,7 +154,7 @@ def test_one_process_without_a_group():
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_exchanges_equal_plain_indexing_and_their_adjoints(size: int):
-    chosen = run_workers(everything, size)
+    chosen = run_workers(everything, size, timeout=400)
     for rank, found in enumerate(chosen):
         assert [strategy for strategy, _, _ in found] == ["boundary", "boundary", "boundary", "gather"], "alike on all"
         for strategy, received, extra in found:
