@@ -104,7 +104,7 @@ class Killer(threading.Thread):
         self.killed_at: list[dict[str, Any]] = []
 
     def run(self) -> None:
-        deadline = time.monotonic() + 250
+        deadline = time.monotonic() + 500
         while self._epochs and time.monotonic() < deadline:
             workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in title(p)]
             while workers and all(worker.is_running() for worker in workers) and time.monotonic() < deadline:
