@@ -174,6 +174,7 @@ def _initialize(module: torch.nn.Module, optimizer: OptimizerSection, zero_stage
     config = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0,  # DeepSpeed clips to a norm of 1 unless told not to
         "zero_optimization": {"stage": zero_stage},
         "zero_allow_untested_optimizer": True,
         "optimizer": {"type": _TYPES[optimizer.name], "params": settings},
