@@ -14,6 +14,10 @@ from pathlib import Path
 
 import pytest
 
+# For the whole process: Ray reads the authentication mode once, and a second cluster that another mode was chosen for
+# never starts an actor.
+os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
+
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 

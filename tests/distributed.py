@@ -1,11 +1,12 @@
-"""Run a function in several gloo processes."""
+"""Run a function in several gloo processes; a Ray cluster of a stated size."""
 
 import os
 import pickle
 import socket
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -75,3 +76,15 @@ def _work(
     except BaseException:
         Path(folder, f"error-{rank}").write_text(f"rank {rank}:\n{traceback.format_exc()}")
         raise SystemExit(1) from None
+
+
+@contextmanager
+def own_cluster(cpus: int) -> Iterator[None]:
+    """A local Ray cluster that offers `cpus`, which the project's commands find, use and leave alone."""
+    import ray
+
+    ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from distrec.cli import main
+from tests.distributed import own_cluster
 from tests.training import small
 
 STEPS = 9  # of an epoch of the small dataset in batches of 64
@@ -78,18 +79,11 @@ def test_an_epoch_whose_end_was_not_told_is_told_after_the_restart(tmp_path: Pat
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A Ray cluster of 2 CPUs that the command finds and leaves alone."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
         patch.setenv("OMP_NUM_THREADS", "1")
-        import ray
-
-        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
-        try:
+        with own_cluster(cpus=2):
             yield
-        finally:
-            ray.shutdown()
 
 
 class Killer(threading.Thread):

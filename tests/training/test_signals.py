@@ -40,7 +40,7 @@ def config(tmp_path: Path, data: str) -> str:
 def command(home: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """`distrec train` in a process of its own, which ends with the block."""
     environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "HOME": str(home), "RAY_AUTH_MODE": "disabled",
+        **os.environ, "OMP_NUM_THREADS": "1", "HOME": str(home),
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     }  # fmt: skip
     process = subprocess.Popen(
