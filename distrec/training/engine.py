@@ -41,11 +41,14 @@ class Engine:
         self._sampler = (
             Sampler(self.train_rows, data.items, seed, self.method.negatives_from) if self.method.trainable else None
         )
-        self.tables = ShardedTables(world, self.method.tables(), {"user": users, "item": items}, config.optimizer, seed)
+        # The same initial dense weights on every rank, at any world size; what the libraries draw meanwhile stays inside.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)  # the same initial dense weights on every rank, at any world size
+            torch.manual_seed(seed)
             module = self.method.dense()
-        self.dense = DenseEngine(world, module, config.optimizer, config.dense.zero_stage)
+            self.tables = ShardedTables(
+                world, self.method.tables(), {"user": users, "item": items}, config.optimizer, seed
+            )
+            self.dense = DenseEngine(world, module, config.optimizer, config.dense.zero_stage)
         self.method.attach(self.tables.block, self._rows, self.dense)
         self._term_names: list[str] = []
         self._lr = config.optimizer.lr
