@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from distrec.data.sampling import Triples
-from distrec.parallel.exchange import BoundaryExchange, Exchange, batch_exchange
+from distrec.parallel.exchange import BoundaryExchange, batch_exchange
 from distrec.parallel.partition import Partition, share
 from distrec.parallel.world import World
 
@@ -60,13 +60,13 @@ class Lookup:
         return ids, place, counts
 
     @cached_property
-    def _share_exchange(self) -> tuple[Exchange, torch.Tensor]:
+    def _share_exchange(self) -> tuple[BoundaryExchange, torch.Tensor]:
         size = self._world.size
         shares = [self.ids[slice(*share(len(self.ids), rank, size))] for rank in range(size)]
         return batch_exchange(self._world, self._partition, shares)
 
     @cached_property
-    def _distinct_exchange(self) -> Exchange:
+    def _distinct_exchange(self) -> BoundaryExchange:
         return BoundaryExchange(self._world, self._partition, [self._unique[0]] * self._world.size)
 
 
@@ -99,7 +99,6 @@ class Batch:
         return per_row.sum() / self.size
 
 
-def _fetch(exchange: Exchange, blocks: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+def _fetch(exchange: BoundaryExchange, blocks: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
     """Rows of several arrays in one exchange."""
-    joined = exchange.fetch(torch.cat(blocks, 1) if len(blocks) > 1 else blocks[0])
-    return list(joined.split([block.shape[1] for block in blocks], 1)) if len(blocks) > 1 else [joined]
+    return exchange.fetch_all(blocks) if len(blocks) > 1 else [exchange.fetch(blocks[0])]

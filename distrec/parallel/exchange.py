@@ -80,12 +80,24 @@ class BoundaryExchange(Exchange):
         self.received = self.needed - self._receive[world.rank]
 
     def fetch_values(self, block: torch.Tensor) -> torch.Tensor:
-        return self.world.all_to_all(block.index_select(0, self._send_rows), self._send, self._receive)
+        return self._deliver(block.index_select(0, self._send_rows))
 
     def push_values(self, rows: torch.Tensor) -> torch.Tensor:
-        back = self.world.all_to_all(rows, self._receive, self._send)
+        back = self._send_back(rows)
         out = back.new_zeros(self.partition.count(self.world.rank), *back.shape[1:])
         return out.index_add_(0, self._send_rows, back)
+
+    def fetch_all(self, blocks: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """`fetch` of several arrays `[my rows, width]` in one message per rank."""
+        rows = torch.cat([block.index_select(0, self._send_rows) for block in blocks], 1)
+        delivered = linear(rows, self._deliver, self._send_back)
+        return list(delivered.split([block.shape[1] for block in blocks], 1))
+
+    def _deliver(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.world.all_to_all(rows, self._send, self._receive)
+
+    def _send_back(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.world.all_to_all(rows, self._receive, self._send)
 
 
 def planned_exchange(world: World, partition: Partition, needed: torch.Tensor) -> tuple[Exchange, torch.Tensor]:
@@ -113,7 +125,9 @@ def planned_exchange(world: World, partition: Partition, needed: torch.Tensor) -
     return BoundaryExchange(world, partition, lists), torch.arange(len(needed))
 
 
-def batch_exchange(world: World, partition: Partition, ids_of: Sequence[torch.Tensor]) -> tuple[Exchange, torch.Tensor]:
+def batch_exchange(
+    world: World, partition: Partition, ids_of: Sequence[torch.Tensor]
+) -> tuple[BoundaryExchange, torch.Tensor]:
     """An exchange for the rows of one batch, and the place of each of my ids in its output.
 
     Args:

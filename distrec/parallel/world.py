@@ -65,20 +65,41 @@ class World:
         """All rows of a partitioned array, from every rank's block `[my rows, …]`; no gradient."""
         if self.size == 1:
             return block
-        padded = _padded(block, partition.block)
-        out = block.new_empty(partition.block * self.size, *block.shape[1:])
-        dist.all_gather_single(out, padded)
-        return out[: partition.rows]  # starts are rank * block, so padding lies past the end only
+        out = block.new_empty(partition.rows, *block.shape[1:])
+        parts = out.split([partition.count(rank) for rank in range(self.size)])
+        parts[self.rank].copy_(block)
+        self._swap([block.contiguous()] * self.size, parts)
+        return out
 
     def reduce_blocks(self, rows: torch.Tensor, partition: Partition) -> torch.Tensor:
         """My block of the sum over ranks of `rows` `[all rows, …]`; the adjoint of `gather_blocks`; no gradient."""
         if self.size == 1:
             return rows
-        counts = [partition.count(rank) for rank in range(self.size)]
-        mine = counts[self.rank]
-        parts = self.all_to_all(rows, counts, [mine] * self.size).view(self.size, mine, *rows.shape[1:])
+        theirs = rows.contiguous().split([partition.count(rank) for rank in range(self.size)])
+        mine = theirs[self.rank]
+        parts = [mine if rank == self.rank else torch.empty_like(mine) for rank in range(self.size)]
+        self._swap(theirs, parts)
         # Added in rank order, so the result does not depend on the arrival order of messages.
-        return parts.sum(0) if self.size > 2 else parts[0] + parts[1]
+        total = parts[0] + parts[1]
+        for part in parts[2:]:
+            total.add_(part)
+        return total
+
+    def _swap(self, sending: Sequence[torch.Tensor], receiving: Sequence[torch.Tensor]) -> None:
+        """Send `sending[r]` to, and fill `receiving[r]` from, every other rank r; what is empty on both sides is left out.
+
+        Messages between pairs go straight from and into these arrays. On gloo that took 0.6 to 0.8 of the time of an
+        all-gather of the same bytes, and spares the copy of a rank's own part (benchmarks/exchange.py).
+        """
+        messages = []
+        for distance in range(1, self.size):
+            source, target = (self.rank - distance) % self.size, (self.rank + distance) % self.size
+            if receiving[source].numel():
+                messages.append(dist.P2POp(dist.irecv, receiving[source], source))
+            if sending[target].numel():
+                messages.append(dist.P2POp(dist.isend, sending[target], target))
+        for work in dist.batch_isend_irecv(messages) if messages else []:
+            work.wait()
 
     def rows_from(self, rank: int, block: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         """Rows `start:stop` of `rank`'s block, on every rank; shape and type of rows must agree everywhere."""
@@ -95,11 +116,3 @@ class World:
             if low < high:
                 parts.append(self.rows_from(rank, block, low - partition.start(rank), high - partition.start(rank)))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _padded(block: torch.Tensor, rows: int) -> torch.Tensor:
-    if len(block) == rows:
-        return block.contiguous()
-    out = block.new_zeros(rows, *block.shape[1:])
-    out[: len(block)] = block
-    return out
