@@ -20,7 +20,7 @@ from distrec.data.dataset import SPLITS, Dataset
 from distrec.data.sampling import Sampler
 from distrec.errors import InputError, Interrupted, NonFiniteLoss, exit_status
 from distrec.methods.registry import build_method, resolve
-from distrec.runtime import check_stack, quiet, ray_cluster, tune_process, versions
+from distrec.runtime import WORKER_ENVIRONMENT, check_stack, quiet, ray_cluster, tune_process, versions
 from distrec.training.display import Display, banner
 from distrec.training.run_folder import STOP_REQUEST, RunFolder
 
@@ -180,6 +180,7 @@ def _run_on_ray(work: Work, config: RunConfig) -> None:
             storage_path=run.folder.folder("ray").path,
             storage_filesystem=PyFileSystem(FSSpecHandler(run.folder.fs)),
             failure_config=FailureConfig(max_failures=config.train.max_failures),
+            worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
         ),
     )
     failures: list[BaseException] = []
