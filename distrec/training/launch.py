@@ -180,7 +180,7 @@ def _run_on_ray(work: Work, config: RunConfig) -> None:
             storage_path=run.folder.folder("ray").path,
             storage_filesystem=PyFileSystem(FSSpecHandler(run.folder.fs)),
             failure_config=FailureConfig(max_failures=config.train.max_failures),
-            worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
+            worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},  # type: ignore[call-arg]  # typed as the old config
         ),
     )
     failures: list[BaseException] = []
