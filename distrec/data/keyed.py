@@ -14,18 +14,24 @@ import numpy as np
 _LANES = 4  # 64-bit numbers that Philox4x64 makes per counter value
 
 
-def _generator(key: tuple[str | int, ...], position: int) -> tuple[np.random.Generator, int]:
-    """A generator at the counter that holds `position`, and how many numbers to skip within it."""
+def _generator(key: tuple[str | int, ...], position: int, lanes: int = _LANES) -> tuple[np.random.Generator, int]:
+    """A generator at the counter that holds `position`, and how many of its `lanes` numbers to skip."""
     name = hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
     bits = np.random.Philox(key=np.frombuffer(name, np.uint64))
-    bits.advance(position // _LANES)
-    return np.random.Generator(bits), position % _LANES
+    bits.advance(position // lanes)
+    return np.random.Generator(bits), position % lanes
 
 
 def uniform(key: tuple[str | int, ...], start: int, count: int) -> np.ndarray:
     """Elements `start : start + count` of stream `key`: float64 in [0, 1)."""
     generator, skip = _generator(key, start)
     return generator.random(skip + count)[skip:]
+
+
+def uniform32(key: tuple[str | int, ...], start: int, count: int) -> np.ndarray:
+    """Elements `start : start + count` of stream `key`: float32 in [0, 1), two from each 64-bit number."""
+    generator, skip = _generator(key, start, 2 * _LANES)
+    return generator.random(skip + count, np.float32)[skip:]
 
 
 def integers(key: tuple[str | int, ...], start: int, count: int, bound: int) -> np.ndarray:

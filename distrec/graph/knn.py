@@ -13,23 +13,31 @@ _TILE = 64
 
 
 def cosine_neighbours(
-    world: World, partition: Partition, block: torch.Tensor, k: int
+    world: World, partition: Partition, block: torch.Tensor, k: int, include_self: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `min(k, items)` most similar items of each of my items, itself included.
+    """The k most similar items of each of my items; as many as there are, if fewer.
 
     Args:
         block: my items' vectors `[my items, width]`, of unit length (or zero).
+        include_self: whether an item may be its own neighbour.
 
     Returns:
         Cosines `[my items, k]` and item numbers `[my items, k]`, best first, equal cosines in item order.
     """
-    k = min(k, partition.rows)
+    k = min(k, partition.rows if include_self else partition.rows - 1)
+    mine = torch.arange(partition.start(world.rank), partition.stop(world.rank))
     values = torch.empty(len(block), 0)
     items = torch.empty(len(block), 0, dtype=torch.int64)
     for start in range(0, partition.rows, _COLUMNS):
         stop = min(start + _COLUMNS, partition.rows)
         candidates = world.chunk(block, partition, start, stop)
-        parts = [top_columns(_products(rows, candidates), k) for rows in block.split(_ROWS)]
+        parts = []
+        for rows, numbers in zip(block.split(_ROWS), mine.split(_ROWS), strict=True):
+            cosines = _products(rows, candidates)
+            if not include_self:
+                (own,) = ((numbers >= start) & (numbers < stop)).nonzero(as_tuple=True)
+                cosines[own, numbers[own] - start] = -torch.inf
+            parts.append(top_columns(cosines, k))
         if parts:
             best = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]) + start
             values, items = merge_top(values, items, *best, k)

@@ -7,11 +7,13 @@ one hop is `R items` for users and `R^T users` for items.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from distrec.graph.matrix import ShardedMatrix, inverse_sqrt
+from distrec.graph.polynomial import Weight, polynomial
 from distrec.parallel.linear import linear_pair
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
@@ -48,30 +50,24 @@ class UserItemGraph:
         return self.matrix.transposed_times(users) if self._users_are_rows else self.matrix.times(users)
 
     def propagate(
-        self, users: torch.Tensor, items: torch.Tensor, weights: Sequence[float]
+        self, users: torch.Tensor, items: torch.Tensor, weights: Sequence[Weight]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`sum_l weights[l] A^l e` for stacked users and items `e`: my rows of both, with gradient.
 
         `A` is symmetric, so the map is its own adjoint and the backward pass is one more propagation.
         """
 
-        def apply(users: torch.Tensor, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            # Horner's rule: one running sum, where layers beside their sum would be a third array to keep in the caches.
-            sums = users * weights[-1], items * weights[-1]
-            for weight in reversed(weights[:-1]):
-                next_users, next_items = self._hop(*sums)
-                sums = next_users.add_(users, alpha=weight), next_items.add_(items, alpha=weight)
-            return sums
+        def apply(users: torch.Tensor, items: torch.Tensor) -> Any:
+            return polynomial(self._hop, weights, users, items)
 
         return linear_pair(users, items, apply, apply)
+
+    def hop(self, users: torch.Tensor, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """My rows of `A e`, with gradient."""
+        return linear_pair(users, items, self._hop, self._hop)
 
     def _hop(self, users: torch.Tensor, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """My rows of `A e`, no gradient."""
         if self._users_are_rows:
             return self.matrix.times_values(items), self.matrix.transposed_values(users)
         return self.matrix.transposed_values(items), self.matrix.times_values(users)
-
-
-def mean_of_layers(layers: int) -> list[float]:
-    """The weights of LightGCN's mean over the input and `layers` hops."""
-    return [1 / (layers + 1)] * (layers + 1)

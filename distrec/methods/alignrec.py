@@ -16,7 +16,8 @@ from torch.nn import functional
 from distrec.data.dataset import Dataset
 from distrec.graph.knn import cosine_neighbours
 from distrec.graph.matrix import ShardedMatrix
-from distrec.graph.user_item import UserItemGraph, mean_of_layers
+from distrec.graph.polynomial import mean_of_powers
+from distrec.graph.user_item import UserItemGraph
 from distrec.methods.base import Method, MethodConfig, Representations, Space, require_features
 from distrec.methods.batch import Batch, Lookup
 from distrec.methods.losses import bpr, gram_distance, info_nce
@@ -77,7 +78,7 @@ class AlignRec(Method):
         self.initial_content = torch.cat([unit_rows(rows) for rows in sets], 1)
         self.user_item = UserItemGraph(space.world, space.users, space.items, space.train.user, space.train.item)
         self.item_item = item_graph(space, self.initial_content, self.config.knn_k)
-        self.layer_weights = mean_of_layers(self.config.user_item_layers)
+        self.layer_weights = mean_of_powers(self.config.user_item_layers)
 
     def tables(self) -> list[Table]:
         dim = self.config.dim
@@ -146,7 +147,8 @@ class AlignRec(Method):
     def _cca(self, content: torch.Tensor, ids: torch.Tensor, lookup: Lookup, batch_size: int) -> torch.Tensor:
         """My share of NCE(content, ids): content rows are anchors, ID rows candidates (4.4)."""
         anchors, candidates = unit_rows(content), unit_rows(ids)
-        total = info_nce(anchors, candidates, lookup.counts, lookup.my_distinct(), self.config.cca_temperature)
+        mine = lookup.my_distinct()
+        total = info_nce(anchors[mine], candidates, lookup.counts, mine.start, self.config.cca_temperature)
         return total / batch_size
 
     def _similarity(self, item_content: torch.Tensor, batch: Batch) -> torch.Tensor:

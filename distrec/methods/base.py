@@ -73,6 +73,11 @@ class Method(ABC):
     def __init__(self, config: Any, data: Dataset):
         self.config, self.data = config, data
 
+    def title(self) -> str:
+        """How banner and results name it: with its variant, where variants are different methods."""
+        name: str = self.config.name
+        return name
+
     def features(self) -> list[str]:
         """The feature sets it reads; their files are verified before a run starts."""
         return []

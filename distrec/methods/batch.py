@@ -76,7 +76,7 @@ class Batch:
     Attributes:
         size: rows of the global batch.
         configured: `train.global_batch`, which the last batch of an epoch may fall short of.
-        epoch, step: where in training it stands; keys of random draws.
+        seed, epoch, step: of the run, and where in training it stands; keys of random draws.
     """
 
     def __init__(
@@ -86,10 +86,12 @@ class Batch:
         items: Partition,
         triples: Triples,
         configured: int,
+        seed: int,
         epoch: int,
         step: int,
     ):
-        self.size, self.configured, self.epoch, self.step = len(triples.users), configured, epoch, step
+        self.size, self.configured = len(triples.users), configured
+        self.seed, self.epoch, self.step = seed, epoch, step
         self.users = Lookup(world, users, triples.users)
         self.positives = Lookup(world, items, triples.positives)
         self.negatives = Lookup(world, items, triples.negatives)

@@ -6,7 +6,8 @@ import torch
 from pydantic import Field
 
 from distrec.graph.matrix import ShardedMatrix
-from distrec.graph.user_item import UserItemGraph, mean_of_layers
+from distrec.graph.polynomial import mean_of_powers
+from distrec.graph.user_item import UserItemGraph
 from distrec.methods.base import Method, MethodConfig, Representations, Space
 from distrec.methods.batch import Batch
 from distrec.methods.losses import bpr
@@ -29,7 +30,7 @@ class LightGCN(Method):
     def build(self, space: Space) -> None:
         super().build(space)
         self.graph = UserItemGraph(space.world, space.users, space.items, space.train.user, space.train.item)
-        self.layer_weights = mean_of_layers(self.config.layers)
+        self.layer_weights = mean_of_powers(self.config.layers)
 
     def matrices(self) -> dict[str, ShardedMatrix]:
         return {"user_item": self.graph.matrix}

@@ -60,21 +60,21 @@ class _InfoNce(torch.autograd.Function):
 
 
 def info_nce(
-    anchors: torch.Tensor, candidates: torch.Tensor, counts: torch.Tensor, mine: slice, temperature: float
+    anchors: torch.Tensor, candidates: torch.Tensor, counts: torch.Tensor, first: int, temperature: float
 ) -> torch.Tensor:
     """My share of `sum_k counts_k [ -a_k b_k / t + log sum_j counts_j exp(a_k b_j / t) ]` over unit rows.
 
     With distinct ids and their counts this equals the sum over a batch in which repeated ids stand as repeated rows.
 
     Args:
-        anchors, candidates: `[distinct, width]`, of unit length, row k of one is the positive of row k of the other.
-        counts: how often each row occurs in the batch, `[distinct]`.
-        mine: the anchors of this rank.
+        anchors: mine, `[my rows, width]`, of unit length.
+        candidates: `[rows, width]`, of unit length; row `first + k` is the positive of anchor k.
+        counts: how often each row occurs in the batch, `[rows]`.
         temperature: t, at least 0.03 (below, exp underflows in float32 with the bound used here).
     """
     if temperature < _MIN_TEMPERATURE:
         raise ValueError(f"temperature {temperature} is below {_MIN_TEMPERATURE}")
-    result: torch.Tensor = _InfoNce.apply(anchors[mine], candidates, counts, mine.start, temperature)
+    result: torch.Tensor = _InfoNce.apply(anchors, candidates, counts, first, temperature)
     return result
 
 

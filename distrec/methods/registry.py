@@ -11,10 +11,14 @@ from distrec.methods.alignrec import AlignRec
 from distrec.methods.base import Method
 from distrec.methods.bprmf import BprMf
 from distrec.methods.lightgcn import LightGCN
+from distrec.methods.mentor import MENTOR
 from distrec.methods.popularity import Popularity
+from distrec.methods.stair import STAIR
 
 METHODS: dict[str, type[Method]] = {
     "alignrec": AlignRec,
+    "mentor": MENTOR,
+    "stair": STAIR,
     "lightgcn": LightGCN,
     "bprmf": BprMf,
     "popularity": Popularity,

@@ -10,7 +10,7 @@ Two kinds (design.md section 4):
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
@@ -27,7 +27,7 @@ from distrec.config.run import OptimizerSection
 from distrec.errors import InputError
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
-from distrec.tables.optimizers import build_optimizer, moments
+from distrec.tables.optimizers import SmoothedOptimizer, build_optimizer, moments
 from distrec.tables.spec import Side, Table
 
 _INIT_ROWS = 65_536
@@ -65,8 +65,7 @@ class ShardedTables:
         self._blocks = {name: self._view(name).requires_grad_(self.exact) for name in self.specs}
         for name in self.specs:
             self._initialise(name, seed)
-        exact_leaves = list(self._blocks.values()) if self.exact else []
-        self._optimizer = build_optimizer(exact_leaves, optimizer) if exact_leaves else None
+        self._optimizers = _optimizers(self._blocks, self.specs, optimizer) if self.exact else {}
         self._looked_up: set[str] = set()
 
     def partition(self, name: str) -> Partition:
@@ -97,15 +96,16 @@ class ShardedTables:
         out once. Sparse tables have already stepped inside backward, where TorchRec divides by the world size itself.
         """
         self._looked_up.clear()
-        if self._optimizer is None:
+        if not self.exact:
             return
         for block in self._blocks.values():
             if block.grad is not None and self.world.size > 1:
                 block.grad.div_(self.world.size)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        for optimizer in dict.fromkeys(self._optimizers.values()):
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
     def set_sparse_lr(self, lr: float) -> None:
         """The learning rate of the fused update of the coming backward pass."""
@@ -135,22 +135,20 @@ class ShardedTables:
     @property
     def steps(self) -> int:
         """Optimizer steps so far (Adam's bias correction depends on it)."""
-        return self._steps_of(next(iter(self._blocks))) if self._optimizer is not None else 0
+        return next((int(state["step"]) for state in self._states() if "step" in state), 0)
 
     @steps.setter
     def steps(self, count: int) -> None:
-        if self._optimizer is not None:
-            for block in self._blocks.values():
-                if "step" in self._optimizer.state[block]:
-                    self._optimizer.state[block]["step"].fill_(count)
+        for state in self._states():
+            if "step" in state:
+                state["step"].fill_(count)
 
-    def _steps_of(self, name: str) -> int:
-        assert self._optimizer is not None
-        return int(self._optimizer.state[self._blocks[name]].get("step", 0))
+    def _states(self) -> Iterator[dict[str, torch.Tensor]]:
+        return (optimizer.state[self._blocks[name]] for name, optimizer in self._optimizers.items())
 
     def _moments(self, name: str) -> dict[str, torch.Tensor]:
-        if self._optimizer is not None:
-            return moments(self._optimizer, self._blocks[name])
+        if self.exact:
+            return moments(self._optimizers[name], self._blocks[name])
         kernel = _kernel(self._collections[name])
         return {} if kernel is None else {"sum_of_squares": kernel.split_optimizer_states()[0][0]}
 
@@ -171,6 +169,19 @@ class ShardedTables:
                 end = min(start + _INIT_ROWS, stop)
                 rows = spec.init(("table", name, seed), partition.rows, spec.dim, start, end)
                 self._blocks[name][start - first : end - first] = torch.from_numpy(rows)
+
+
+def _optimizers(
+    blocks: Mapping[str, torch.Tensor], specs: Mapping[str, Table], config: OptimizerSection
+) -> dict[str, torch.optim.Optimizer]:
+    """Each exact table's optimizer; tables whose update is smoothed share one, the others another."""
+    plain = [name for name in blocks if specs[name].smooth is None]
+    out = dict.fromkeys(plain, build_optimizer([blocks[name] for name in plain], config)) if plain else {}
+    maps = {name: spec.smooth for name, spec in specs.items() if spec.smooth is not None}
+    if maps:
+        smoothed = SmoothedOptimizer([blocks[name] for name in maps], list(maps.values()), config)
+        out |= dict.fromkeys(maps, smoothed)
+    return out
 
 
 def _shard(

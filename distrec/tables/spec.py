@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import torch
 
 from distrec.config.run import OptimizerSection
 from distrec.data import keyed
@@ -29,6 +30,22 @@ def xavier_uniform(key: tuple[str | int, ...], rows: int, dim: int, start: int, 
     return ((2 * draws - 1) * bound).astype(np.float32).reshape(-1, dim)
 
 
+def xavier_normal(key: tuple[str | int, ...], rows: int, dim: int, start: int, stop: int) -> np.ndarray:
+    """Normal with standard deviation sqrt(2 / (rows + dim)) (Glorot & Bengio 2010)."""
+    draws = keyed.normal(key, start * dim, (stop - start) * dim)
+    return (draws * math.sqrt(2 / (rows + dim))).astype(np.float32).reshape(-1, dim)
+
+
+def side_by_side(parts: Sequence[tuple[str, Initializer]]) -> Initializer:
+    """Equally wide parts beside each other, each drawn as a table of its own name."""
+
+    def init(key: tuple[str | int, ...], rows: int, dim: int, start: int, stop: int) -> np.ndarray:
+        width = dim // len(parts)
+        return np.concatenate([draw((*key, name), rows, width, start, stop) for name, draw in parts], 1)
+
+    return init
+
+
 def from_rows(read: Callable[[int, int], np.ndarray]) -> Initializer:
     """Start from given vectors: `read(start, stop)` returns `[stop - start, dim]` float32."""
 
@@ -46,6 +63,8 @@ class Table:
     side: Side
     dim: int
     init: Initializer = xavier_uniform
+    smooth: Callable[[torch.Tensor], torch.Tensor] | None = None
+    """A linear map `[my rows, dim]` to the same that every update passes through before it is written; collective."""
 
 
 # Float32 copies of a row kept while training, beyond the weight itself: gradient and moments.

@@ -66,8 +66,9 @@ class Engine:
 
     def batch(self, epoch: int, step: int, triples: Triples) -> Batch:
         """The method's view of a global batch."""
+        train = self.config.train
         return Batch(
-            self.world, self.space.users, self.space.items, triples, self.config.train.global_batch, epoch, step
+            self.world, self.space.users, self.space.items, triples, train.global_batch, train.seed, epoch, step
         )
 
     def forward(self, batch: Batch, flag: bool = False) -> tuple[torch.Tensor, dict[str, float], bool]:

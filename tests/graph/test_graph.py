@@ -9,8 +9,9 @@ import torch
 from distrec.graph import knn
 from distrec.graph.knn import cosine_neighbours
 from distrec.graph.matrix import ShardedMatrix, inverse_sqrt
+from distrec.graph.polynomial import mean_of_powers
 from distrec.graph.sparse import Csr
-from distrec.graph.user_item import UserItemGraph, mean_of_layers
+from distrec.graph.user_item import UserItemGraph
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
 from tests.distributed import run_workers
@@ -55,7 +56,7 @@ def user_item(world: World) -> None:
 
         adjacency, stacked = dense(user, item, users, items), torch.cat([whole_users, whole_items])
         weights = torch.cat([user_weights, item_weights])
-        for layers in ([1.0], mean_of_layers(1), mean_of_layers(4), [0.0, 0.5, -2.0]):
+        for layers in ([1.0], mean_of_powers(1), mean_of_powers(4), [0.0, 0.5, -2.0]):
             operator = sum(w * torch.linalg.matrix_power(adjacency, hop) for hop, w in enumerate(layers))
             blocks = mine(world, sides[0], whole_users), mine(world, sides[1], whole_items)
             outs = graph.propagate(*blocks, layers)
@@ -193,6 +194,6 @@ def test_an_isolated_node_has_no_weight():
     assert inverse_sqrt(np.array([0, 1, 4], np.float32)).tolist() == [0, 1, 0.5]
 
 
-def test_the_mean_of_layers_counts_the_input():
-    assert mean_of_layers(0) == [1]
-    assert mean_of_layers(4) == pytest.approx([0.2] * 5)
+def test_the_mean_of_powers_counts_the_input():
+    assert mean_of_powers(0) == [1]
+    assert mean_of_powers(4) == pytest.approx([0.2] * 5)

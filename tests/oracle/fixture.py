@@ -79,6 +79,18 @@ def write_dataset(fixture: Fixture, folder: Path, features: dict[str, np.ndarray
     return Dataset.open(str(folder))
 
 
+def adam(fixture: Fixture) -> dict[str, Any]:
+    """The optimizer settings of a fixture that was trained with Adam."""
+    h = fixture.hparam
+    return {
+        "name": "adam",
+        "lr": h("learning_rate"),
+        "betas": [h("adam_beta1"), h("adam_beta2")],
+        "eps": h("adam_eps"),
+        "weight_decay": h("weight_decay"),
+    }
+
+
 def run_config(method: dict[str, Any], optimizer: dict[str, Any], global_batch: int, zero_stage: int) -> RunConfig:
     """A resolved run config for a replay."""
     tree = {

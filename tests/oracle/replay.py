@@ -8,11 +8,11 @@ from types import ModuleType
 
 from distrec.runtime import quiet
 from tests.distributed import run_workers
-from tests.oracle import alignrec
+from tests.oracle import alignrec, mentor, stair
 from tests.oracle.compare import Row
 from tests.oracle.fixture import Fixture
 
-METHODS: dict[str, ModuleType] = {"alignrec": alignrec}
+METHODS: dict[str, ModuleType] = {"alignrec": alignrec, "mentor": mentor, "stair": stair}
 
 
 def work(method: str, path: str, zero_stage: int, data: str) -> list[Row]:

@@ -1,0 +1,298 @@
+"""MENTOR (Xu et al., AAAI 2025; section numbers are those of the project's method specification).
+
+Towers of text, image and IDs are propagated over users and items (3.2) and aligned by the first two moments of their
+entries under the guidance of the ID tower (4.3). Two variants, which are two methods:
+
+* `published` is what the released program computes: the mask term has no gradient and is a constant in the loss (4.4), and
+  the contrasted noisy towers have parameters of their own, so contrast reaches the ranking through `weight` alone (4.5).
+* `intent` is what the paper describes: the noise falls on the ranking's own towers, and the mask branch trains.
+
+All towers lie side by side in one table and one array, so a hop is one exchange. Left out are the published program's
+unused layers and its user-user graph (8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch.nn import functional
+
+from distrec.data import keyed
+from distrec.data.dataset import Dataset
+from distrec.graph.knn import cosine_neighbours
+from distrec.graph.matrix import ShardedMatrix
+from distrec.graph.user_item import UserItemGraph
+from distrec.methods.base import Method, MethodConfig, Representations, Space, require_features
+from distrec.methods.batch import Batch
+from distrec.methods.losses import bpr, info_nce
+from distrec.methods.moments import population_moments
+from distrec.parallel.linear import linear
+from distrec.parallel.partition import Partition
+from distrec.tables.features import Fill, feature_block, unit_rows
+from distrec.tables.spec import Table, side_by_side, xavier_normal
+
+CLEAN, NOISY = ["v", "t", "id"], ["v_n1", "t_n1", "v_n2", "t_n2"]
+_HIDDEN, _RADIUS = 256, 0.1
+
+
+class Towers(torch.nn.Module):
+    """The towers' two-layer encoders (3.2), and the mask branch's layer where it trains."""
+
+    def __init__(self, widths: dict[str, int], dim: int, mask: bool):
+        super().__init__()
+        self.first = torch.nn.ModuleDict({name: torch.nn.Linear(width, _HIDDEN) for name, width in widths.items()})
+        self.second = torch.nn.ModuleDict({name: torch.nn.Linear(_HIDDEN, dim) for name in widths})
+        self.mask = torch.nn.Linear(2 * dim, 2 * dim) if mask else None
+
+    def forward(self, inputs: dict[str, torch.Tensor], names: Sequence[str]) -> torch.Tensor:
+        """`[items, width]` of each source to `[items, towers x dim]`; or the mask branch of `inputs["mask"]`."""
+        if self.mask is not None and "mask" in inputs:
+            out: torch.Tensor = self.mask(inputs["mask"])
+            return out
+        hidden = (functional.leaky_relu(self.first[name](inputs[source(name)]), 0.01) for name in names)
+        return torch.cat([self.second[name](rows) for name, rows in zip(names, hidden, strict=True)], 1)
+
+
+def source(tower: str) -> str:
+    """What a tower encodes: "v" (image), "t" (text) or "id"."""
+    return tower.partition("_")[0]
+
+
+class Draws:
+    """The random numbers of a step, keyed by place: the same at any number of workers."""
+
+    def noise(self, batch: Batch, hop: int, side: str, rows: range, width: int) -> torch.Tensor:
+        """Uniform in [0, 1) for every noisy tower's rows, `[rows, width]`."""
+        key = ("noise", batch.seed, batch.epoch, batch.step, hop, side)
+        return _uniform(key, rows, width)
+
+    def keep(self, batch: Batch, side: str, rows: range, width: int, dropout: float) -> torch.Tensor:
+        """1 where the feature mask keeps an entry, else 0, `[rows, width]`."""
+        key = ("feature mask", batch.seed, batch.epoch, batch.step, side)
+        return (_uniform(key, rows, width) >= dropout).float()
+
+
+def _uniform(key: tuple[str | int, ...], rows: range, width: int) -> torch.Tensor:
+    return torch.from_numpy(keyed.uniform32(key, rows.start * width, len(rows) * width).reshape(-1, width))
+
+
+class MENTOR(Method):
+    """Scores are inner products of E (3.4), image and text halves side by side."""
+
+    class Config(MethodConfig):
+        variant: Literal["published", "intent"] = Field("published", description="the released program, or the paper")
+        image: str = Field("image", description="feature set of the image towers")
+        text: str = Field("text", description="feature set of the text towers")
+        fill: Fill = Field("mean", description="what a missing feature row becomes")
+        dim: int = Field(64, ge=1, description="width of one tower; E is twice as wide")
+        item_layers: int = Field(1, ge=0, description="n_mm_layers, hops on the item graph")
+        knn_k: int = Field(10, ge=1)
+        image_weight: float = Field(0.1, ge=0, le=1, description="of the image's item graph; the text's has the rest")
+        reg_weight: float = Field(1e-3, ge=0)
+        align_weight: float = Field(0.1, ge=0)
+        mask_weight_f: float = Field(1.5, ge=0, description="feature mask; a constant in the loss if published")
+        mask_weight_g: float = Field(1e-3, ge=0, description="contrast of noisy towers; 0 leaves them out")
+        dropout: float = Field(0.5, ge=0, lt=1, description="of the feature mask")
+        temperature: float = Field(0.2, ge=0.03)
+        stale_scores: bool = Field(
+            False, description="rank by the E of the last training step, before its update, as published (5)"
+        )
+
+    config: MENTOR.Config
+    negatives_from = "train"
+
+    def __init__(self, config: MENTOR.Config, data: Dataset):
+        super().__init__(config, data)
+        require_features(data, self.features(), "mentor")
+        self.draws = Draws()
+        self._stale: Representations | None = None
+        self.intent = config.variant == "intent"
+        self.noisy = config.mask_weight_g > 0
+        self.towers = CLEAN + (NOISY if self.noisy and not self.intent else [])
+
+    def features(self) -> list[str]:
+        return [self.config.image, self.config.text]
+
+    def title(self) -> str:
+        return f"mentor ({self.config.variant})"
+
+    def build(self, space: Space) -> None:
+        super().build(space)
+        config = self.config
+        image, text = (
+            feature_block(space.world, space.items, space.data, name, config.fill) for name in self.features()
+        )
+        self.inputs = {"v": image, "t": text}
+        self.user_item = UserItemGraph(space.world, space.users, space.items, space.train.user, space.train.item)
+        self.item_item = item_graph(
+            space, [(image, config.image_weight), (text, 1 - config.image_weight)], config.knn_k
+        )
+
+    def tables(self) -> list[Table]:
+        dim = self.config.dim
+        towers = side_by_side([(name, xavier_normal) for name in self.towers])
+        return [
+            Table("preference", "user", dim * len(self.towers), towers),
+            Table("id", "item", dim, xavier_normal),
+            Table("weight", "user", 2, modality_weights),
+        ]
+
+    def dense(self) -> torch.nn.Module:
+        widths = {"v": self.data.feature(self.config.image).width, "t": self.data.feature(self.config.text).width}
+        widths["id"] = self.config.dim
+        towers = Towers({name: widths[source(name)] for name in self.towers}, self.config.dim, self.intent)
+        if not self.intent:  # never trained, so it is no part of the module: the same first values on every worker
+            self.mask_layer = torch.nn.Linear(2 * self.config.dim, 2 * self.config.dim).requires_grad_(False)
+        return towers
+
+    def matrices(self) -> dict[str, ShardedMatrix]:
+        return {"user_item": self.user_item.matrix, "item_item": self.item_item}
+
+    def views(self, batch: Batch | None) -> Representations:
+        """Towers v, t, id, and with a batch the noisy ones, side by side after both graphs: my rows `[…, towers x dim]`."""
+        names = self.towers if batch else CLEAN[:2]
+        users, items = self._start(names)
+        first = self.user_item.hop(users, items)
+        if batch and self.noisy and self.intent:
+            users, items, *first = (self._repeated(rows) for rows in (users, items, *first))  # type: ignore[assignment]
+        self._perturb(batch, 0, *first)
+        second = self.user_item.hop(*first)
+        self._perturb(batch, 1, *second)
+        users, items = users + first[0] + second[0], items + first[1] + second[1]
+        neighbours = items
+        for _ in range(self.config.item_layers):
+            neighbours = self.item_item.times(neighbours)
+        return Representations(users, items + neighbours if self.config.item_layers else 2 * items)
+
+    def _start(self, names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        dim, width = self.config.dim, self.config.dim * len(names)
+        encoded = self.dense_module(self.inputs | {"id": self.block("id")}, names)
+        both = (self.block("preference")[:, :width], encoded)
+        users, items = (functional.normalize(rows.view(-1, len(names), dim), dim=2) for rows in both)
+        return users.view(-1, width), items.view(-1, width)
+
+    def _repeated(self, rows: torch.Tensor) -> torch.Tensor:
+        """Towers v, t, id, then v and t twice more, to be perturbed."""
+        content = rows[:, : 2 * self.config.dim]
+        return torch.cat([rows, content, content], 1)
+
+    def _perturb(self, batch: Batch | None, hop: int, users: torch.Tensor, items: torch.Tensor) -> None:
+        """Add 0.1 sign(h) * rownorm(xi) to the noisy towers (3.2), in place: its derivative is the identity."""
+        if batch is None or not self.noisy:
+            return
+        dim, rank = self.config.dim, self.space.world.rank
+        with torch.no_grad():
+            for side, part, rows in (("user", self.space.users, users), ("item", self.space.items, items)):
+                noisy = rows[:, len(CLEAN) * dim :]
+                mine = range(part.start(rank), part.stop(rank))
+                noise = self.draws.noise(batch, hop, side, mine, noisy.shape[1])
+                noise = functional.normalize(noise.view(-1, len(NOISY), dim), dim=2).view(noisy.shape)
+                noisy.addcmul_(noisy.sign(), noise, value=_RADIUS)
+
+    def final(self, views: Representations, first: int) -> Representations:
+        """E of the two towers that begin at `first` (3.4): users weighed by their own pair of numbers."""
+        dim = self.config.dim
+        columns = slice(first * dim, (first + 2) * dim)
+        weight = self.block("weight").repeat_interleave(dim, 1)
+        return Representations(views.users[:, columns] * weight, views.items[:, columns])
+
+    def representations(self) -> Representations:
+        if self.config.stale_scores and self._stale is not None:
+            return self._stale
+        return self.final(self.views(None), 0)
+
+    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+        config, dim = self.config, self.config.dim
+        views = self.views(batch)
+        final = self.final(views, 0)
+        if config.stale_scores:
+            self._stale = Representations(final.users.detach(), final.items.detach())
+        (users,) = batch.users.rows(final.users)
+        (positives,) = batch.positives.rows(final.items)
+        (negatives,) = batch.negatives.rows(final.items)
+        (preferences,) = batch.users.rows(self.block("preference")[:, : 2 * dim])
+        weights = self.block("weight")
+        squares = preferences.square().sum() / (batch.size * dim)
+        squares = squares + weights.square().sum() / (2 * self.space.users.rows)
+        terms = {
+            "bpr": batch.mean(bpr(users, positives, negatives)) / np.log(2),  # base-2 logarithm (4.1)
+            "reg": config.reg_weight * squares,
+            "align": config.align_weight * self.my_share(self.alignment(views, final)),
+        }
+        if self.noisy:
+            one, two = self.final(views, 3), self.final(views, 5)
+            user_nce = self._contrast(one.users, two.users, self.space.users)
+            item_nce = self._contrast(one.items, two.items, self.space.items)
+            terms |= {"nce_user": config.mask_weight_g * user_nce, "nce_item": config.mask_weight_g * item_nce}
+        if config.mask_weight_f:
+            terms["mask"] = config.mask_weight_f * self._mask(batch, final)
+        return terms
+
+    def moments(self, views: Representations, final: Representations) -> torch.Tensor:
+        """Variance and mean over all entries of E, guide, visual and textual table (4.3), `[4, 2]`."""
+        dim = self.config.dim
+        v, t, guide = (
+            (views.users[:, s], views.items[:, s]) for s in (slice(k * dim, (k + 1) * dim) for k in range(3))
+        )
+        # The last three hold their tower twice.
+        return population_moments(self.space.world, [(final.users, final.items), guide, v, t], [1, 2, 2, 2])
+
+    def alignment(self, views: Representations, final: Representations) -> torch.Tensor:
+        """Sum over the six pairs of tables of both moments' absolute differences, the same on every rank."""
+        moments = self.moments(views, final)
+        first, second = torch.triu_indices(4, 4, offset=1)
+        return (moments[first] - moments[second]).abs().sum().float()
+
+    def _contrast(self, anchors: torch.Tensor, candidates: torch.Tensor, partition: Partition) -> torch.Tensor:
+        """My share of NCE over all rows of a side (4.5): blocks of similarities, never a square matrix."""
+        world = self.space.world
+
+        def gather(rows: torch.Tensor) -> torch.Tensor:
+            return world.gather_blocks(rows, partition)
+
+        def reduce(grad: torch.Tensor) -> torch.Tensor:
+            return world.reduce_blocks(grad, partition)
+
+        everyone = linear(unit_rows(candidates), gather, reduce)
+        first, counts = partition.start(world.rank), torch.ones(partition.rows)
+        return info_nce(unit_rows(anchors), everyone, counts, first, self.config.temperature) / partition.rows
+
+    def _mask(self, batch: Batch, final: Representations) -> torch.Tensor:
+        """My share of (1 - mean cos(drop(E), mlp(E))) over users plus the same over items (4.4)."""
+        rank, total = self.space.world.rank, torch.zeros(())
+        sides = (("user", self.space.users, final.users), ("item", self.space.items, final.items))
+        with torch.set_grad_enabled(self.intent):
+            for side, part, rows in sides:
+                mine = range(part.start(rank), part.stop(rank))
+                keep = self.draws.keep(batch, side, mine, rows.shape[1], self.config.dropout)
+                dropped = rows * keep / (1 - self.config.dropout)
+                mapped = self.dense_module({"mask": rows}, []) if self.intent else self.mask_layer(rows)
+                total = total + (1 - functional.cosine_similarity(dropped, mapped, dim=1)).sum() / part.rows
+        return total
+
+
+def modality_weights(key: tuple[str | int, ...], rows: int, dim: int, start: int, stop: int) -> np.ndarray:
+    """Xavier normal with fan 2 + rows, then softmax over each user's pair, at the start only (3.5)."""
+    draws = np.exp(xavier_normal(key, rows, dim, start, stop))
+    out: np.ndarray = draws / draws.sum(1, keepdims=True)
+    return out
+
+
+def item_graph(space: Space, features: Sequence[tuple[torch.Tensor, float]], k: int) -> ShardedMatrix:
+    """S (3.3): each modality's k nearest items, itself included, at equal weights; the modalities weighed and added.
+
+    With fewer items than k every item is everyone's neighbour.
+    """
+    first = space.items.start(space.world.rank)
+    rows, columns, values = [], [], []
+    for block, weight in features:
+        _, neighbours = cosine_neighbours(space.world, space.items, unit_rows(block), k)
+        rows.append(np.repeat(np.arange(first, first + len(block)), neighbours.shape[1]))
+        columns.append(neighbours.numpy().reshape(-1))
+        values.append(np.full(neighbours.numel(), weight / (neighbours.shape[1] + 1e-7), np.float32))
+    row, column, value = (np.concatenate(parts) for parts in (rows, columns, values))
+    return ShardedMatrix(space.world, space.items, space.items, row, column, value)

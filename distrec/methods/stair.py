@@ -1,0 +1,134 @@
+"""STAIR (Xu et al., AAAI 2025; section numbers are those of the project's method specification).
+
+Content makes the tables' first values (3.4) and smooths every update of the item table over a graph of similar items
+(3.6). Between the two the method is a propagation whose reach differs from column to column (3.2): early columns are
+collaborative, late ones stay near their own value. There is no dense module and no loss but BPR.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from distrec.data.dataset import Dataset
+from distrec.errors import InputError
+from distrec.graph.matrix import ShardedMatrix
+from distrec.graph.neighbours import symmetric_neighbour_graph
+from distrec.graph.polynomial import decaying_powers, polynomial
+from distrec.graph.user_item import UserItemGraph
+from distrec.methods.base import Method, MethodConfig, Representations, Space, require_features
+from distrec.methods.batch import Batch
+from distrec.methods.losses import bpr
+from distrec.tables.features import Fill, feature_block, unit_rows
+from distrec.tables.spec import Table, from_rows
+from distrec.tables.whitening import whitened
+
+
+def stepwise_decay(dim: int, gamma: float) -> torch.Tensor:
+    """b_j = 0.1 + 0.9 (j / d)^gamma (3.1), float64 `[dim]`: the decay of the backward convolution; 1 - b is the forward's."""
+    return 0.1 + 0.9 * (torch.arange(dim, dtype=torch.float64) / dim) ** gamma
+
+
+class STAIR(Method):
+    """Scores are inner products of the forward convolution's outputs (3.5)."""
+
+    class Config(MethodConfig):
+        features: list[str] = Field(["text", "image"], description="feature sets, in the order of 'neighbours'")
+        neighbours: list[int] = Field(
+            [5, 1],
+            description="k of each feature set: its neighbours in the item graph and its weight in the first values",
+        )
+        fill: Fill = Field("mean", description="what a missing feature row becomes")
+        dim: int = Field(64, ge=1)
+        layers: int = Field(3, ge=0, description="hops of both convolutions")
+        gamma: float = Field(0.2, gt=0, description="exponent of the schedule over columns")
+
+    config: STAIR.Config
+    negatives_from = "all"
+
+    def __init__(self, config: STAIR.Config, data: Dataset):
+        super().__init__(config, data)
+        require_features(data, config.features, "stair")
+        if len(config.neighbours) != len(config.features):
+            raise InputError(
+                f"key 'method.neighbours' has {len(config.neighbours)} numbers but 'method.features' names "
+                f"{len(config.features)} sets; give one number for each."
+            )
+        for name, k in zip(config.features, config.neighbours, strict=True):
+            if not 1 <= k < data.items:
+                raise InputError(
+                    f"key 'method.neighbours' has {k} for feature '{name}', which must be at least 1 and less than the "
+                    f"{data.items} items; change it."
+                )
+            width = min(data.feature(name).width, data.items)
+            if width < config.dim:
+                raise InputError(
+                    f"key 'method.dim' is {config.dim} but feature '{name}' has {data.feature(name).width} columns and "
+                    f"{data.items} rows, and whitening needs at least as many; lower 'method.dim'."
+                )
+
+    def features(self) -> list[str]:
+        return self.config.features
+
+    def build(self, space: Space) -> None:
+        super().build(space)
+        config = self.config
+        pairs = np.unique(space.train.user.astype(np.int64) * space.items.rows + space.train.item)
+        user, item = pairs // space.items.rows, pairs % space.items.rows
+        self.user_item = UserItemGraph(space.world, space.users, space.items, user, item)
+        blocks = [feature_block(space.world, space.items, space.data, name, config.fill) for name in config.features]
+        unit = [unit_rows(block) for block in blocks]
+        self.item_item = symmetric_neighbour_graph(
+            space.world, space.items, list(zip(unit, config.neighbours, strict=True))
+        )
+        backward = stepwise_decay(config.dim, config.gamma)
+        self.forward_weights = decaying_powers(1 - backward, config.layers)
+        self.backward_weights = decaying_powers(backward, config.layers)
+        self.parts = [
+            k / sum(config.neighbours) * whitened(space.world, space.items, block, config.dim, name)
+            for name, block, k in zip(config.features, blocks, config.neighbours, strict=True)
+        ]
+        mixed = torch.stack(self.parts).sum(0)
+        self.initial = Representations(self._means(mixed, user, item), mixed)
+
+    def _means(self, items: torch.Tensor, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
+        """My users' means of their training items' vectors, zero for a user without any."""
+        space, rank = self.space, self.space.world.rank
+        mine = (user >= space.users.start(rank)) & (user < space.users.stop(rank))
+        degree = np.bincount(user, minlength=space.users.rows)
+        value = (1 / degree[user[mine]]).astype(np.float32)
+        return ShardedMatrix(space.world, space.users, space.items, user[mine], item[mine], value).times_values(items)
+
+    def tables(self) -> list[Table]:
+        def user_rows(start: int, stop: int) -> np.ndarray:
+            first = self.space.users.start(self.space.world.rank)
+            return self.initial.users[start - first : stop - first].numpy()
+
+        def item_rows(start: int, stop: int) -> np.ndarray:
+            first = self.space.items.start(self.space.world.rank)
+            return self.initial.items[start - first : stop - first].numpy()
+
+        return [
+            Table("user", "user", self.config.dim, from_rows(user_rows)),
+            Table("item", "item", self.config.dim, from_rows(item_rows), smooth=self.smooth),
+        ]
+
+    def smooth(self, direction: torch.Tensor) -> torch.Tensor:
+        """The backward stepwise convolution of an update of the item table (3.6): my rows of both, no gradient."""
+        (out,) = polynomial(lambda x: (self.item_item.times_values(x),), self.backward_weights, direction)
+        return out
+
+    def matrices(self) -> dict[str, ShardedMatrix]:
+        return {"user_item": self.user_item.matrix, "item_item": self.item_item}
+
+    def representations(self) -> Representations:
+        users, items = self.user_item.propagate(self.block("user"), self.block("item"), self.forward_weights)
+        return Representations(users, items)
+
+    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+        final = self.representations()
+        (users,) = batch.users.rows(final.users)
+        (positives,) = batch.positives.rows(final.items)
+        (negatives,) = batch.negatives.rows(final.items)
+        return {"bpr": batch.mean(bpr(users, positives, negatives))}

@@ -1,0 +1,49 @@
+"""Whitened features as first values of a table (stair.md 3.4), without the whole feature matrix on any rank."""
+
+from __future__ import annotations
+
+import torch
+
+from distrec.errors import InputError
+from distrec.parallel.partition import Partition
+from distrec.parallel.world import World
+
+_RANK_TOLERANCE = 1e-6  # of the largest singular value; the Gram matrix loses what lies below 1e-8 of it
+
+
+def whitened(world: World, items: Partition, block: torch.Tensor, dim: int, name: str) -> torch.Tensor:
+    """The first `dim` left singular vectors of the centred features, times sqrt(items / dim): my rows `[my items, dim]` float32.
+
+    They come from the reduced Gram matrix, `A = X_c V / sigma`, in float64. Singular vectors have no sign of their own:
+    here the entry of V with the largest magnitude is positive, at any number of workers.
+
+    Args:
+        block: my rows of the features `[my items, width]`.
+        name: of the feature set, for the error.
+
+    Raises:
+        InputError: fewer than `dim` independent directions.
+    """
+    mine = block.double()
+    mean = world.sum_(mean_of(mine, items.rows))
+    centred = mine - mean
+    gram = world.sum_(centred.t() @ centred)
+    squares, directions = torch.linalg.eigh(gram)
+    # All ranks take rank 0's: the same matrix could be decomposed by other kernels on another machine.
+    packed = world.rows_from(0, torch.cat([squares.unsqueeze(0), directions]), 0, len(gram) + 1).flip(1)
+    sigma, directions = packed[0].clamp(min=0).sqrt(), packed[1:]
+    independent = int((sigma > _RANK_TOLERANCE * sigma[0]).sum()) if sigma[0] > 0 else 0
+    if independent < dim:
+        raise InputError(
+            f"feature '{name}' has {independent} independent directions but 'method.dim' is {dim}, and whitening needs as "
+            "many; lower 'method.dim' or use another feature set."
+        )
+    directions = directions[:, :dim]
+    largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
+    scale = largest.sign() / sigma[:dim] * (items.rows / dim) ** 0.5
+    return (centred @ (directions * scale)).float()
+
+
+def mean_of(rows: torch.Tensor, count: int) -> torch.Tensor:
+    """My share of the mean over `count` rows of all ranks."""
+    return rows.sum(0) / count
