@@ -42,13 +42,17 @@ class Meter:
         dist.all_reduce = lambda tensor, **named: reduce(world, tensor, **named)
 
     def reset(self) -> None:
-        self.seconds, self.sent, self.made = 0.0, dict.fromkeys((*METERED, "deepspeed"), 0), []
+        self.seconds, self.waited, self.made = 0.0, 0.0, []
+        self.sent = dict.fromkeys((*METERED, "deepspeed"), 0)
 
     def _metered(self, name: str, exchange: Callable[..., Any]) -> Callable[..., Any]:
         def call(world: World, *arguments: Any, **named: Any) -> Any:
             if self._inside:  # sum_ calls all_reduce
                 return exchange(world, *arguments, **named)
-            self._inside, started = True, time.perf_counter()
+            self._inside, arrived = True, time.perf_counter()
+            dist.barrier()  # so that waiting for the other worker is not taken for exchanging
+            started = time.perf_counter()
+            self.waited += started - arrived
             try:
                 return exchange(world, *arguments, **named)
             finally:
@@ -91,7 +95,7 @@ def steps(meter: Meter, world: World, path: str, method: str, count: int) -> Non
     config = run_config(path, method)
     engine = Engine(world, Dataset.open(path), config)
     engine.set_lr(config.optimizer.lr)
-    whole, exchanging = [], []
+    whole, exchanging, waiting = [], [], []
     for step in range(count + 3):
         triples = engine.triples(0, step % (engine.steps_per_epoch - 1))
         dist.barrier()
@@ -101,12 +105,13 @@ def steps(meter: Meter, world: World, path: str, method: str, count: int) -> Non
         engine.update(share)
         whole.append(time.perf_counter() - started)
         exchanging.append(meter.seconds)
+        waiting.append(meter.waited)
     calls, sent, alone = len(meter.made), dict(meter.sent), meter.alone()
     if world.rank == 0:
-        total, inside = (1000 * statistics.median(times[3:]) for times in (whole, exchanging))
+        total, inside, idle = (1000 * statistics.median(times[3:]) for times in (whole, exchanging, waiting))
         print(
-            f"{method}: a step of {BATCH} takes {total:.1f} ms: {total - inside:.1f} computing, {inside:.1f} in {calls} "
-            f"exchanges, which back to back take {1000 * alone:.1f}"
+            f"{method}: a step of {BATCH} takes {total:.1f} ms: {total - inside - idle:.1f} computing, {idle:.1f} waiting "
+            f"for the other at {calls} barriers, {inside:.1f} in as many exchanges, which back to back take {1000 * alone:.1f}"
         )
         listed = ", ".join(f"{name} {count / 2**20:.2f}" for name, count in sent.items() if count)
         print(f"  each worker sends {sum(sent.values()) / 2**20:.2f} MiB a step ({listed})")

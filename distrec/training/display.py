@@ -17,12 +17,12 @@ from distrec.data.dataset import Dataset
 from distrec.training.run_folder import RunFolder
 
 
-def banner(config: RunConfig, data: Dataset, run: RunFolder, degradations: list[str]) -> str:
+def banner(config: RunConfig, title: str, data: Dataset, run: RunFolder, degradations: list[str]) -> str:
     """The lines at the start of a run; every slower or approximate path taken is one of them."""
     train, manifest = config.train, data.manifest
     workers = f"{train.workers} Ray Train workers" if train.workers else "in this process"
     lines = [
-        f"distrec: {config.method['name']} on {manifest.name} ({data.users:,} users, {data.items:,} items, "
+        f"distrec: {title} on {manifest.name} ({data.users:,} users, {data.items:,} items, "
         f"{manifest.interactions.get('train', 0):,} training rows)",
         f"  run      {run.folder}",
         f"  workers  {workers}, {train.threads} thread(s) each, global batch {train.global_batch:,}, "

@@ -19,6 +19,7 @@ from distrec.data.check import damaged_file
 from distrec.data.dataset import SPLITS, Dataset
 from distrec.data.sampling import Sampler
 from distrec.errors import InputError, Interrupted, NonFiniteLoss, exit_status
+from distrec.methods.base import Method
 from distrec.methods.registry import build_method, resolve
 from distrec.runtime import WORKER_ENVIRONMENT, check_stack, quiet, ray_cluster, tune_process, versions
 from distrec.training.display import Display, banner
@@ -42,12 +43,12 @@ def train(config: RunConfig | str | Path, overrides: Sequence[str] = ()) -> dict
     check_stack()
     quiet()
     run_config = _located(resolve(config if isinstance(config, RunConfig) else load_run(config, overrides)))
-    data, degradations = check_inputs(run_config)
+    data, method, degradations = check_inputs(run_config)
     run = RunFolder.of(run_config)
     with workers_for(run_config) as start:
         run.open_attempt(run_config, data.hash)
         run.update_record(versions=versions(), degradations=degradations)
-        print(banner(run_config, data, run, degradations), flush=True)
+        print(banner(run_config, method.title(), data, run, degradations), flush=True)
         with _stop_on_signal(run), Display(run):
             start(train_worker, run_config)
     _raise_outcome(run)
@@ -62,11 +63,11 @@ def _located(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"data": paths[config.data], "run": run})
 
 
-def check_inputs(config: RunConfig) -> tuple[Dataset, list[str]]:
+def check_inputs(config: RunConfig) -> tuple[Dataset, Method, list[str]]:
     """Everything that can be wrong with a resolved config and its data, looked at without a worker.
 
     Returns:
-        The dataset, and the degradations this run will take.
+        The dataset, the method, and the degradations this run will take.
 
     Raises:
         InputError: the first thing that is wrong.
@@ -101,7 +102,7 @@ def check_inputs(config: RunConfig) -> tuple[Dataset, list[str]]:
         degradations.append(
             "sparse tables: row-wise Adagrad on looked-up rows in place of the dense optimizer (fbgemm has no fused Adam on CPU)"
         )
-    return data, degradations + method.degradations()
+    return data, method, degradations + method.degradations()
 
 
 def train_worker(config: RunConfig) -> None:

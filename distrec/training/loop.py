@@ -173,7 +173,7 @@ class Trainer:
             load_weights(self.engine, self.checkpoints, cursor.best_checkpoint)
         summary: dict[str, Any] = {
             "run": config.run.name,
-            "method": config.method["name"],
+            "method": self.engine.method.title(),
             "best_epoch": cursor.best_epoch,
             "best_checkpoint": cursor.best_checkpoint,
             "epochs": cursor.epoch,

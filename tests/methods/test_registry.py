@@ -24,7 +24,7 @@ def test_every_method_resolves_to_a_config_that_resolves_to_itself(name: str):
 @pytest.mark.parametrize(
     ("method", "told"),
     [
-        ({}, "key 'method.name' is missing; name one of alignrec, lightgcn"),
+        ({}, "key 'method.name' is missing; name one of alignrec, mentor"),
         ({"name": "lightgnc"}, "key 'method.name' is 'lightgnc', an unknown method; did you mean 'lightgcn'?"),
         ({"name": 3}, "key 'method.name' is 3, an unknown method"),
         ({"name": "lightgcn", "layer": 2}, "unknown key 'method.layer'; did you mean 'layers'?"),
