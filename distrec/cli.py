@@ -53,6 +53,20 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=7)
     demo.set_defaults(run=_demo_data)
 
+    synth = verbs.add_parser("synth", help="write a drawn dataset of any size, already prepared")
+    kinds = synth.add_subparsers(dest="kind", required=True, metavar="KIND")
+    graph = kinds.add_parser("graph", help="users, items, interactions and clustered features 'text' and 'image'")
+    for name, what in (
+        ("users", "number of users"),
+        ("items", "number of items"),
+        ("edges", "number of interactions"),
+        ("dim", "width of each feature set"),
+    ):
+        graph.add_argument(f"--{name}", type=int, required=True, metavar="N", help=what)
+    graph.add_argument("--out", required=True, help="new folder or s3:// prefix of the prepared dataset")
+    graph.add_argument("--seed", type=int, default=7)
+    graph.set_defaults(run=_synth_graph)
+
     prepare = verbs.add_parser("prepare", help="turn raw data into a prepared dataset")
     prepare.add_argument("config", help="a data config, such as configs/data/movielens.yaml")
     prepare.add_argument("overrides", nargs="*", metavar="key=value")
@@ -96,6 +110,13 @@ def _demo_data(arguments: argparse.Namespace) -> None:
     from distrec.data.demo import write_demo
 
     write_demo(arguments.out, arguments.seed)
+
+
+def _synth_graph(arguments: argparse.Namespace) -> None:
+    from distrec.data.synth import GraphSize, write_graph
+
+    size = GraphSize(arguments.users, arguments.items, arguments.edges, arguments.dim, arguments.seed)
+    write_graph(arguments.out, size)
 
 
 def _prepare(arguments: argparse.Namespace) -> None:

@@ -1,0 +1,311 @@
+"""`distrec synth graph`: a prepared dataset of any size, for measuring.
+
+Users' numbers of interactions are lognormal and items' popularity follows a shifted power law. Items belong to clusters,
+which their vectors show; a user prefers a few of them, so that content tells something about choices. A user's interactions
+follow one another in time: the last tenth is test, the tenth before it valid, at least one each.
+
+Users are made block by block and items part by part. Every draw is keyed by its place, so the bytes do not depend on
+the blocks; memory is a few numbers per user and item and one block of interactions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from distrec.data import keyed
+from distrec.data.dataset import (
+    FORMAT,
+    SPLITS,
+    Dataset,
+    FeatureEntry,
+    FileEntry,
+    Manifest,
+    vector_table,
+    write_manifest,
+    write_part,
+)
+from distrec.data.storage import Folder, open_folder
+from distrec.errors import InputError
+
+FEWEST = 3  # interactions of a user: one of each split
+
+_BLOCK = 1 << 20  # interactions made at a time
+_ROWS_PER_PART = 1 << 22
+_VALUES_PER_PART = 1 << 24
+_ITEMS_PER_PART = 65_536
+_SPREAD = 0.9  # of the logarithm of a user's activity
+_EXPONENT, _SHIFT = 0.8, 10.0  # the item of rank r is chosen in proportion to (r + shift) ** -exponent
+_CLUSTER_ITEMS, _CLUSTERS = 50, 1000  # fewest items of a cluster, most clusters
+_TASTES = (0.4, 0.6, 0.7)  # chances, added up, of a choice within the user's first, second, third cluster
+_ATTEMPTS, _TASTEFUL = 16, 6  # draws of an interaction until its item is a new one; so many of them heed tastes
+_NOISE = {"text": 0.8, "image": 1.6}  # of a vector's entries, beside 1 for those of its cluster
+_START, _SPAN = 1_704_067_200, 366 * 86_400  # 2024 UTC
+
+
+@dataclass(frozen=True)
+class GraphSize:
+    """What is asked for.
+
+    Attributes:
+        dim: width of each feature set.
+    """
+
+    users: int
+    items: int
+    edges: int
+    dim: int
+    seed: int = 7
+
+    def __post_init__(self) -> None:
+        for name in ("users", "items", "edges", "dim"):
+            value = getattr(self, name)
+            if value < 1:
+                raise InputError(f"option '--{name}' is {value}, which must be at least 1; raise it.")
+            if name in ("users", "items") and value >= 2**31:
+                raise InputError(f"option '--{name}' is {value}, which must be less than 2**31; lower it.")
+        if self.items < 4 * FEWEST:
+            raise InputError(
+                f"option '--items' is {self.items}, which must be at least {4 * FEWEST}, since each user has at least "
+                f"{FEWEST} interactions and on average at most a quarter of the items; raise it."
+            )
+        most = self.users * self.items // 4
+        if self.edges > most:
+            raise InputError(
+                f"option '--edges' is {self.edges}, more than a quarter of the {self.users} x {self.items} pairs; lower it "
+                f"to at most {most}, or raise '--users' or '--items'."
+            )
+        if self.edges < FEWEST * self.users:
+            raise InputError(
+                f"option '--edges' is {self.edges}, too few for {FEWEST} interactions of each of {self.users} users; raise "
+                f"it to at least {FEWEST * self.users}, or lower '--users'."
+            )
+
+    @property
+    def clusters(self) -> int:
+        """Number of item clusters; the item of popularity rank r is in cluster `r % clusters`."""
+        return max(2, min(self.items // _CLUSTER_ITEMS, _CLUSTERS))
+
+    def ranked(self) -> np.ndarray:
+        """The item of each popularity rank, `[items]` int32."""
+        return keyed.permutation(("synth-rank", self.seed), self.items).astype(np.int32)
+
+
+@dataclass
+class _Rows:
+    """The parts of one split: rows wait here until they fill a part."""
+
+    folder: Folder
+    split: str
+    files: dict[str, FileEntry]
+    total: int = 0
+    _waiting: list[pa.Table] = field(default_factory=list)
+    _parts: int = 0
+
+    def add(self, user: np.ndarray, item: np.ndarray, time: np.ndarray) -> None:
+        self._waiting.append(pa.table({"user": user, "item": item, "timestamp": time}))
+        self.total += len(user)
+        if sum(table.num_rows for table in self._waiting) >= _ROWS_PER_PART:
+            self._write(last=False)
+
+    def close(self) -> None:
+        self._write(last=True)
+
+    def _write(self, last: bool) -> None:
+        rows = pa.concat_tables(self._waiting).combine_chunks()
+        while rows.num_rows >= (1 if last else _ROWS_PER_PART):
+            name = f"interactions/{self.split}/part-{self._parts:05d}.parquet"
+            self.files[name] = write_part(self.folder, name, rows.slice(0, _ROWS_PER_PART))
+            self._parts += 1
+            rows = rows.slice(_ROWS_PER_PART)
+        self._waiting = [rows.combine_chunks()]
+
+
+def write_graph(out: str, size: GraphSize, block: int = _BLOCK) -> Dataset:
+    """Write a prepared dataset of `size` to a new folder and print a summary.
+
+    Args:
+        out: a folder or `s3://` prefix at which nothing lies yet.
+        block: about so many interactions are made at a time; the result does not depend on it.
+
+    Raises:
+        InputError: something is at `out`, or it cannot be written.
+    """
+    folder = open_folder(out)
+    if folder.exists():
+        raise InputError(f"option '--out' is '{out}', which exists already; remove it or give another folder.")
+    try:
+        folder.make()
+    except OSError as error:
+        raise InputError(
+            f"option '--out' is '{out}', which cannot be written ({error}); check the path and its permissions."
+        ) from None
+    files: dict[str, FileEntry] = {}
+    for name, prefix, count in (("users", "u", size.users), ("items", "i", size.items)):
+        files[f"{name}.parquet"] = write_part(folder, f"{name}.parquet", _ids(prefix, count))
+    ranked = size.ranked()
+    counts = _write_interactions(folder, files, size, ranked, block)
+    cluster = np.empty(size.items, np.int32)
+    cluster[ranked] = np.arange(size.items) % size.clusters
+    features = {name: _write_feature(folder, files, size, name, cluster) for name in _NOISE}
+    manifest = Manifest(
+        format=FORMAT,
+        name=f"synth-{size.users}-{size.items}-{size.edges}",
+        users=size.users,
+        items=size.items,
+        interactions=counts,
+        split="synth",
+        id_order="given",
+        features=features,
+        content={},
+        config={"synth": {"kind": "graph", **asdict(size)}},
+        files=dict(sorted(files.items())),
+    )
+    write_manifest(folder, manifest)
+    shown = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    print(
+        f"{manifest.name}: {size.users:,} users, {size.items:,} items, {size.edges:,} interactions ({shown}) in {out}"
+    )
+    return Dataset.open(out)
+
+
+def _ids(prefix: str, count: int) -> pa.Table:
+    index = pa.array(np.arange(count, dtype=np.int32))
+    table = {"index": index, "original": pc.binary_join_element_wise(prefix, index.cast(pa.string()), "")}
+    if prefix == "i":
+        table["title"] = pa.nulls(count, pa.string())
+    return pa.table(table)
+
+
+def degrees(size: GraphSize) -> np.ndarray:
+    """Interactions of each user, `[users]` int64: lognormal above `FEWEST`, at most half the items, `edges` together."""
+    share = np.empty(size.users)
+    for start in range(0, size.users, _BLOCK):
+        stop = min(start + _BLOCK, size.users)
+        share[start:stop] = np.exp(_SPREAD * keyed.normal(("synth-activity", size.seed), start, stop - start))
+    room = size.items // 2 - FEWEST
+
+    def above(scale: float) -> np.ndarray:
+        return np.minimum(share * scale, room).astype(np.int64)
+
+    spare = size.edges - FEWEST * size.users
+    low, high = 0.0, 1.0
+    while above(high).sum() < spare:
+        low, high = high, 2 * high
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if above(middle).sum() <= spare else (low, middle)
+    count = above(low)
+    while left := spare - int(count.sum()):  # equal shares, and what rounding left over
+        count[np.flatnonzero(count < room)[:left]] += 1
+    return count + FEWEST
+
+
+def _write_interactions(
+    folder: Folder, files: dict[str, FileEntry], size: GraphSize, ranked: np.ndarray, block: int
+) -> dict[str, int]:
+    """All parts of all splits; rows of each."""
+    degree = degrees(size)
+    splits = [_Rows(folder, name, files) for name in SPLITS]
+    for first, offset, count in _blocks(degree, block):
+        item = _chosen(size, ranked, first, offset, count)
+        user = np.repeat(np.arange(first, first + len(count), dtype=np.int32), count)
+        seconds = (keyed.uniform(("synth-time", size.seed), offset, len(user)) * _SPAN).astype(np.int64)
+        seconds += (user - first).astype(np.int64) * _SPAN
+        seconds.sort()  # within each user
+        time = _START + seconds % _SPAN
+        held = np.maximum(count // 10, 1)
+        sizes = np.stack([count - 2 * held, held, held], 1)
+        label = np.repeat(np.tile(np.arange(3, dtype=np.int8), len(count)), sizes.reshape(-1))
+        for number, rows in enumerate(splits):
+            here = label == number
+            rows.add(user[here], item[here], time[here])
+    for rows in splits:
+        rows.close()
+    return {rows.split: rows.total for rows in splits}
+
+
+def _blocks(degree: np.ndarray, block: int) -> Iterator[tuple[int, int, np.ndarray]]:
+    """First user, interactions before it, and the degrees of consecutive users with about `block` together."""
+    ends = np.cumsum(degree)
+    first = 0
+    while first < len(degree):
+        offset = int(ends[first - 1]) if first else 0
+        stop = max(first + 1, int(np.searchsorted(ends, offset + block, "right")))
+        yield first, offset, degree[first:stop]
+        first = stop
+
+
+def _chosen(size: GraphSize, ranked: np.ndarray, first: int, offset: int, count: np.ndarray) -> np.ndarray:
+    """Different items for each interaction of a user, `[interactions]` int32; users follow one another from `first`."""
+    total = int(count.sum())
+    owner = np.repeat(np.arange(len(count)), count)
+    draws = keyed.integers(("synth-taste", size.seed), first * len(_TASTES), len(count) * len(_TASTES), size.clusters)
+    tastes = draws.reshape(len(count), len(_TASTES))
+    item = np.full(total, -1, np.int64)
+    taken = np.empty(0, np.int64)  # ascending user * items + item
+    left = np.arange(total)
+    for attempt in range(_ATTEMPTS):
+        draw = keyed.uniform(("synth-item", size.seed, attempt), 2 * offset, 2 * total).reshape(total, 2)[left]
+        choice = ranked[_ranks(size, draw, tastes[owner[left]] if attempt < _TASTEFUL else None)]
+        pair, at = np.unique(owner[left] * size.items + choice, return_index=True)
+        new = taken[np.minimum(np.searchsorted(taken, pair), len(taken) - 1)] != pair if len(taken) else at >= 0
+        item[left[at[new]]] = choice[at[new]]
+        taken = np.sort(np.concatenate([taken, pair[new]]), kind="stable")
+        left = left[item[left] < 0]
+        if not len(left):
+            return item.astype(np.int32)
+    for user in np.unique(owner[left]).tolist():  # has most of the popular items: any of those left
+        mine = slice(*np.searchsorted(taken, [user * size.items, (user + 1) * size.items]))
+        free = np.ones(size.items, bool)
+        free[taken[mine] - user * size.items] = False
+        rest = left[owner[left] == user]
+        order = keyed.uniform(("synth-rest", size.seed, first + user), 0, size.items)
+        order[~free] = np.inf
+        item[rest] = np.argpartition(order, len(rest))[: len(rest)]
+    return item.astype(np.int32)
+
+
+def _ranks(size: GraphSize, draw: np.ndarray, tastes: np.ndarray | None) -> np.ndarray:
+    """Popularity ranks `[draws]` from uniform numbers `[draws, 2]`: among all items, or in a preferred cluster."""
+    everywhere = _power_law(draw[:, 1], size.items, _SHIFT)
+    if tastes is None:
+        return everywhere
+    which = np.searchsorted(np.array(_TASTES), draw[:, 0], "right")
+    cluster = tastes[np.arange(len(draw)), np.minimum(which, len(_TASTES) - 1)]
+    members = (size.items - 1 - cluster) // size.clusters + 1
+    inside = cluster + size.clusters * _power_law(draw[:, 1], members, _SHIFT / size.clusters)
+    return np.where(which < len(_TASTES), inside, everywhere)
+
+
+def _power_law(uniform: np.ndarray, count: int | np.ndarray, shift: float) -> np.ndarray:
+    """Whole numbers below `count`, r with a density of (r + shift) ** -exponent, by the inverse of its integral."""
+    power = 1 - _EXPONENT
+    low, high = shift**power, (count + shift) ** power
+    drawn = ((low + uniform * (high - low)) ** (1 / power) - shift).astype(np.int64)
+    return np.clip(drawn, 0, count - 1)
+
+
+def _write_feature(
+    folder: Folder, files: dict[str, FileEntry], size: GraphSize, name: str, cluster: np.ndarray
+) -> FeatureEntry:
+    """One feature set: an item's vector is its cluster's and noise, with entries of about `dim ** -0.5`."""
+    centres = keyed.normal(("synth-centre", size.seed, name), 0, size.clusters * size.dim).reshape(-1, size.dim)
+    centres = centres.astype(np.float32)
+    step = max(1, min(_ITEMS_PER_PART, _VALUES_PER_PART // size.dim))
+    amplitude, parts = 12**0.5 * _NOISE[name], []
+    for start in range(0, size.items, step):
+        stop = min(start + step, size.items)
+        values = keyed.uniform32(("synth-vector", size.seed, name), start * size.dim, (stop - start) * size.dim)
+        values = (values.reshape(-1, size.dim) - np.float32(0.5)) * np.float32(amplitude)
+        values += centres[cluster[start:stop]]
+        values *= np.float32(size.dim**-0.5)
+        part = f"features/{name}/part-{start // step:05d}.parquet"
+        table = vector_table(start, values.astype(np.float16), np.zeros(stop - start, bool))
+        files[part] = write_part(folder, part, table)
+        parts.append(part)
+    return FeatureEntry(width=size.dim, dtype="float16", missing=0, source="synthetic", parts=parts)
