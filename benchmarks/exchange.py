@@ -115,15 +115,15 @@ def steps(meter: Meter, world: World, path: str, method: str, count: int) -> Non
         )
         listed = ", ".join(f"{name} {count / 2**20:.2f}" for name, count in sent.items() if count)
         print(f"  each worker sends {sum(sent.values()) / 2**20:.2f} MiB a step ({listed})")
-        matrix, row = engine.method.matrices()["user_item"], 4 * config.method["dim"]
+        graph, row = engine.method.graphs()["user_item"].record(), 4 * config.method["dim"]
         hops = 2 * (len(engine.method.layer_weights) - 1)  # type: ignore[attr-defined]
         travels, everyone = (
-            matrix.exchange.received * row,
-            (matrix.row_partition.block + matrix.column_partition.block) * row,
+            graph["rows_received_per_product"] * row,
+            (engine.space.users.block + engine.space.items.block) * row,
         )
         print(
             f"  of it {2 * hops * travels / 2**20:.2f} MiB for {hops} hops over users and items, forward and backward, where "
-            f"users stay ({matrix.exchange.strategy}); gathering all nodes' rows would send {hops * everyone / 2**20:.2f} MiB",
+            f"{graph['stays']} stay ({graph['exchange']}); gathering all nodes' rows would send {hops * everyone / 2**20:.2f} MiB",
             flush=True,
         )
 

@@ -18,7 +18,7 @@ class ShardedMatrix:
     """`M` `[rows, columns]`: this rank holds its rows' entries; column rows are fetched from, and pushed to, their owners.
 
     Both products need one movement of column-side rows each: `M x` fetches them, `M^T y` pushes partial sums back. The
-    row side never travels, so the side with more rows should be the row side.
+    row side never travels.
 
     Args:
         row, column: entries of my rows as global numbers, int64, any order.
@@ -29,11 +29,13 @@ class ShardedMatrix:
         self, world: World, rows: Partition, columns: Partition, row: np.ndarray, column: np.ndarray, value: np.ndarray
     ):
         self.world, self.row_partition, self.column_partition = world, rows, columns
-        needed, place = np.unique(column, return_inverse=True)
+        needed = rows_among(column, columns.rows)
         self.exchange: Exchange
         self.exchange, position = planned_exchange(world, columns, torch.from_numpy(needed))
         local_row = row - rows.start(world.rank)
-        local_column = position.numpy()[place] if len(needed) else place
+        place = np.zeros(columns.rows, np.int64)
+        place[needed] = position.numpy()
+        local_column = place[column]
         count = rows.count(world.rank)
         self._by_row = Csr.from_entries(local_row, local_column, value, count, self.exchange.needed)
         self._by_column = Csr.from_entries(local_column, local_row, value, self.exchange.needed, count)
@@ -62,7 +64,15 @@ class ShardedMatrix:
             "my_entries": len(self._by_row.values),
             "exchange": self.exchange.strategy,
             "rows_received_per_product": self.exchange.received,
+            "rows_received_if_gathered": self.column_partition.block * (self.world.size - 1),
         }
+
+
+def rows_among(numbers: np.ndarray, count: int) -> np.ndarray:
+    """The different ones of `numbers` below `count`, ascending; without the sort that many edges would make slow."""
+    occurs = np.zeros(count, bool)
+    occurs[numbers] = True
+    return np.flatnonzero(occurs)
 
 
 def inverse_sqrt(degree: np.ndarray) -> np.ndarray:

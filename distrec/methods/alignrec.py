@@ -18,7 +18,7 @@ from distrec.graph.knn import cosine_neighbours
 from distrec.graph.matrix import ShardedMatrix
 from distrec.graph.polynomial import mean_of_powers
 from distrec.graph.user_item import UserItemGraph
-from distrec.methods.base import Method, MethodConfig, Representations, Space, require_features
+from distrec.methods.base import Graph, Method, MethodConfig, Representations, Space, require_features
 from distrec.methods.batch import Batch, Lookup
 from distrec.methods.losses import bpr, gram_distance, info_nce
 from distrec.tables.features import Fill, feature_block, unit_rows
@@ -95,8 +95,8 @@ class AlignRec(Method):
     def dense(self) -> torch.nn.Module:
         return Gate(self.width, self.config.dim, self.config.layer_norm)
 
-    def matrices(self) -> dict[str, ShardedMatrix]:
-        return {"user_item": self.user_item.matrix, "item_item": self.item_item}
+    def graphs(self) -> dict[str, Graph]:
+        return {"user_item": self.user_item, "item_item": self.item_item}
 
     def degradations(self) -> list[str]:
         rule = "the mean of the others" if self.config.fill == "mean" else "zeros"

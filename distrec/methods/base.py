@@ -12,14 +12,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 
 from distrec.config import Section
 from distrec.data.dataset import Dataset, Interactions
 from distrec.errors import InputError
-from distrec.graph.matrix import ShardedMatrix
 from distrec.methods.batch import Batch, Lookup
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
@@ -53,6 +52,12 @@ class Representations:
 
     users: torch.Tensor
     items: torch.Tensor
+
+
+class Graph(Protocol):
+    """What the run record asks of a method's sparse matrices."""
+
+    def record(self) -> dict[str, Any]: ...
 
 
 class Method(ABC):
@@ -130,8 +135,8 @@ class Method(ABC):
         """Scores `[users, items]` of representation rows; the inner product unless a method says otherwise."""
         return users @ items.t()
 
-    def matrices(self) -> dict[str, ShardedMatrix]:
-        """Its sparse matrices by name, for the run record."""
+    def graphs(self) -> dict[str, Graph]:
+        """Its graphs by name, for the run record."""
         return {}
 
     def degradations(self) -> list[str]:

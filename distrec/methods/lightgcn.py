@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 
-from distrec.graph.matrix import ShardedMatrix
 from distrec.graph.polynomial import mean_of_powers
 from distrec.graph.user_item import UserItemGraph
-from distrec.methods.base import Method, MethodConfig, Representations, Space
+from distrec.methods.base import Graph, Method, MethodConfig, Representations, Space
 from distrec.methods.batch import Batch
 from distrec.methods.losses import bpr
 from distrec.tables.spec import Table
@@ -32,8 +31,8 @@ class LightGCN(Method):
         self.graph = UserItemGraph(space.world, space.users, space.items, space.train.user, space.train.item)
         self.layer_weights = mean_of_powers(self.config.layers)
 
-    def matrices(self) -> dict[str, ShardedMatrix]:
-        return {"user_item": self.graph.matrix}
+    def graphs(self) -> dict[str, Graph]:
+        return {"user_item": self.graph}
 
     def representations(self) -> Representations:
         users, items = self.graph.propagate(self.block("user"), self.block("item"), self.layer_weights)

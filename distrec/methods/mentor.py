@@ -26,7 +26,7 @@ from distrec.data.dataset import Dataset
 from distrec.graph.knn import cosine_neighbours
 from distrec.graph.matrix import ShardedMatrix
 from distrec.graph.user_item import UserItemGraph
-from distrec.methods.base import Method, MethodConfig, Representations, Space, require_features
+from distrec.methods.base import Graph, Method, MethodConfig, Representations, Space, require_features
 from distrec.methods.batch import Batch
 from distrec.methods.losses import bpr, info_nce
 from distrec.methods.moments import population_moments
@@ -149,8 +149,8 @@ class MENTOR(Method):
             self.mask_layer = torch.nn.Linear(2 * self.config.dim, 2 * self.config.dim).requires_grad_(False)
         return towers
 
-    def matrices(self) -> dict[str, ShardedMatrix]:
-        return {"user_item": self.user_item.matrix, "item_item": self.item_item}
+    def graphs(self) -> dict[str, Graph]:
+        return {"user_item": self.user_item, "item_item": self.item_item}
 
     def views(self, batch: Batch | None) -> Representations:
         """Towers v, t, id, and with a batch the noisy ones, side by side after both graphs: my rows `[…, towers x dim]`."""

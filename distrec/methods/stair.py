@@ -17,7 +17,7 @@ from distrec.graph.matrix import ShardedMatrix
 from distrec.graph.neighbours import symmetric_neighbour_graph
 from distrec.graph.polynomial import decaying_powers, polynomial
 from distrec.graph.user_item import UserItemGraph
-from distrec.methods.base import Method, MethodConfig, Representations, Space, require_features
+from distrec.methods.base import Graph, Method, MethodConfig, Representations, Space, require_features
 from distrec.methods.batch import Batch
 from distrec.methods.losses import bpr
 from distrec.tables.features import Fill, feature_block, unit_rows
@@ -119,8 +119,8 @@ class STAIR(Method):
         (out,) = polynomial(lambda x: (self.item_item.times_values(x),), self.backward_weights, direction)
         return out
 
-    def matrices(self) -> dict[str, ShardedMatrix]:
-        return {"user_item": self.user_item.matrix, "item_item": self.item_item}
+    def graphs(self) -> dict[str, Graph]:
+        return {"user_item": self.user_item, "item_item": self.item_item}
 
     def representations(self) -> Representations:
         users, items = self.user_item.propagate(self.block("user"), self.block("item"), self.forward_weights)

@@ -100,21 +100,25 @@ class BoundaryExchange(Exchange):
         return self.world.all_to_all(rows, self._receive, self._send)
 
 
+def counted_rows(world: World, partition: Partition, needed: torch.Tensor) -> dict[str, int]:
+    """Rows from other ranks per fetch under each strategy, for the rank that receives most: it sets a collective's pace.
+
+    Collective; the same on every rank.
+    """
+    counts = torch.bincount(partition.owner(needed), minlength=world.size)
+    remote = counts.sum() - counts[world.rank]
+    return {"gather": partition.block * (world.size - 1), "boundary": int(world.max_(remote.clone()))}
+
+
 def planned_exchange(world: World, partition: Partition, needed: torch.Tensor) -> tuple[Exchange, torch.Tensor]:
     """The cheaper exchange for the rows this rank needs (ascending global numbers), and each one's place in its output.
 
     Collective: every rank calls it with its own list. The choice is the same on all ranks.
     """
     gather = GatherExchange(world, partition)
-    if world.size == 1:
+    counted = counted_rows(world, partition, needed)
+    if counted["gather"] <= counted["boundary"]:
         return gather, needed
-    counts = torch.bincount(partition.owner(needed), minlength=world.size)
-    remote = counts.sum() - counts[world.rank]
-    # The slowest rank sets the pace of a collective, so the largest count decides.
-    worst = int(world.max_(remote.clone()))
-    if worst >= gather.received:
-        return gather, needed
-    lists = [torch.empty(0, dtype=torch.int64)] * world.size
     sizes = torch.tensor([len(needed)])
     all_sizes = world.gather_blocks(sizes, Partition(world.size, world.size)).tolist()
     longest = Partition(max(all_sizes) * world.size, world.size)

@@ -256,7 +256,7 @@ class Trainer:
         self.run.update_record(
             world_size=self.world.size,
             plan=plan_tables(self.engine.method.tables(), partitions, self.config.optimizer),  # type: ignore[arg-type]
-            graphs={name: matrix.record() for name, matrix in self.engine.method.matrices().items()},
+            graphs={name: graph.record() for name, graph in self.engine.method.graphs().items()},
         )
 
     def _peak_memory(self) -> int:

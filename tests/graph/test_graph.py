@@ -37,6 +37,7 @@ def user_item(world: World) -> None:
         sides = Partition(users, world.size), Partition(items, world.size)
         graph = UserItemGraph(world, *sides, user, item)
         r = normalised(user, item, users, items)
+        travels(world, graph, *sides, user, item)
         generator = torch.Generator().manual_seed(seed)
         draw = [torch.randn(count, WIDTH, generator=generator, dtype=torch.float64) for count in (users, items) * 2]
         whole_users, whole_items, user_weights, item_weights = draw
@@ -75,6 +76,24 @@ def user_item(world: World) -> None:
             back = operator.t() @ torch.cat([user_weights, torch.zeros_like(item_weights)])
             close(blocks[0].grad, back[:users][my_users])
             close(blocks[1].grad, back[users:][my_items])
+
+
+def travels(
+    world: World, graph: UserItemGraph, users: Partition, items: Partition, user: np.ndarray, item: np.ndarray
+) -> None:
+    """The record counts what would travel if either side stayed, and the side that stays is the cheaper one."""
+    counted = {}
+    for stays, rows, columns, row, column in (("users", users, items, user, item), ("items", items, users, item, user)):
+        worst = 0
+        for rank in range(world.size):
+            needed = set(column[(row >= rows.start(rank)) & (row < rows.stop(rank))].tolist())
+            worst = max(worst, len(needed - set(range(columns.start(rank), columns.stop(rank)))))
+        counted[stays] = min(worst, columns.block * (world.size - 1))
+    record = graph.record()
+    assert record["rows_received_if_it_stayed"] == counted
+    assert counted[record["stays"]] == min(counted.values())
+    if world.size == 1:
+        assert record["stays"] == ("users" if users.rows >= items.rows else "items")
 
 
 def matrices(world: World) -> list[dict[str, object]]:

@@ -89,7 +89,9 @@ def choice() -> list[tuple[str, int, int]]:
     for extra in (0, 1, 40 * (world.size - 1) - 1, 40 * (world.size - 1)):
         lengths = [extra if rank == world.size - 1 else 0 for rank in range(world.size)]
         mine = torch.arange(partition.start(world.rank), partition.stop(world.rank))
-        others = torch.tensor([row for row in range(partition.rows) if row not in set(mine.tolist())])
+        others = torch.tensor(
+            [row for row in range(partition.rows) if row not in set(mine.tolist())], dtype=torch.int64
+        )
         needed = torch.cat([mine, others[: lengths[world.rank]]]).sort().values
         exchange, _ = planned_exchange(world, partition, needed)
         out.append((exchange.strategy, exchange.received, extra))
