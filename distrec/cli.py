@@ -60,9 +60,12 @@ def _parser() -> argparse.ArgumentParser:
         ("users", "number of users"),
         ("items", "number of items"),
         ("edges", "number of interactions"),
-        ("dim", "width of each feature set"),
+        ("dim", "width of feature set 'text'"),
     ):
         graph.add_argument(f"--{name}", type=int, required=True, metavar="N", help=what)
+    graph.add_argument(
+        "--image-dim", type=int, metavar="N", help="width of feature set 'image'; otherwise that of 'text'"
+    )
     graph.add_argument("--out", required=True, help="new folder or s3:// prefix of the prepared dataset")
     graph.add_argument("--seed", type=int, default=7)
     graph.set_defaults(run=_synth_graph)
@@ -115,7 +118,8 @@ def _demo_data(arguments: argparse.Namespace) -> None:
 def _synth_graph(arguments: argparse.Namespace) -> None:
     from distrec.data.synth import GraphSize, write_graph
 
-    size = GraphSize(arguments.users, arguments.items, arguments.edges, arguments.dim, arguments.seed)
+    image = arguments.dim if arguments.image_dim is None else arguments.image_dim
+    size = GraphSize(arguments.users, arguments.items, arguments.edges, arguments.dim, image, arguments.seed)
     write_graph(arguments.out, size)
 
 

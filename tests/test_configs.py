@@ -9,13 +9,17 @@ import yaml
 
 from distrec.cli import main
 from distrec.config import decode, load_run
+from distrec.config.run import RunConfig
 from distrec.config.tree import load_file
 from distrec.data.importers import choose_importer
 from distrec.data.prepare import DataConfig
+from distrec.errors import InputError
 from distrec.methods.registry import METHODS, resolve
+from distrec.tuning.space import load_spaces, with_values
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-RUNS = sorted(path for path in CONFIGS.glob("*/*.yaml") if path.parent.name != "data")
+SPACES = sorted(CONFIGS.glob("*/search.yaml"))
+RUNS = sorted(path for path in CONFIGS.glob("*/*.yaml") if path.parent.name != "data" and path not in SPACES)
 DATA = sorted((CONFIGS / "data").glob("*.yaml"))
 CONTENT_FREE = {"lightgcn", "bprmf", "popularity"}
 
@@ -46,7 +50,34 @@ def test_every_method_ships_the_named_datasets() -> None:
     for method in METHODS.keys() - {"bprmf"}:
         named = {"demo", "movielens", "movielens-benchmark"} | ({"baby"} if method in CONTENT_FREE else set())
         assert {f"{method}/{name}" for name in named} <= shipped
-    assert {path.stem for path in RUNS} <= datasets
+    assert {path.stem for path in RUNS} <= datasets | {"baby-synthetic"}  # which `distrec synth` writes prepared
+
+
+@pytest.mark.parametrize("path", SPACES, ids=label)
+def test_every_value_of_a_search_space_resolves(path: Path) -> None:
+    tree = load_file(path.parent / "demo.yaml")
+    for name, space in load_spaces(path).items():
+        for key, values in space.items():
+            for value in values:
+                section, _, field = key.partition(".")
+                found = resolve(decode(RunConfig, with_values(tree, {key: value}))).model_dump()[section][field]
+                assert found == value, f"{name}: {key}"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{}", "holds no space"),
+        ("published: {}", "space 'published' has no keys"),
+        ("published: {optimizer.lr: 1e-3}", "key 'published: optimizer.lr' is 0.001; give a list of different values"),
+        ("published: {optimizer.lr: []}", "give a list of different values"),
+        ("published: {optimizer.lr: [1e-3, 0.001]}", "give a list of different values"),
+    ],
+)
+def test_a_wrong_search_space_is_refused(text: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "search.yaml").write_text(text)
+    with pytest.raises(InputError, match=told):
+        load_spaces(tmp_path / "search.yaml")
 
 
 @pytest.mark.parametrize("path", RUNS, ids=label)

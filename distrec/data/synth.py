@@ -52,20 +52,22 @@ class GraphSize:
     """What is asked for.
 
     Attributes:
-        dim: width of each feature set.
+        dim: width of feature set `text`.
+        image_dim: width of feature set `image`.
     """
 
     users: int
     items: int
     edges: int
     dim: int
+    image_dim: int
     seed: int = 7
 
     def __post_init__(self) -> None:
-        for name in ("users", "items", "edges", "dim"):
+        for name in ("users", "items", "edges", "dim", "image_dim"):
             value = getattr(self, name)
             if value < 1:
-                raise InputError(f"option '--{name}' is {value}, which must be at least 1; raise it.")
+                raise InputError(f"option '--{name.replace('_', '-')}' is {value}, which must be at least 1; raise it.")
             if name in ("users", "items") and value >= 2**31:
                 raise InputError(f"option '--{name}' is {value}, which must be less than 2**31; lower it.")
         if self.items < 4 * FEWEST:
@@ -151,7 +153,8 @@ def write_graph(out: str, size: GraphSize, block: int = _BLOCK) -> Dataset:
     counts = _write_interactions(folder, files, size, ranked, block)
     cluster = np.empty(size.items, np.int32)
     cluster[ranked] = np.arange(size.items) % size.clusters
-    features = {name: _write_feature(folder, files, size, name, cluster) for name in _NOISE}
+    widths = {"text": size.dim, "image": size.image_dim}
+    features = {name: _write_feature(folder, files, size, name, width, cluster) for name, width in widths.items()}
     manifest = Manifest(
         format=FORMAT,
         name=f"synth-{size.users}-{size.items}-{size.edges}",
@@ -291,21 +294,21 @@ def _power_law(uniform: np.ndarray, count: int | np.ndarray, shift: float) -> np
 
 
 def _write_feature(
-    folder: Folder, files: dict[str, FileEntry], size: GraphSize, name: str, cluster: np.ndarray
+    folder: Folder, files: dict[str, FileEntry], size: GraphSize, name: str, width: int, cluster: np.ndarray
 ) -> FeatureEntry:
     """One feature set: an item's vector is its cluster's and noise, with entries of about `dim ** -0.5`."""
-    centres = keyed.normal(("synth-centre", size.seed, name), 0, size.clusters * size.dim).reshape(-1, size.dim)
+    centres = keyed.normal(("synth-centre", size.seed, name), 0, size.clusters * width).reshape(-1, width)
     centres = centres.astype(np.float32)
-    step = max(1, min(_ITEMS_PER_PART, _VALUES_PER_PART // size.dim))
+    step = max(1, min(_ITEMS_PER_PART, _VALUES_PER_PART // width))
     amplitude, parts = 12**0.5 * _NOISE[name], []
     for start in range(0, size.items, step):
         stop = min(start + step, size.items)
-        values = keyed.uniform32(("synth-vector", size.seed, name), start * size.dim, (stop - start) * size.dim)
-        values = (values.reshape(-1, size.dim) - np.float32(0.5)) * np.float32(amplitude)
+        values = keyed.uniform32(("synth-vector", size.seed, name), start * width, (stop - start) * width)
+        values = (values.reshape(-1, width) - np.float32(0.5)) * np.float32(amplitude)
         values += centres[cluster[start:stop]]
-        values *= np.float32(size.dim**-0.5)
+        values *= np.float32(width**-0.5)
         part = f"features/{name}/part-{start // step:05d}.parquet"
         table = vector_table(start, values.astype(np.float16), np.zeros(stop - start, bool))
         files[part] = write_part(folder, part, table)
         parts.append(part)
-    return FeatureEntry(width=size.dim, dtype="float16", missing=0, source="synthetic", parts=parts)
+    return FeatureEntry(width=width, dtype="float16", missing=0, source="synthetic", parts=parts)

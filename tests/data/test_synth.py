@@ -13,7 +13,7 @@ from distrec.data.dataset import SPLITS, Dataset
 from distrec.data.synth import FEWEST, GraphSize, degrees, write_graph
 from distrec.errors import BAD_INPUT, InputError
 
-SIZE = GraphSize(users=900, items=400, edges=12_000, dim=16, seed=3)
+SIZE = GraphSize(users=900, items=400, edges=12_000, dim=16, image_dim=24, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_it_passes_check_and_has_the_size_asked_for(folder: Path, capsys: pytest
     assert (data.users, data.items, sum(data.manifest.interactions.values())) == (900, 400, 12_000)
     assert {name: (entry.width, entry.dtype) for name, entry in data.manifest.features.items()} == {
         "text": (16, "float16"),
-        "image": (16, "float16"),
+        "image": (24, "float16"),
     }
     for split in SPLITS:  # the fewest interactions of a user are one of each
         assert len(np.unique(data.interactions(split).user)) == 900
@@ -71,7 +71,7 @@ def test_parts_hold_the_same_rows_as_one(folder: Path, tmp_path: Path, monkeypat
 
 
 def test_another_seed_is_another_graph(folder: Path, tmp_path: Path) -> None:
-    write_graph(str(tmp_path / "graph"), GraphSize(900, 400, 12_000, 16, seed=4))
+    write_graph(str(tmp_path / "graph"), GraphSize(900, 400, 12_000, 16, 24, seed=4))
     ours, theirs = fingerprint(tmp_path / "graph"), fingerprint(folder)
     assert {name for name in ours if ours[name] == theirs[name]} == {"users.parquet", "items.parquet"}
 
@@ -96,7 +96,7 @@ def test_content_tells_something_about_choices(folder: Path) -> None:
     for name in data.manifest.features:
         vectors, _ = data.feature_rows(name, 0, data.items)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        taste = np.zeros((data.users, SIZE.dim))
+        taste = np.zeros((data.users, vectors.shape[1]))
         np.add.at(taste, train.user, vectors[train.item])
         own = (taste[test.user] * vectors[test.item]).sum(1)
         other = (taste[test.user] * vectors[test.item[draw]]).sum(1)  # as popular
@@ -107,7 +107,7 @@ def test_content_tells_something_about_choices(folder: Path) -> None:
     ("users", "items", "edges"), [(50, 12, 150), (7, 40, 70), (1, 100, 25), (30, 60, 90), (200, 1000, 50_000)]
 )
 def test_extreme_sizes_pass_check(tmp_path: Path, users: int, items: int, edges: int) -> None:
-    write_graph(str(tmp_path / "graph"), GraphSize(users, items, edges, dim=1))
+    write_graph(str(tmp_path / "graph"), GraphSize(users, items, edges, dim=1, image_dim=2))
     check(str(tmp_path / "graph"))
 
 
@@ -118,6 +118,7 @@ def test_extreme_sizes_pass_check(tmp_path: Path, users: int, items: int, edges:
         ({"items": -2}, "option '--items' is -2, which must be at least 1"),
         ({"edges": 0}, "option '--edges' is 0, which must be at least 1"),
         ({"dim": 0}, "option '--dim' is 0, which must be at least 1"),
+        ({"image-dim": 0}, "option '--image-dim' is 0, which must be at least 1"),
         ({"items": 2**31}, "option '--items' is 2147483648, which must be less than 2**31; lower it."),
         ({"items": 11}, "option '--items' is 11, which must be at least 12"),
         (
