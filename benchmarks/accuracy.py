@@ -2,17 +2,17 @@
 
     python benchmarks/accuracy.py configs/lightgcn/baby.yaml … --seeds 1 2 3 --storage runs/accuracy
 
-Every run is an ordinary one and continues if it is there already; epochs are chosen on the validation split.
+Every run is an ordinary one, in a process of its own, and continues if it is there already; epochs are chosen on the
+validation split.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+from multiprocessing import get_context
 from pathlib import Path
-
-import distrec
-from distrec.training.evaluate import evaluate
+from typing import Any
 
 METRICS = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
 
@@ -31,8 +31,9 @@ def main() -> None:
         for seed in arguments.seeds:
             run = f"{name}-seed{seed}"
             fixed = [f"run.name={run}", f"run.storage={arguments.storage}", f"train.seed={seed}", "train.workers=0"]
-            summaries.append(distrec.train(config, [*fixed, *arguments.set]))
-            slices = evaluate(f"{arguments.storage}/{run}")["slices"]
+            with get_context("spawn").Pool(1) as process:
+                summary, slices = process.apply(trained, (config, [*fixed, *arguments.set], f"{arguments.storage}/{run}"))
+            summaries.append(summary)
             cold.append(slices["items.cold"]["metrics"])
         cells = [_spread([summary["test"][metric] for summary in summaries]) for metric in METRICS]
         cells.append(_spread([metrics["recall@20"] for metrics in cold if metrics]))
@@ -44,6 +45,14 @@ def main() -> None:
     print()
     for row in [header, ["---"] * len(header), *rows]:
         print("| " + " | ".join(row) + " |")
+
+
+def trained(config: str, overrides: list[str], run: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The summary of a run, and the slices of its evaluation."""
+    import distrec
+    from distrec.training.evaluate import evaluate
+
+    return distrec.train(config, overrides), evaluate(run)["slices"]
 
 
 def _spread(values: list[float], digits: int = 4) -> str:

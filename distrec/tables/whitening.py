@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from distrec.errors import InputError
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
 
+_ROWS = 16_384  # in float64 at a time
 _RANK_TOLERANCE = 1e-6  # of the largest singular value; the Gram matrix loses what lies below 1e-8 of it
 
 
@@ -24,10 +27,15 @@ def whitened(world: World, items: Partition, block: torch.Tensor, dim: int, name
     Raises:
         InputError: fewer than `dim` independent directions.
     """
-    mine = block.double()
-    mean = world.sum_(mean_of(mine, items.rows))
-    centred = mine - mean
-    gram = world.sum_(centred.t() @ centred)
+    mean = world.sum_(block.sum(0, dtype=torch.float64) / items.rows)
+
+    def centred() -> Iterator[torch.Tensor]:
+        return (part.double() - mean for part in block.split(_ROWS))
+
+    gram = torch.zeros(block.shape[1], block.shape[1], dtype=torch.float64)
+    for rows in centred():
+        gram.addmm_(rows.t(), rows)
+    world.sum_(gram)
     squares, directions = torch.linalg.eigh(gram)
     # All ranks take rank 0's: the same matrix could be decomposed by other kernels on another machine.
     packed = world.rows_from(0, torch.cat([squares.unsqueeze(0), directions]), 0, len(gram) + 1).flip(1)
@@ -41,9 +49,4 @@ def whitened(world: World, items: Partition, block: torch.Tensor, dim: int, name
     directions = directions[:, :dim]
     largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
     scale = largest.sign() / sigma[:dim] * (items.rows / dim) ** 0.5
-    return (centred @ (directions * scale)).float()
-
-
-def mean_of(rows: torch.Tensor, count: int) -> torch.Tensor:
-    """My share of the mean over `count` rows of all ranks."""
-    return rows.sum(0) / count
+    return torch.cat([(rows @ (directions * scale)).float() for rows in centred()])

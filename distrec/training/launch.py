@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import tempfile
@@ -158,6 +159,7 @@ def _run_here(work: Work, config: RunConfig) -> None:
             work(config)
         finally:
             leave_group()
+            gc.collect()  # DeepSpeed's engine is part of cycles; uncollected, its tensors add up over runs in one process
 
 
 def _run_on_ray(work: Work, config: RunConfig) -> None:

@@ -27,18 +27,33 @@ ADAMW = {"name": "adamw", "lr": 2e-3, "weight_decay": 0.1, "lr_decay": {"factor"
 ALIGNREC: dict[str, Any] = {"name": "alignrec", "dim": 8, "knn_k": 5, "sim_weight": 0.3, "cl_loss": 0.1}
 LIGHTGCN: dict[str, Any] = {"name": "lightgcn", "dim": 8, "layers": 2, "reg": 0.01}
 BPRMF: dict[str, Any] = {"name": "bprmf", "dim": 8, "reg": 0.01}
+STAIR: dict[str, Any] = {"name": "stair", "dim": 5, "neighbours": [5, 1]}
+STAIR_TEXT: dict[str, Any] = {"name": "stair", "dim": 8, "features": ["text"], "neighbours": [3], "layers": 2}
+MENTOR: dict[str, Any] = {"name": "mentor", "dim": 8, "knn_k": 4, "mask_weight_g": 0.1}
+UNPERTURBED = MENTOR | {"mask_weight_g": 0.0, "item_layers": 2}
+INTENT = MENTOR | {"variant": "intent"}
 
+
+def title(method: dict[str, Any]) -> str:
+    return " ".join([method["name"], *([method["variant"]] if "variant" in method else [])])
+
+
+# Three workers train every other run: each method's are on both sides of that line.
 RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any], int]] = {
-    f"{method['name']}, {optimizer['name']}, {data}": (data, method, optimizer, seed)
+    f"{title(method)}, {optimizer['name']}, {data}": (data, method, optimizer, seed)
     for seed, (data, method, optimizer) in enumerate(
         [(data, method, ADAM) for data in DATASETS for method in (ALIGNREC, LIGHTGCN, BPRMF)]
         + [("more users", ALIGNREC, SGD), ("more items", ALIGNREC, SGD), ("more items", LIGHTGCN, SGD)]
         + [("few users", LIGHTGCN, SGD), ("more users", BPRMF, SGD), ("more users", ALIGNREC, ADAMW)]
+        + [("few users", STAIR_TEXT, ADAM), ("more users", STAIR, ADAMW), ("more items", STAIR, SGD | {"lr": 2.0})]
+        + [("more users", MENTOR, ADAM), ("more items", UNPERTURBED, ADAM), ("few users", MENTOR, ADAM)]
+        + [("more items", INTENT, SGD), ("more users", INTENT, ADAM)]
     )
 }
 SPARSE = "bprmf, sparse tables"
 RUNS[SPARSE] = ("more users", BPRMF, {"tables": "sparse", "lr": 0.05}, 50)
 ZERO = ["alignrec, adam, more users", "alignrec, adamw, more users", "alignrec, sgd, more items"]
+ZERO += ["mentor, adam, more users", "mentor intent, adam, more users"]
 
 Result = dict[str, Any]
 
@@ -140,7 +155,7 @@ def test_the_runs_do_train_and_differ(results):
             terms["bpr"] for step, terms in enumerate(result["terms"]) if (step + 1) % steps_per_epoch
         ]  # full batches
         assert np.mean(bpr[-3:]) < np.mean(bpr[:3]), name
-    tables = [result["tables"]["item"].tobytes() for result in alone.values()]
+    tables = [b"".join(table.tobytes() for table in result["tables"].values()) for result in alone.values()]
     assert len(set(tables)) == len(tables)
     with pytest.raises(AssertionError):
         agree(
