@@ -32,7 +32,9 @@ def main() -> None:
             run = f"{name}-seed{seed}"
             fixed = [f"run.name={run}", f"run.storage={arguments.storage}", f"train.seed={seed}", "train.workers=0"]
             with get_context("spawn").Pool(1) as process:
-                summary, slices = process.apply(trained, (config, [*fixed, *arguments.set], f"{arguments.storage}/{run}"))
+                summary, slices = process.apply(
+                    trained, (config, [*fixed, *arguments.set], f"{arguments.storage}/{run}")
+                )
             summaries.append(summary)
             cold.append(slices["items.cold"]["metrics"])
         cells = [_spread([summary["test"][metric] for summary in summaries]) for metric in METRICS]

@@ -23,7 +23,8 @@ Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
 def adjacency(train: Interactions, users: int, items: int) -> torch.Tensor:
     """`D^-1/2 A D^-1/2` of users and items stacked, COO."""
     nodes = users + items
-    user, item = torch.from_numpy(train.user).long(), torch.from_numpy(train.item).long() + users
+    user, item = (torch.from_numpy(ids.astype(np.int64)) for ids in (train.user, train.item))
+    item = item + users
     row, column = torch.cat([user, item]), torch.cat([item, user])
     scale = torch.bincount(row, minlength=nodes).float().pow(-0.5)
     scale[scale.isinf()] = 0

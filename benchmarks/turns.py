@@ -1,0 +1,217 @@
+"""Programs that do the same work, each in a process of its own, comparing losses first and then taking turns.
+
+The first program is the project's own. It says how it starts (weights and batches), the others start from that, and all
+report the losses of those batches. A ratio is the median over neighbouring turns, so that whatever else the machine does
+falls on both sides of it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any, Protocol
+
+import numpy as np
+import plain
+import torch
+import torch.distributed as dist
+
+from distrec.config.run import RunConfig
+from distrec.data.dataset import Dataset
+from distrec.runtime import quiet, tune_process
+
+PATIENCE = 1800  # seconds until a program that does not answer counts as lost
+
+
+class Model(Protocol):
+    """What a program's process needs of it."""
+
+    def epoch(self) -> Iterator[plain.Batch]:
+        """The batches of an epoch."""
+
+    def step(self, users: np.ndarray, positives: np.ndarray, negatives: np.ndarray) -> float:
+        """One training step; its loss."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program that takes part.
+
+    Attributes:
+        build: made in the program's process from the first program's start, which for that one itself is None.
+        imports: modules to import before memory is read.
+        tuned: whether it gets the project's memory settings.
+    """
+
+    name: str
+    build: Callable[[Start | None], Model]
+    imports: tuple[str, ...] = ()
+    tuned: bool = False
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where all programs start.
+
+    Attributes:
+        weights: first values by name.
+        batches: of the first steps, whose losses are compared.
+        entries: of each of the first program's graphs.
+    """
+
+    weights: dict[str, np.ndarray]
+    batches: list[plain.Batch]
+    entries: dict[str, int]
+
+
+OURS_IMPORTS = ("deepspeed", "distrec.training.engine")
+
+
+class Ours:
+    """The project's own engine, with the plain programs' few verbs."""
+
+    def __init__(self, path: str, config: RunConfig):
+        from distrec.parallel.world import World
+        from distrec.training.engine import Engine
+
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        self.engine, self.steps = Engine(World.current(), Dataset.open(path), config), 0
+        self.engine.set_lr(config.optimizer.lr)
+
+    def epoch(self) -> Iterator[plain.Batch]:
+        for step in range(self.engine.steps_per_epoch):
+            triples = self.engine.triples(0, step)
+            yield triples.users, triples.positives, triples.negatives
+
+    def step(self, users: np.ndarray, positives: np.ndarray, negatives: np.ndarray) -> float:
+        from distrec.data.sampling import Triples
+
+        triples = Triples(users, positives, negatives, np.empty(0, np.int64))
+        share, terms, _ = self.engine.forward(self.engine.batch(0, self.steps, triples))
+        self.engine.update(share)
+        self.steps += 1
+        return sum(terms.values())
+
+    def start(self, compared: int) -> Start:
+        """Initial weights, by the plain programs' names, and the first batches."""
+        tables = {name: self.engine.tables.block(name).detach() for name in self.engine.tables.specs}
+        dense = {
+            name.removesuffix(".weight"): x for name, x in self.engine.dense.state().items() if ".exp_" not in name
+        }
+        batches = [batch for _, batch in zip(range(compared), self.epoch(), strict=False)]
+        entries = {name: graph.record()["my_entries"] for name, graph in self.engine.method.graphs().items()}
+        return Start({name: x.numpy().copy() for name, x in (tables | dense).items()}, batches, entries)
+
+
+def serve(pipe: Connection, program: Program, compared: int, start: Start | None) -> None:
+    """A program's process: build, compare, then do steps when told."""
+    quiet()
+    if program.tuned:
+        tune_process(1)
+    torch.set_num_threads(1)
+    for module in program.imports:
+        importlib.import_module(module)
+    imported, model = resident("VmRSS"), program.build(start)
+    if start is None:
+        start = model.start(compared)  # type: ignore[attr-defined]
+        pipe.send(start)
+    pipe.send([model.step(*batch) for batch in start.batches])
+    del start
+    batches: Iterator[plain.Batch] = iter(())
+    for threads, steps in iter(pipe.recv, None):
+        torch.set_num_threads(threads)
+        began, stepped = time.perf_counter(), 0.0
+        for _ in range(steps):
+            batch = next(batches, None)
+            if batch is None:
+                batches = model.epoch()
+                batch = next(batches)
+            middle = time.perf_counter()
+            model.step(*batch)
+            stepped += time.perf_counter() - middle
+        pipe.send((time.perf_counter() - began, stepped))
+    pipe.send((imported, resident("VmHWM")))
+
+
+def resident(field: str) -> float:
+    """Megabytes resident now (`VmRSS`) or at most so far (`VmHWM`; `ru_maxrss` would start at the parent's)."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) / 1024 for line in file if line.startswith(field))
+
+
+@contextmanager
+def running(
+    programs: Sequence[Program], compared: int, tolerance: float
+) -> Iterator[tuple[Start, dict[str, Connection]]]:
+    """The start and one process per program; their losses of the first `compared` steps are compared on the way."""
+    # On shared cores the scheduler often keeps both threads of a process on one of them, where each waits for the other.
+    os.environ["OMP_PROC_BIND"] = "true"
+    context, processes = get_context("spawn"), []
+    pipes: dict[str, Connection] = {}
+    start: Start | None = None
+    ours: list[float] = []
+    worst = 0.0
+    try:
+        for program in programs:
+            pipes[program.name], end = context.Pipe()
+            processes.append(context.Process(target=serve, args=(end, program, compared, start), daemon=True))
+            processes[-1].start()
+            end.close()
+            if start is None:
+                start = answer(pipes[program.name])
+            losses = answer(pipes[program.name])
+            ours = ours or losses
+            worst = max(worst, *(abs(mine - its) / its for mine, its in zip(ours, losses, strict=True)))
+        shown = f"{ours[0]:.6f} to {ours[-1]:.6f} over {compared} steps"
+        print(f"  loss {shown}; largest relative difference {worst:.1e}", flush=True)
+        if not worst <= tolerance:
+            sys.exit("the losses differ")
+        yield start, pipes
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def answer(pipe: Connection) -> Any:
+    if not pipe.poll(PATIENCE):
+        raise TimeoutError(f"a program did not answer within {PATIENCE} s")
+    return pipe.recv()
+
+
+def turn(pipes: dict[str, Connection], threads: int, steps: int, sampling: bool) -> dict[str, float]:
+    """Seconds each program needs for `steps` steps, one program after the other, with or without drawing batches."""
+    spent = {}
+    for program, pipe in pipes.items():
+        pipe.send((threads, steps))
+        whole, stepped = answer(pipe)
+        spent[program] = whole if sampling else stepped
+    return spent
+
+
+def report(turns: list[dict[str, float]], parts: int, what: str) -> float:
+    """Print each program's milliseconds and its ratio to the first; the first one's median seconds."""
+    first = next(iter(turns[0]))
+    for program in turns[0]:
+        spent = sorted(row[program] * 1000 / parts for row in turns)
+        ratio = statistics.median(row[program] / row[first] for row in turns)
+        shown = "" if program == first else f"  {ratio:5.2f} x"
+        middle = statistics.median(spent)
+        print(f"    {program:20} {middle:9.1f} ms {what} ({spent[0]:.1f} to {spent[-1]:.1f}){shown}", flush=True)
+    return statistics.median(row[first] for row in turns) / parts
+
+
+def finish(pipes: dict[str, Connection]) -> None:
+    """Print every program's peak memory; the programs end."""
+    for program, pipe in pipes.items():
+        pipe.send(None)
+        imported, peak = answer(pipe)
+        print(f"  {program:22} peak {peak:6.0f} MB, of it {peak - imported:5.0f} MB beyond imports")
