@@ -17,7 +17,7 @@ from distrec.errors import InputError
 class Section(BaseModel):
     """Base of every config section: unknown keys and silent type conversions are refused."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 S = TypeVar("S", bound=Section)

@@ -123,6 +123,10 @@ class Method(ABC):
         """A value that all ranks hold alike, as this rank's share of it."""
         return value / self.space.world.size
 
+    def kept(self) -> dict[str, tuple[Side, torch.Tensor]]:
+        """Arrays beside the tables that a checkpoint must hold, by name: side and my rows, over live storage."""
+        return {}
+
     @abstractmethod
     def representations(self) -> Representations:
         """My rows of the vectors that `score` compares; called without gradient by evaluation and export."""

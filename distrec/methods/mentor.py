@@ -33,7 +33,7 @@ from distrec.methods.moments import population_moments
 from distrec.parallel.linear import linear
 from distrec.parallel.partition import Partition
 from distrec.tables.features import Fill, feature_block, unit_rows
-from distrec.tables.spec import Table, side_by_side, xavier_normal
+from distrec.tables.spec import Side, Table, side_by_side, xavier_normal
 
 CLEAN, NOISY = ["v", "t", "id"], ["v_n1", "t_n1", "v_n2", "t_n2"]
 _HIDDEN, _RADIUS = 256, 0.1
@@ -109,7 +109,6 @@ class MENTOR(Method):
         super().__init__(config, data)
         require_features(data, self.features(), "mentor")
         self.draws = Draws()
-        self._stale: Representations | None = None
         self.intent = config.variant == "intent"
         self.noisy = config.mask_weight_g > 0
         self.towers = CLEAN + (NOISY if self.noisy and not self.intent else [])
@@ -128,6 +127,9 @@ class MENTOR(Method):
         )
         self.inputs = {"v": image, "t": text}
         self.user_item = UserItemGraph(space.world, space.users, space.items, space.train.user, space.train.item)
+        if config.stale_scores:
+            count = {side: space.partition(side).count(space.world.rank) for side in ("user", "item")}
+            self._stale = Representations(*(torch.zeros(rows, 2 * config.dim) for rows in count.values()))
         self.item_item = item_graph(
             space, [(image, config.image_weight), (text, 1 - config.image_weight)], config.knn_k
         )
@@ -144,8 +146,12 @@ class MENTOR(Method):
     def dense(self) -> torch.nn.Module:
         widths = {"v": self.data.feature(self.config.image).width, "t": self.data.feature(self.config.text).width}
         widths["id"] = self.config.dim
-        towers = Towers({name: widths[source(name)] for name in self.towers}, self.config.dim, self.intent)
-        if not self.intent:  # never trained, so it is no part of the module: the same first values on every worker
+        masked = self.config.mask_weight_f > 0
+        widths = {name: widths[source(name)] for name in self.towers}
+        towers = Towers(widths, self.config.dim, mask=self.intent and masked)
+        if (
+            masked and not self.intent
+        ):  # never trained, so it is no part of the module: the same first values on every worker
             self.mask_layer = torch.nn.Linear(2 * self.config.dim, 2 * self.config.dim).requires_grad_(False)
         return towers
 
@@ -201,16 +207,27 @@ class MENTOR(Method):
         return Representations(views.users[:, columns] * weight, views.items[:, columns])
 
     def representations(self) -> Representations:
-        if self.config.stale_scores and self._stale is not None:
+        if self.config.stale_scores and self._trained():
             return self._stale
         return self.final(self.views(None), 0)
+
+    def kept(self) -> dict[str, tuple[Side, torch.Tensor]]:
+        if not self.config.stale_scores:
+            return {}
+        return {"stale_user": ("user", self._stale.users), "stale_item": ("item", self._stale.items)}
+
+    def _trained(self) -> bool:
+        """Whether there is an E of a training step."""
+        mine = self._stale.users.any() | self._stale.items.any()
+        return bool(self.space.world.max_(mine.int()))
 
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
         config, dim = self.config, self.config.dim
         views = self.views(batch)
         final = self.final(views, 0)
         if config.stale_scores:
-            self._stale = Representations(final.users.detach(), final.items.detach())
+            self._stale.users.copy_(final.users.detach())
+            self._stale.items.copy_(final.items.detach())
         (users,) = batch.users.rows(final.users)
         (positives,) = batch.positives.rows(final.items)
         (negatives,) = batch.negatives.rows(final.items)

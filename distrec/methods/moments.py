@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from distrec.parallel.world import World
@@ -35,8 +36,9 @@ class _PopulationMoments(torch.autograd.Function):
         for table, size in enumerate(ctx.sizes):
             count, mean, _ = ctx.whole[table]
             slope = 2 * ctx.copies[table] * of_var[table] / (count * ctx.copies[table] - 1)
-            shift = of_mean[table] / count - slope * mean
-            out += [block * slope + shift for block in blocks[start : start + size]]
+            shift = of_mean[table] / count
+            # Around the mean first: `slope * x - slope * mean` would cancel where the mean is far from zero.
+            out += [(block - mean).mul_(slope).add_(shift) for block in blocks[start : start + size]]
             start += size
         return (None, None, None, *out)
 
@@ -45,8 +47,12 @@ def moments_of(block: torch.Tensor) -> Moments:
     """Count, mean and sum of squared deviations of all entries."""
     if not block.numel():
         return 0.0, 0.0, 0.0
-    variance, mean = torch.var_mean(block, correction=0)
-    return float(block.numel()), float(mean), float(variance) * block.numel()
+    # Sums in float64: means that are far from zero differ by little, and `merged` squares that difference.
+    count = block.numel()
+    mean = float(block.sum(dtype=torch.float64)) / count
+    centre = float(np.float32(mean))  # what float32 can take away from float32
+    m2 = float((block - centre).square_().sum(dtype=torch.float64)) - count * (mean - centre) ** 2
+    return float(count), mean, max(m2, 0.0)
 
 
 def merged(parts: Sequence[Moments]) -> Moments:

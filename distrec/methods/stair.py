@@ -42,7 +42,7 @@ class STAIR(Method):
         fill: Fill = Field("mean", description="what a missing feature row becomes")
         dim: int = Field(64, ge=1)
         layers: int = Field(3, ge=0, description="hops of both convolutions")
-        gamma: float = Field(0.2, gt=0, description="exponent of the schedule over columns")
+        gamma: float = Field(0.2, ge=1e-3, description="exponent of the schedule over columns")
 
     config: STAIR.Config
     negatives_from = "all"
@@ -61,11 +61,11 @@ class STAIR(Method):
                     f"key 'method.neighbours' has {k} for feature '{name}', which must be at least 1 and less than the "
                     f"{data.items} items; change it."
                 )
-            width = min(data.feature(name).width, data.items)
+            width = min(data.feature(name).width, data.items - 1)  # centring takes one direction
             if width < config.dim:
                 raise InputError(
                     f"key 'method.dim' is {config.dim} but feature '{name}' has {data.feature(name).width} columns and "
-                    f"{data.items} rows, and whitening needs at least as many; lower 'method.dim'."
+                    f"{data.items} rows, and whitening needs as many columns and one row more; lower 'method.dim'."
                 )
 
     def features(self) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -44,33 +45,39 @@ class SmoothedOptimizer(torch.optim.Optimizer):
         config: OptimizerSection,
     ):
         super().__init__(parameters, {"lr": config.lr})
-        self._config, self._smooth = config, dict(zip(parameters, smooth, strict=True))
-        for parameter in parameters if config.name != "sgd" else ():
-            _zero_moments(self, parameter)
+        self._decay, self._decoupled = config.weight_decay, config.name == "adamw"
+        self._parts: dict[torch.Tensor, _Part] = {}
+        bare = config.model_copy(update={"lr": 1.0, "weight_decay": 0.0})
+        for parameter, linear_map in zip(parameters, smooth, strict=True):
+            change = torch.zeros_like(parameter, requires_grad=False)
+            rule = build_optimizer([change], bare)
+            self._parts[parameter] = _Part(change, rule, linear_map)
+            self.state[parameter] = rule.state[change]
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for parameter in group["params"]:
-                direction = self._direction(parameter, group["lr"])
-                parameter.sub_(self._smooth[parameter](direction).mul_(group["lr"]))
+                part, grad = self._parts[parameter], parameter.grad
+                if grad is None:
+                    grad = torch.zeros_like(parameter)
+                if self._decoupled:
+                    parameter.mul_(1 - group["lr"] * self._decay)
+                elif self._decay:
+                    grad = grad + self._decay * parameter
+                part.change.zero_()
+                part.change.grad = grad
+                part.rule.step()
+                parameter.add_(part.smooth(part.change), alpha=group["lr"])
 
-    def _direction(self, parameter: torch.Tensor, lr: float) -> torch.Tensor:
-        config = self._config
-        grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        if config.name == "adamw":
-            parameter.mul_(1 - lr * config.weight_decay)
-        elif config.weight_decay:
-            grad = grad + config.weight_decay * parameter
-        if config.name == "sgd":
-            return grad
-        state, (first, second) = self.state[parameter], config.betas
-        state["step"] += 1
-        state["exp_avg"].lerp_(grad, 1 - first)
-        state["exp_avg_sq"].mul_(second).addcmul_(grad, grad, value=1 - second)
-        steps = float(state["step"])
-        root = state["exp_avg_sq"].sqrt().div_((1 - second**steps) ** 0.5).add_(config.eps)
-        return state["exp_avg"].div(root).div_(1 - first**steps)
+
+@dataclass(frozen=True)
+class _Part:
+    """What one parameter needs: the plain rule at rate 1, applied to zeros, leaves the negative direction there."""
+
+    change: torch.Tensor
+    rule: torch.optim.Optimizer
+    smooth: Callable[[torch.Tensor], torch.Tensor]
 
 
 def _zero_moments(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> None:

@@ -120,16 +120,10 @@ class ShardedTables:
 
         Rows are addressed by their global number, so a checkpoint loads at any number of workers.
         """
-        mesh = DeviceMesh("cpu", list(range(self.world.size)))
         out: dict[str, torch.Tensor] = {}
         for name, block in self._blocks.items():
-            tensors = {"weight": block.detach(), **self._moments(name)}
-            for kind, local in tensors.items():
-                shape = torch.Size([self._partitions[name].rows, *local.shape[1:]])
-                stride = (local.shape[1], 1) if local.dim() == 2 else (1,)
-                out[f"{name}.{kind}"] = DTensor.from_local(
-                    local, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride
-                )
+            for kind, local in {"weight": block.detach(), **self._moments(name)}.items():
+                out[f"{name}.{kind}"] = by_global_row(self.world, local, self._partitions[name])
         return out
 
     @property
@@ -169,6 +163,14 @@ class ShardedTables:
                 end = min(start + _INIT_ROWS, stop)
                 rows = spec.init(("table", name, seed), partition.rows, spec.dim, start, end)
                 self._blocks[name][start - first : end - first] = torch.from_numpy(rows)
+
+
+def by_global_row(world: World, block: torch.Tensor, partition: Partition) -> DTensor:
+    """My rows of an array `[rows]` or `[rows, width]` as a sharded tensor over the same storage."""
+    shape = torch.Size([partition.rows, *block.shape[1:]])
+    stride = (block.shape[1], 1) if block.dim() == 2 else (1,)
+    mesh = DeviceMesh("cpu", list(range(world.size)))
+    return DTensor.from_local(block, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
 
 
 def _optimizers(

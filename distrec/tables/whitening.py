@@ -12,6 +12,7 @@ from distrec.parallel.world import World
 
 _ROWS = 16_384  # in float64 at a time
 _RANK_TOLERANCE = 1e-6  # of the largest singular value; the Gram matrix loses what lies below 1e-8 of it
+_NOISE = 1e-7  # of the features' norm: what lies below is their own rounding, not variation
 
 
 def whitened(world: World, items: Partition, block: torch.Tensor, dim: int, name: str) -> torch.Tensor:
@@ -36,11 +37,12 @@ def whitened(world: World, items: Partition, block: torch.Tensor, dim: int, name
     for rows in centred():
         gram.addmm_(rows.t(), rows)
     world.sum_(gram)
+    norm = world.sum_(block.square().sum(dtype=torch.float64)).sqrt()
     squares, directions = torch.linalg.eigh(gram)
     # All ranks take rank 0's: the same matrix could be decomposed by other kernels on another machine.
     packed = world.rows_from(0, torch.cat([squares.unsqueeze(0), directions]), 0, len(gram) + 1).flip(1)
     sigma, directions = packed[0].clamp(min=0).sqrt(), packed[1:]
-    independent = int((sigma > _RANK_TOLERANCE * sigma[0]).sum()) if sigma[0] > 0 else 0
+    independent = int((sigma > torch.maximum(_RANK_TOLERANCE * sigma[0], _NOISE * norm)).sum())
     if independent < dim:
         raise InputError(
             f"feature '{name}' has {independent} independent directions but 'method.dim' is {dim}, and whitening needs as "

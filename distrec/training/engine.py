@@ -18,7 +18,7 @@ from distrec.methods.batch import Batch, Lookup
 from distrec.methods.registry import build_method
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
-from distrec.tables.sharded import ShardedTables
+from distrec.tables.sharded import ShardedTables, by_global_row
 from distrec.training.dense import DenseEngine
 
 
@@ -109,9 +109,11 @@ class Engine:
         return self.method.representations()
 
     def state(self) -> dict[str, Any]:
-        """Tables, dense weights and all moments, by name; tables share storage with training. Collective."""
+        """Tables, what else the method keeps, dense weights, all moments, by name; all but dense over live storage. Collective."""
+        kept = self.method.kept().items()
         return {
             **{f"table.{name}": value for name, value in self.tables.state().items()},
+            **{f"kept.{name}": by_global_row(self.world, x, self.space.partition(side)) for name, (side, x) in kept},
             **{f"dense.{name}": value for name, value in self.dense.state().items()},
         }
 

@@ -114,7 +114,7 @@ def replay(fixture: Fixture, engine: Engine) -> list[Row]:
         final = engine.representations()  # with `stale_scores`: E of the last training step
         report.append(absolute(f"out/{key}", stacked(engine, final), fixture[f"out/{key}"], 1e-5))
         report += compare_metrics(fixture, engine, final, f"{kind}_", masks)
-        method._stale = None
+        method.config = method.config.model_copy(update={"stale_scores": False})
     return report
 
 

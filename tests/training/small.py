@@ -28,6 +28,8 @@ from distrec.data.storage import open_folder
 from distrec.training.engine import Engine
 
 USERS, ITEMS = 61, 37  # divided by no number of workers
+# Whitening needs at least as many columns as STAIR's tables have, and `image` has 5.
+SETTINGS: dict[str, dict[str, Any]] = {"popularity": {}, "stair": {"dim": 4}}
 
 
 def write_small(path: Path | str, seed: int = 0, feature_scale: float = 1.0) -> str:
@@ -77,7 +79,7 @@ def write_config(path: Path, data: str, storage: Path | str, method: str = "ligh
     tree: dict[str, Any] = {
         "data": data,
         "run": {"name": "run", "storage": str(storage)},
-        "method": {"name": method} | ({} if method == "popularity" else {"dim": 8}),
+        "method": {"name": method} | SETTINGS.get(method, {"dim": 8}),
         "train": {"workers": 0, "epochs": 3, "global_batch": 64, "cpus_per_worker": 0.5},
         "tracking": {"tensorboard": False},
     }

@@ -14,10 +14,20 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import torch
 
 from distrec.cli import main
-from tests.distributed import own_cluster
+from distrec.config import RunConfig, load_run
+from distrec.data.dataset import Dataset
+from distrec.data.storage import open_folder
+from distrec.methods.registry import resolve
+from distrec.parallel.world import World
+from distrec.training.checkpoint import Checkpoints
+from distrec.training.engine import Engine
+from distrec.training.loop import load_weights
+from tests.distributed import own_cluster, run_workers
 from tests.training import small
+from tests.training.test_checkpoint import full, train_steps
 
 STEPS = 9  # of an epoch of the small dataset in batches of 64
 
@@ -27,7 +37,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return small.write_small(tmp_path_factory.mktemp("data"))
 
 
-@pytest.mark.parametrize("method", ["lightgcn", "alignrec"])
+@pytest.mark.parametrize("method", ["lightgcn", "alignrec", "stair", "mentor"])
 @pytest.mark.parametrize("seed", range(5))
 def test_crashes_anywhere_change_nothing(tmp_path: Path, data: str, method: str, seed: int) -> None:
     """A few crashes at random steps; the parts together train what one uninterrupted run trains, to the last bit."""
@@ -70,6 +80,62 @@ def test_an_epoch_whose_end_was_not_told_is_told_after_the_restart(tmp_path: Pat
     assert main(["train", config]) == 0
     assert [epoch["epoch"] for epoch in small.metrics(run)] == [1, 2, 3]
     assert "test" in small.read(run, "summary.json")
+
+
+# --- saved by one worker, continued by several -------------------------------------------------------------------------
+
+SAVED_AFTER, MORE = 4, 3
+CONTINUED: dict[str, tuple[str, dict[str, Any]]] = {
+    "stair, adamw": ("stair", {"name": "adamw", "weight_decay": 0.3}),
+    "stair, adam": ("stair", {"name": "adam", "weight_decay": 0.01}),
+    "stair, sgd": ("stair", {"name": "sgd", "weight_decay": 0.01}),
+    "mentor, adam": ("mentor", {"name": "adam"}),
+}
+
+
+def continued(folder: str, data: str, configs: dict[str, RunConfig]) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+    """Per case the saved state, as it is loaded here, and the state a few steps later. One worker trains what it saves,
+    and goes on from there without loading.
+    """
+    world, dataset, out = World.current(), Dataset.open(data), {}
+    for name, config in configs.items():
+        engine, checkpoints = Engine(world, dataset, config), Checkpoints(open_folder(folder), world)
+        if world.size == 1:
+            train_steps(engine, 0, SAVED_AFTER)
+            tensors = {**engine.state(), "ledger": torch.zeros(len(engine.train_rows), dtype=torch.uint8)}
+            checkpoints.save(name, tensors, {"optimizer_steps": SAVED_AFTER})
+        else:
+            load_weights(engine, checkpoints, name)
+        saved = full(engine)
+        train_steps(engine, SAVED_AFTER, SAVED_AFTER + MORE)
+        out[name] = {"saved": saved, "later": full(engine)}
+        assert engine.tables.steps == (0 if config.optimizer.name == "sgd" else SAVED_AFTER + MORE)
+    return out
+
+
+@pytest.mark.multiprocess
+def test_smoothed_tables_saved_by_one_worker_go_on_at_two_and_three(tmp_path: Path, data: str) -> None:
+    """STAIR's moments lie on other workers afterwards, and smoothing exchanges rows of another partition."""
+    configs = {
+        name: resolve(load_run(small.write_config(tmp_path / f"{name}.yaml", data, tmp_path, method, optimizer=rule)))
+        for name, (method, rule) in CONTINUED.items()
+    }
+    folder = str(tmp_path / "checkpoints")
+    (alone,) = run_workers(continued, 1, folder, data, configs)
+    kinds = {name.rpartition(".")[2] for name in alone["stair, adamw"]["saved"] if name.startswith("table.item")}
+    assert kinds == {"weight", "exp_avg", "exp_avg_sq"}
+    for size in (2, 3):
+        for rank, found in enumerate(run_workers(continued, size, folder, data, configs)):
+            for name, states in alone.items():
+                saved, later = (found[name][moment] for moment in ("saved", "later"))
+                assert saved.keys() == later.keys() == states["saved"].keys()
+                assert [key for key in saved if not np.array_equal(saved[key], states["saved"][key])] == [], (
+                    name,
+                    rank,
+                )
+                for key, value in states["later"].items():
+                    assert np.abs(later[key] - value).max() < 2e-5, (name, key, size)
+                    assert not np.array_equal(value, states["saved"][key]), f"{name}: {key} stands still"
 
 
 # --- on Ray Train -----------------------------------------------------------------------------------------------------

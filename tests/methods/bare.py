@@ -1,0 +1,106 @@
+"""A method without an engine: its tables as plain blocks, its dense module undistributed; and datasets made by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from distrec.config import RunConfig, decode
+from distrec.data.dataset import SPLITS, Dataset, FeatureEntry, Manifest, vector_table, write_manifest, write_part
+from distrec.data.sampling import Sampler, Triples
+from distrec.data.storage import open_folder
+from distrec.methods.base import Method, Space
+from distrec.methods.batch import Batch, Lookup
+from distrec.methods.registry import build_method, resolve
+from distrec.parallel.partition import Partition
+from distrec.parallel.world import World
+
+SEED = 3
+
+
+def run_config(method: dict[str, Any], **sections: Any) -> RunConfig:
+    return resolve(decode(RunConfig, {"data": "d", "run": {"name": "r"}, "method": method, **sections}))
+
+
+def write(
+    folder: Path,
+    users: int,
+    items: int,
+    train: Sequence[tuple[int, int]],
+    features: Mapping[str, np.ndarray],
+    held_out: Sequence[tuple[int, int]] = ((0, 0),),
+) -> str:
+    """A prepared dataset of given training pairs and features `[items, width]` (a row of NaN is a missing one)."""
+    root = open_folder(str(folder))
+    files, entries, counts = {}, {}, {}
+    for split in SPLITS:
+        user, item = np.array(sorted(train if split == "train" else held_out), np.int32).reshape(-1, 2).T
+        name = f"interactions/{split}/part-00000.parquet"
+        table = pa.table({"user": user, "item": item, "timestamp": np.arange(len(user), dtype=np.int64)})
+        files[name], counts[split] = write_part(root, name, table), len(user)
+    for name, values in features.items():
+        missing, part = np.isnan(values).any(1), f"features/{name}/part-00000.parquet"
+        filled = np.where(missing[:, None], 0, values).astype(np.float32)
+        files[part] = write_part(root, part, vector_table(0, filled, missing))
+        entries[name] = FeatureEntry(
+            width=values.shape[1], dtype="float32", missing=int(missing.sum()), source="made", parts=[part]
+        )
+    manifest = Manifest(
+        format=1, name="made", users=users, items=items, interactions=counts, split="given", id_order="given",
+        features=entries, content={}, config={}, files=files,
+    )  # fmt: skip
+    write_manifest(root, manifest)
+    return str(folder)
+
+
+class Bare:
+    """A built method on this rank's blocks; `tables` and `dense` are leaves of autograd, by name."""
+
+    def __init__(self, world: World, data: Dataset, method: dict[str, Any]):
+        self.world, self.train = world, data.interactions("train")
+        self.users, self.items = Partition(data.users, world.size), Partition(data.items, world.size)
+        self.method: Any = build_method(run_config(method), data)
+        self.method.build(Space(world, self.users, self.items, data, self.train))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(SEED)
+            module = self.method.dense()
+        self.dense = {} if module is None else dict(module.named_parameters())
+        self.tables = {}
+        for table in self.method.tables():
+            part = self.method.space.partition(table.side)
+            first, stop = part.start(world.rank), part.stop(world.rank)
+            rows = table.init(("table", table.name, SEED), part.rows, table.dim, first, stop)
+            self.tables[table.name] = torch.from_numpy(rows.copy()).requires_grad_()
+        self.method.attach(self.tables.__getitem__, self._rows, module)
+
+    def _rows(self, table: str, *lookups: Lookup) -> list[torch.Tensor]:
+        return [lookup.rows(self.tables[table])[0] for lookup in lookups]
+
+    def triples(self, size: int, epoch: int = 0, step: int = 0) -> Triples:
+        return Sampler(self.train, self.items.rows, SEED, self.method.negatives_from).batch(epoch, step, size)
+
+    def batch(self, size: int = 32, epoch: int = 0, step: int = 0) -> Batch:
+        triples = self.triples(size, epoch, step)
+        return Batch(self.world, self.users, self.items, triples, size, SEED, epoch, step)
+
+    def gradients(self, term: torch.Tensor) -> dict[str, torch.Tensor | None]:
+        """The gradient of my share of a term by table or dense parameter; None where it does not depend on it."""
+        leaves = self.tables | self.dense
+        if not term.requires_grad:
+            return dict.fromkeys(leaves)
+        grads = torch.autograd.grad(term, list(leaves.values()), retain_graph=True, allow_unused=True)
+        return dict(zip(leaves, grads, strict=True))
+
+    def whole(self, block: torch.Tensor, partition: Partition) -> torch.Tensor:
+        """All ranks' rows."""
+        return self.world.gather_blocks(block.detach().contiguous(), partition).clone()
+
+
+def method_of(data: Dataset, **settings: Any) -> Method:
+    """A method that is checked against `data` and not built."""
+    return build_method(run_config(settings), data)
