@@ -3,9 +3,11 @@
 Towers of text, image and IDs are propagated over users and items (3.2) and aligned by the first two moments of their
 entries under the guidance of the ID tower (4.3). Two variants, which are two methods:
 
-* `published` is what the released program computes: the mask term has no gradient and is a constant in the loss (4.4), and
-  the contrasted noisy towers have parameters of their own, so contrast reaches the ranking through `weight` alone (4.5).
-* `intent` is what the paper describes: the noise falls on the ranking's own towers, and the mask branch trains.
+               `published`, the released program            `intent`, the paper
+    mask term  a value without gradient (4.4)               trains its layer and moves E
+    contrast   of four towers with parameters of their      of the ranking's own image and text towers under two
+               own; reaches the ranking by `weight` (4.5)    draws of noise; reaches all that E is made of
+    both       base-2 BPR (4.1), scalar moments (4.3), two hops and their plain sum (3.2)
 
 All towers lie side by side in one table and one array, so a hop is one exchange. Left out are the published program's
 unused layers and its user-user graph (8).
