@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from distrec.parallel.world import World
 
-_BLOCK_ELEMENTS = 1 << 20
+_BLOCK_ELEMENTS = 1 << 22  # rows enough for an efficient product, memory little beside the inputs
 _GRAM_ROWS = 256
 _MIN_TEMPERATURE = 0.03
 

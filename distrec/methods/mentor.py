@@ -170,7 +170,7 @@ class MENTOR(Method):
         self._perturb(batch, 0, *first)
         second = self.user_item.hop(*first)
         self._perturb(batch, 1, *second)
-        users, items = users + first[0] + second[0], items + first[1] + second[1]
+        users, items = ((zero + one).add_(two) for zero, one, two in zip((users, items), first, second, strict=True))
         neighbours = items
         for _ in range(self.config.item_layers):
             neighbours = self.item_item.times(neighbours)
@@ -180,7 +180,7 @@ class MENTOR(Method):
         dim, width = self.config.dim, self.config.dim * len(names)
         encoded = self.dense_module(self.inputs | {"id": self.block("id")}, names)
         both = (self.block("preference")[:, :width], encoded)
-        users, items = (functional.normalize(rows.view(-1, len(names), dim), dim=2) for rows in both)
+        users, items = (unit_rows(rows.view(-1, len(names), dim)) for rows in both)
         return users.view(-1, width), items.view(-1, width)
 
     def _repeated(self, rows: torch.Tensor) -> torch.Tensor:
@@ -198,7 +198,7 @@ class MENTOR(Method):
                 noisy = rows[:, len(CLEAN) * dim :]
                 mine = range(part.start(rank), part.stop(rank))
                 noise = self.draws.noise(batch, hop, side, mine, noisy.shape[1])
-                noise = functional.normalize(noise.view(-1, len(NOISY), dim), dim=2).view(noisy.shape)
+                noise = unit_rows(noise.view(-1, len(NOISY), dim)).view(noisy.shape)
                 noisy.addcmul_(noisy.sign(), noise, value=_RADIUS)
 
     def final(self, views: Representations, first: int) -> Representations:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +27,24 @@ def feature_block(world: World, items: Partition, data: Dataset, name: str, fill
     return torch.from_numpy(values)
 
 
+class _UnitRows(torch.autograd.Function):
+    """Keeps the result and the norms; PyTorch's own keeps the input too and passes over its gradient more often."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:
+        norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp_(min=1e-12)
+        unit = rows / norms
+        ctx.save_for_backward(unit, norms)
+        return unit
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        unit, norms = ctx.saved_tensors
+        along = (grad * unit).sum(-1, keepdim=True)
+        return torch.addcmul(grad, unit, along, value=-1).div_(norms)
+
+
 def unit_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Each row divided by its L2 norm; a zero row stays zero."""
-    return torch.nn.functional.normalize(rows, dim=1, eps=1e-12)
+    """Each row (last dimension) divided by its L2 norm, with gradient; a zero row stays zero."""
+    result: torch.Tensor = _UnitRows.apply(rows)
+    return result
