@@ -36,10 +36,11 @@ class _InfoNce(torch.autograd.Function):
         shift = counts.log() - 1 / temperature
         scaled, columns = anchors / temperature, candidates.t()
         own = (scaled * positives).sum(1)
-        rows = max(1, _BLOCK_ELEMENTS // max(1, len(candidates)))
-        for start in range(0, len(anchors), rows):
+        rows = min(max(1, _BLOCK_ELEMENTS // max(1, len(candidates))), len(anchors))
+        similarities = anchors.new_empty(rows, len(candidates))
+        for start in range(0, len(anchors), max(rows, 1)):
             block, weight = scaled[start : start + rows], weights[start : start + rows]
-            soft = torch.addmm(shift, block, columns).exp_()
+            soft = torch.addmm(shift, block, columns, out=similarities[: len(block)]).exp_()
             sums = soft.sum(1)
             total += (weight * (sums.log() + 1 / temperature - own[start : start + rows])).sum(dtype=torch.float64)
             scale = (weight / sums).unsqueeze(1)
