@@ -8,7 +8,6 @@ left out.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch.nn import functional
@@ -22,7 +21,7 @@ from distrec.methods.base import Graph, Method, MethodConfig, Representations, S
 from distrec.methods.batch import Batch, Lookup
 from distrec.methods.losses import bpr, gram_distance, info_nce
 from distrec.tables.features import Fill, feature_block, unit_rows
-from distrec.tables.spec import Table, from_rows
+from distrec.tables.spec import Table
 
 
 class Gate(torch.nn.Module):
@@ -85,27 +84,14 @@ class AlignRec(Method):
         return [
             Table("user", "user", dim),
             Table("item", "item", dim),
-            Table("content", "item", self.width, from_rows(self._content_rows)),
+            Table("content", "item", self.width, self.starting_from("item", lambda: self.initial_content)),
         ]
-
-    def _content_rows(self, start: int, stop: int) -> np.ndarray:
-        first = self.space.items.start(self.space.world.rank)
-        return self.initial_content[start - first : stop - first].numpy()
 
     def dense(self) -> torch.nn.Module:
         return Gate(self.width, self.config.dim, self.config.layer_norm)
 
     def graphs(self) -> dict[str, Graph]:
         return {"user_item": self.user_item, "item_item": self.item_item}
-
-    def degradations(self) -> list[str]:
-        rule = "the mean of the others" if self.config.fill == "mean" else "zeros"
-        missing = {name: self.data.feature(name).missing for name in self.config.features}
-        return [
-            f"{count} of {self.data.items} items lack feature '{name}', filled with {rule}"
-            for name, count in missing.items()
-            if count
-        ]
 
     def views(self) -> tuple[Representations, Representations]:
         """My rows of the ID view H_id (3.3) and of the content view H_mm (3.4)."""
@@ -173,8 +159,8 @@ def item_graph(space: Space, content: torch.Tensor, k: int) -> ShardedMatrix:
     scale = torch.where(sums > 0, sums.clamp(min=1e-30).rsqrt(), 0.0)
     everyone = space.world.gather_blocks(scale, space.items)
     values = scale.unsqueeze(1) * cosines * everyone[neighbours]
-    first = space.items.start(space.world.rank)
-    row = torch.arange(first, first + len(cosines)).repeat_interleave(neighbours.shape[1])
+    mine = space.mine("item")
+    row = torch.arange(mine.start, mine.stop).repeat_interleave(neighbours.shape[1])
     return ShardedMatrix(
         space.world, space.items, space.items, row.numpy(), neighbours.reshape(-1).numpy(), values.reshape(-1).numpy()
     )

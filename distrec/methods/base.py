@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
+import numpy as np
 import torch
 
 from distrec.config import Section
@@ -22,7 +23,7 @@ from distrec.errors import InputError
 from distrec.methods.batch import Batch, Lookup
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
-from distrec.tables.spec import Side, Table
+from distrec.tables.spec import Initializer, Side, Table, from_rows
 
 
 class MethodConfig(Section):
@@ -44,6 +45,11 @@ class Space:
     def partition(self, side: Side) -> Partition:
         """The partition of one side."""
         return self.users if side == "user" else self.items
+
+    def mine(self, side: Side) -> range:
+        """The global numbers of my rows of one side."""
+        partition, rank = self.partition(side), self.world.rank
+        return range(partition.start(rank), partition.stop(rank))
 
 
 @dataclass
@@ -119,6 +125,15 @@ class Method(ABC):
         """
         return self._rows(table, *lookups)
 
+    def starting_from(self, side: Side, block: Callable[[], torch.Tensor]) -> Initializer:
+        """The initialiser of a table whose first values are my rows `block()` `[my rows, dim]`, read once built."""
+
+        def read(start: int, stop: int) -> np.ndarray:
+            first = self.space.mine(side).start
+            return block()[start - first : stop - first].numpy()
+
+        return from_rows(read)
+
     def my_share(self, value: torch.Tensor) -> torch.Tensor:
         """A value that all ranks hold alike, as this rank's share of it."""
         return value / self.space.world.size
@@ -144,8 +159,17 @@ class Method(ABC):
         return {}
 
     def degradations(self) -> list[str]:
-        """Approximations or fill-ins that this method took with this data, one sentence each."""
-        return []
+        """Approximations or fill-ins that this method took with this data, one sentence each; overriders add to these.
+
+        A method that names `features()` has a setting `fill`, the rule for their missing rows.
+        """
+        rules = {"mean": "the mean of the others", "zeros": "zeros"}
+        missing = {name: self.data.feature(name).missing for name in self.features()}
+        return [
+            f"{count} of {self.data.items} items lack feature '{name}', filled with {rules[self.config.fill]}"
+            for name, count in missing.items()
+            if count
+        ]
 
 
 def require_features(data: Dataset, names: list[str], method: str) -> None:

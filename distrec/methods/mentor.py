@@ -32,12 +32,12 @@ from distrec.methods.base import Graph, Method, MethodConfig, Representations, S
 from distrec.methods.batch import Batch
 from distrec.methods.losses import bpr, info_nce
 from distrec.methods.moments import population_moments
-from distrec.parallel.linear import linear
-from distrec.parallel.partition import Partition
+from distrec.parallel.exchange import GatherExchange
 from distrec.tables.features import Fill, feature_block, unit_rows
 from distrec.tables.spec import Side, Table, side_by_side, xavier_normal
 
 CLEAN, NOISY = ["v", "t", "id"], ["v_n1", "t_n1", "v_n2", "t_n2"]
+_SIDES: tuple[Side, Side] = ("user", "item")
 _HIDDEN, _RADIUS = 256, 0.1
 
 
@@ -130,8 +130,7 @@ class MENTOR(Method):
         self.inputs = {"v": image, "t": text}
         self.user_item = UserItemGraph(space.world, space.users, space.items, space.train.user, space.train.item)
         if config.stale_scores:
-            count = {side: space.partition(side).count(space.world.rank) for side in ("user", "item")}
-            self._stale = Representations(*(torch.zeros(rows, 2 * config.dim) for rows in count.values()))
+            self._stale = Representations(*(torch.zeros(len(space.mine(side)), 2 * config.dim) for side in _SIDES))
         self.item_item = item_graph(
             space, [(image, config.image_weight), (text, 1 - config.image_weight)], config.knn_k
         )
@@ -192,12 +191,11 @@ class MENTOR(Method):
         """Add 0.1 sign(h) * rownorm(xi) to the noisy towers (3.2), in place: its derivative is the identity."""
         if batch is None or not self.noisy:
             return
-        dim, rank = self.config.dim, self.space.world.rank
+        dim = self.config.dim
         with torch.no_grad():
-            for side, part, rows in (("user", self.space.users, users), ("item", self.space.items, items)):
+            for side, rows in zip(_SIDES, (users, items), strict=True):
                 noisy = rows[:, len(CLEAN) * dim :]
-                mine = range(part.start(rank), part.stop(rank))
-                noise = self.draws.noise(batch, hop, side, mine, noisy.shape[1])
+                noise = self.draws.noise(batch, hop, side, self.space.mine(side), noisy.shape[1])
                 noise = unit_rows(noise.view(-1, len(NOISY), dim)).view(noisy.shape)
                 noisy.addcmul_(noisy.sign(), noise, value=_RADIUS)
 
@@ -244,8 +242,8 @@ class MENTOR(Method):
         }
         if self.noisy:
             one, two = self.final(views, 3), self.final(views, 5)
-            user_nce = self._contrast(one.users, two.users, self.space.users)
-            item_nce = self._contrast(one.items, two.items, self.space.items)
+            user_nce = self._contrast(one.users, two.users, "user")
+            item_nce = self._contrast(one.items, two.items, "item")
             terms |= {"nce_user": config.mask_weight_g * user_nce, "nce_item": config.mask_weight_g * item_nce}
         if config.mask_weight_f:
             terms["mask"] = config.mask_weight_f * self._mask(batch, final)
@@ -266,31 +264,25 @@ class MENTOR(Method):
         first, second = torch.triu_indices(4, 4, offset=1)
         return (moments[first] - moments[second]).abs().sum().float()
 
-    def _contrast(self, anchors: torch.Tensor, candidates: torch.Tensor, partition: Partition) -> torch.Tensor:
+    def _contrast(self, anchors: torch.Tensor, candidates: torch.Tensor, side: Side) -> torch.Tensor:
         """My share of NCE over all rows of a side (4.5): blocks of similarities, never a square matrix."""
-        world = self.space.world
-
-        def gather(rows: torch.Tensor) -> torch.Tensor:
-            return world.gather_blocks(rows, partition)
-
-        def reduce(grad: torch.Tensor) -> torch.Tensor:
-            return world.reduce_blocks(grad, partition)
-
-        everyone = linear(unit_rows(candidates), gather, reduce)
-        first, counts = partition.start(world.rank), torch.ones(partition.rows)
+        partition = self.space.partition(side)
+        everyone = GatherExchange(self.space.world, partition).fetch(unit_rows(candidates))
+        first, counts = self.space.mine(side).start, torch.ones(partition.rows)
         return info_nce(unit_rows(anchors), everyone, counts, first, self.config.temperature) / partition.rows
 
     def _mask(self, batch: Batch, final: Representations) -> torch.Tensor:
         """My share of (1 - mean cos(drop(E), mlp(E))) over users plus the same over items (4.4)."""
-        rank, total = self.space.world.rank, torch.zeros(())
-        sides = (("user", self.space.users, final.users), ("item", self.space.items, final.items))
+        total = torch.zeros(())
         with torch.set_grad_enabled(self.intent):
-            for side, part, rows in sides:
-                mine = range(part.start(rank), part.stop(rank))
-                keep = self.draws.keep(batch, side, mine, rows.shape[1], self.config.dropout)
+            for side, rows in zip(_SIDES, (final.users, final.items), strict=True):
+                keep = self.draws.keep(batch, side, self.space.mine(side), rows.shape[1], self.config.dropout)
                 dropped = rows * keep / (1 - self.config.dropout)
                 mapped = self.dense_module({"mask": rows}, []) if self.intent else self.mask_layer(rows)
-                total = total + (1 - functional.cosine_similarity(dropped, mapped, dim=1)).sum() / part.rows
+                total = (
+                    total
+                    + (1 - functional.cosine_similarity(dropped, mapped, dim=1)).sum() / self.space.partition(side).rows
+                )
         return total
 
 
@@ -306,11 +298,11 @@ def item_graph(space: Space, features: Sequence[tuple[torch.Tensor, float]], k: 
 
     With fewer items than k every item is everyone's neighbour.
     """
-    first = space.items.start(space.world.rank)
+    mine = space.mine("item")
     rows, columns, values = [], [], []
     for block, weight in features:
         _, neighbours = cosine_neighbours(space.world, space.items, unit_rows(block), k)
-        rows.append(np.repeat(np.arange(first, first + len(block)), neighbours.shape[1]))
+        rows.append(np.repeat(np.asarray(mine), neighbours.shape[1]))
         columns.append(neighbours.numpy().reshape(-1))
         values.append(np.full(neighbours.numel(), weight / (neighbours.shape[1] + 1e-7), np.float32))
     row, column, value = (np.concatenate(parts) for parts in (rows, columns, values))

@@ -19,9 +19,8 @@ class Popularity(Method):
     def build(self, space: Space) -> None:
         super().build(space)
         counts = np.bincount(space.train.item, minlength=space.items.rows).astype(np.float32)
-        mine = slice(space.items.start(space.world.rank), space.items.stop(space.world.rank))
-        self._counts = torch.from_numpy(counts[mine]).unsqueeze(1)
+        self._counts = torch.from_numpy(counts[np.asarray(space.mine("item"))]).unsqueeze(1)
 
     def representations(self) -> Representations:
-        users = torch.ones(self.space.users.count(self.space.world.rank), 1)
+        users = torch.ones(len(self.space.mine("user")), 1)
         return Representations(users, self._counts)

@@ -21,7 +21,7 @@ from distrec.methods.base import Graph, Method, MethodConfig, Representations, S
 from distrec.methods.batch import Batch
 from distrec.methods.losses import bpr
 from distrec.tables.features import Fill, feature_block, unit_rows
-from distrec.tables.spec import Table, from_rows
+from distrec.tables.spec import Table
 from distrec.tables.whitening import whitened
 
 
@@ -94,24 +94,22 @@ class STAIR(Method):
 
     def _means(self, items: torch.Tensor, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
         """My users' means of their training items' vectors, zero for a user without any."""
-        space, rank = self.space, self.space.world.rank
-        mine = (user >= space.users.start(rank)) & (user < space.users.stop(rank))
+        space, numbers = self.space, self.space.mine("user")
+        mine = (user >= numbers.start) & (user < numbers.stop)
         degree = np.bincount(user, minlength=space.users.rows)
         value = (1 / degree[user[mine]]).astype(np.float32)
         return ShardedMatrix(space.world, space.users, space.items, user[mine], item[mine], value).times_values(items)
 
     def tables(self) -> list[Table]:
-        def user_rows(start: int, stop: int) -> np.ndarray:
-            first = self.space.users.start(self.space.world.rank)
-            return self.initial.users[start - first : stop - first].numpy()
-
-        def item_rows(start: int, stop: int) -> np.ndarray:
-            first = self.space.items.start(self.space.world.rank)
-            return self.initial.items[start - first : stop - first].numpy()
-
         return [
-            Table("user", "user", self.config.dim, from_rows(user_rows)),
-            Table("item", "item", self.config.dim, from_rows(item_rows), smooth=self.smooth),
+            Table("user", "user", self.config.dim, self.starting_from("user", lambda: self.initial.users)),
+            Table(
+                "item",
+                "item",
+                self.config.dim,
+                self.starting_from("item", lambda: self.initial.items),
+                smooth=self.smooth,
+            ),
         ]
 
     def smooth(self, direction: torch.Tensor) -> torch.Tensor:

@@ -69,3 +69,12 @@ def test_alignrec_asks_for_features_that_exist(tmp_path: Path):
         ("user", "user", 4), ("item", "item", 4), ("content", "item", 13),
     ]  # fmt: skip
     assert method.degradations() == ["1 of 37 items lack feature 'text', filled with the mean of the others"]
+
+
+@pytest.mark.parametrize(("fill", "rule"), [("mean", "the mean of the others"), ("zeros", "zeros")])
+@pytest.mark.parametrize("method", [{"name": "alignrec"}, {"name": "mentor"}, {"name": "stair", "dim": 4}])
+def test_every_method_that_fills_missing_features_says_so(tmp_path: Path, method: dict[str, Any], fill: str, rule: str):
+    data = Dataset.open(write_small(tmp_path))
+    found = build_method(resolve(run(method | {"fill": fill})), data).degradations()
+    assert found == [f"1 of 37 items lack feature 'text', filled with {rule}"]
+    assert build_method(resolve(run({"name": "lightgcn"})), data).degradations() == []
