@@ -10,12 +10,12 @@ import yaml
 from distrec.cli import main
 from distrec.config import decode, load_run
 from distrec.config.run import RunConfig
-from distrec.config.tree import load_file
+from distrec.config.tree import apply_overrides, load_file
 from distrec.data.importers import choose_importer
 from distrec.data.prepare import DataConfig
 from distrec.errors import InputError
 from distrec.methods.registry import METHODS, resolve
-from distrec.tuning.space import load_spaces, with_values
+from distrec.tuning.space import load_spaces
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SPACES = sorted(CONFIGS.glob("*/search.yaml"))
@@ -60,7 +60,9 @@ def test_every_value_of_a_search_space_resolves(path: Path) -> None:
         for key, values in space.items():
             for value in values:
                 section, _, field = key.partition(".")
-                found = resolve(decode(RunConfig, with_values(tree, {key: value}))).model_dump()[section][field]
+                found = resolve(decode(RunConfig, apply_overrides(tree, [f"{key}={value}"]))).model_dump()[section][
+                    field
+                ]
                 assert found == value, f"{name}: {key}"
 
 

@@ -24,7 +24,11 @@ def build_optimizer(parameters: Iterable[torch.Tensor], config: OptimizerSection
         parameters, lr=config.lr, betas=betas, eps=config.eps, weight_decay=config.weight_decay, fused=True
     )
     for parameter in parameters:
-        _zero_moments(optimizer, parameter)
+        optimizer.state[parameter] = {
+            "step": torch.tensor(0.0),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
     return optimizer
 
 
@@ -49,7 +53,7 @@ class SmoothedOptimizer(torch.optim.Optimizer):
         self._parts: dict[torch.Tensor, _Part] = {}
         bare = config.model_copy(update={"lr": 1.0, "weight_decay": 0.0})
         for parameter, linear_map in zip(parameters, smooth, strict=True):
-            change = torch.zeros_like(parameter, requires_grad=False)
+            change = torch.zeros_like(parameter)
             rule = build_optimizer([change], bare)
             self._parts[parameter] = _Part(change, rule, linear_map)
             self.state[parameter] = rule.state[change]
@@ -78,14 +82,6 @@ class _Part:
     change: torch.Tensor
     rule: torch.optim.Optimizer
     smooth: Callable[[torch.Tensor], torch.Tensor]
-
-
-def _zero_moments(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> None:
-    optimizer.state[parameter] = {
-        "step": torch.tensor(0.0),
-        "exp_avg": torch.zeros_like(parameter),
-        "exp_avg_sq": torch.zeros_like(parameter),
-    }
 
 
 def moments(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from distrec.config.tree import apply_overrides, load_file
+from distrec.config.tree import load_file
 from distrec.errors import InputError
 
 Space = dict[str, list[Any]]
@@ -30,8 +30,3 @@ def load_spaces(path: str | Path) -> dict[str, Space]:
                     f"search file '{path}': key '{name}: {key}' is {values}; give a list of different values."
                 )
     return spaces
-
-
-def with_values(tree: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """A run config's tree with one value of each key set."""
-    return apply_overrides(tree, [f"{key}={value}" for key, value in values.items()])

@@ -7,6 +7,7 @@ from distrec.data import keyed
 
 DRAWS = {
     "uniform": keyed.uniform,
+    "uniform32": keyed.uniform32,
     "integers": lambda key, start, count: keyed.integers(key, start, count, 1000),
     "normal": keyed.normal,
 }
