@@ -17,7 +17,8 @@ from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
 
 # A boundary's rows are picked out and added back one by one, passes that gathering whole blocks spares: with nearly as many
-# rows, propagation over 2 M nodes took 1.3 times the time and 1.4 times the memory of gathering (benchmarks/scale.py).
+# rows, propagation over 2 M nodes took 1.1 to 1.3 times the time and 1.4 to 1.6 times the memory of gathering
+# (benchmarks/scale.py, once with this at 1.0).
 _WORTH_PICKING = 0.8
 
 
