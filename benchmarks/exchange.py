@@ -97,7 +97,7 @@ def steps(meter: Meter, world: World, path: str, method: str, count: int) -> Non
     engine.set_lr(config.optimizer.lr)
     whole, exchanging, waiting = [], [], []
     for step in range(count + 3):
-        triples = engine.triples(0, step % (engine.steps_per_epoch - 1))
+        triples = engine.samples(0, step % (engine.steps_per_epoch - 1))
         dist.barrier()
         meter.reset()
         started = time.perf_counter()
@@ -130,7 +130,7 @@ def steps(meter: Meter, world: World, path: str, method: str, count: int) -> Non
 
 def collectives(path: str, rounds: int) -> None:
     """Each of the project's exchanges against the collective that carries the same bytes."""
-    from distrec.data.sampling import Sampler
+    from distrec.data.sampling import PairSampler
     from distrec.parallel.exchange import batch_exchange
     from distrec.parallel.partition import Partition, share
 
@@ -153,7 +153,7 @@ def collectives(path: str, rounds: int) -> None:
             lambda a=parts, b=whole, c=[count] * WORKERS, d=split: dist.all_to_all_single(a, b, c, d),
         )
     partition = Partition(data.users, WORKERS)
-    ids = torch.from_numpy(Sampler(data.interactions("train"), data.items, 1, "train").batch(0, 0, BATCH).users)
+    ids = torch.from_numpy(PairSampler(data.interactions("train"), data.items, 1, "train").batch(0, 0, BATCH).users)
     exchange, _ = batch_exchange(world, partition, [ids[slice(*share(BATCH, r, WORKERS))] for r in range(WORKERS)])
     packed, received = torch.randn(sum(exchange._send), width), torch.empty(exchange.needed, width)
     cases["all_to_all of a batch's users"] = (

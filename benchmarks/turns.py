@@ -88,7 +88,7 @@ class Ours:
 
     def epoch(self) -> Iterator[plain.Batch]:
         for step in range(self.engine.steps_per_epoch):
-            triples = self.engine.triples(0, step)
+            triples = self.engine.samples(0, step)
             yield triples.users, triples.positives, triples.negatives
 
     def step(self, users: np.ndarray, positives: np.ndarray, negatives: np.ndarray) -> float:

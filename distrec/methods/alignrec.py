@@ -13,12 +13,13 @@ from pydantic import Field
 from torch.nn import functional
 
 from distrec.data.dataset import Dataset
+from distrec.data.histories import Histories
 from distrec.graph.knn import cosine_neighbours
 from distrec.graph.matrix import ShardedMatrix
 from distrec.graph.polynomial import mean_of_powers
 from distrec.graph.user_item import UserItemGraph
 from distrec.methods.base import Graph, Method, MethodConfig, Representations, Space, require_features
-from distrec.methods.batch import Batch, Lookup
+from distrec.methods.batch import Lookup, TripleBatch
 from distrec.methods.losses import bpr, gram_distance, info_nce
 from distrec.tables.features import Fill, feature_block, unit_rows
 from distrec.tables.spec import Table
@@ -103,11 +104,11 @@ class AlignRec(Method):
             content = content / self.config.side_emb_div
         return Representations(users, items), Representations(self.user_item.to_users(content), content)
 
-    def representations(self) -> Representations:
+    def representations(self, histories: Histories) -> Representations:
         ids, content = self.views()
         return Representations(ids.users + content.users, ids.items + content.items)
 
-    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def loss(self, batch: TripleBatch) -> dict[str, torch.Tensor]:
         config = self.config
         ids, content = self.views()
         # Contrastive and similarity terms compare the whole batch, so its distinct rows come to every rank.
@@ -137,7 +138,7 @@ class AlignRec(Method):
         total = info_nce(anchors[mine], candidates, lookup.counts, mine.start, self.config.cca_temperature)
         return total / batch_size
 
-    def _similarity(self, item_content: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def _similarity(self, item_content: torch.Tensor, batch: TripleBatch) -> torch.Tensor:
         """My share of || Z_p Z_p^T - cos(X_p, X_p) ||_F / B over the batch's positives (4.5).
 
         An item that occurs c times stands in c rows and c columns; scaling its row by sqrt(c) counts it so.

@@ -19,8 +19,10 @@ import torch
 
 from distrec.config import Section
 from distrec.data.dataset import Dataset, Interactions
+from distrec.data.histories import Histories
+from distrec.data.sampling import PairSampler, Sampler
 from distrec.errors import InputError
-from distrec.methods.batch import Batch, Lookup
+from distrec.methods.batch import Lookup, OwnedRows
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
 from distrec.tables.spec import Initializer, Side, Table, from_rows
@@ -75,6 +77,7 @@ class Method(ABC):
     whole_tables: ClassVar[bool] = True
     """Whether the loss uses whole tables; if not, `optimizer.tables: sparse` is possible."""
     negatives_from: ClassVar[Literal["train", "all"]] = "train"
+    """Where the negatives of the default sampler come from."""
 
     space: Space
     _block: Callable[[str], torch.Tensor]
@@ -97,6 +100,10 @@ class Method(ABC):
         """The tables it trains."""
         return []
 
+    def sampler(self, train: Interactions, seed: int) -> Sampler:
+        """What an epoch consists of, from the training split."""
+        return PairSampler(train, self.data.items, seed, self.negatives_from)
+
     def dense(self) -> torch.nn.Module | None:
         """The module that DeepSpeed trains, written for one device; called as `self.dense_module(…)`."""
         return None
@@ -118,8 +125,8 @@ class Method(ABC):
         """My rows of a table, `[my rows, dim]`, with gradient."""
         return self._block(table)
 
-    def rows(self, table: str, *lookups: Lookup) -> list[torch.Tensor]:
-        """For each look-up, my share's rows of a table `[my rows, dim]`, from their owners, with gradient.
+    def rows(self, table: str, *lookups: Lookup | OwnedRows) -> list[torch.Tensor]:
+        """For each look-up, my share's rows of a table `[my rows, …, dim]`, from their owners, with gradient.
 
         One call per table and step: a sparse table steps inside backward, once.
         """
@@ -143,10 +150,14 @@ class Method(ABC):
         return {}
 
     @abstractmethod
-    def representations(self) -> Representations:
-        """My rows of the vectors that `score` compares; called without gradient by evaluation and export."""
+    def representations(self, histories: Histories) -> Representations:
+        """My rows of the vectors that `score` compares; called without gradient by evaluation and export.
 
-    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+        Args:
+            histories: what users have had before what is ranked, for methods that see users as their histories.
+        """
+
+    def loss(self, batch: Any) -> dict[str, torch.Tensor]:
         """The named terms of the objective, each my share of it; their sum is what training minimises."""
         raise NotImplementedError(f"{type(self).__name__} has no loss")
 

@@ -7,14 +7,19 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from distrec.data.sampling import Triples
+from distrec.data.histories import PADDING
+from distrec.data.sampling import Samples, Triples, Windows
 from distrec.parallel.exchange import BoundaryExchange, batch_exchange
+from distrec.parallel.linear import linear
 from distrec.parallel.partition import Partition, share
 from distrec.parallel.world import World
 
 
 class Lookup:
-    """One column of the batch (its users, say): `ids` `[B]` of the whole global batch, known to every rank."""
+    """One column of the batch (its users, say), or several: `ids` `[B, …]` of the whole global batch, known to every rank.
+
+    A rank's share of it are whole rows of the batch.
+    """
 
     def __init__(self, world: World, partition: Partition, ids: np.ndarray):
         self._world, self._partition = world, partition
@@ -24,15 +29,17 @@ class Lookup:
 
     @property
     def mine(self) -> torch.Tensor:
-        """The ids of my share of the batch, `[my rows]`."""
+        """The ids of my share of the batch, `[my rows, …]`."""
         return self.ids[self._mine]
 
     def rows(self, *blocks: torch.Tensor) -> list[torch.Tensor]:
-        """For each partitioned array, given by my block, the rows of my share of the batch `[my rows, width]`."""
+        """For each partitioned array, given by my block, the rows of my share of the batch `[my rows, …, width]`."""
         if self._world.size == 1:
-            return [block.index_select(0, self.ids) for block in blocks]
-        exchange, place = self._share_exchange
-        return [rows.index_select(0, place) for rows in _fetch(exchange, blocks)]
+            found = [block.index_select(0, self.ids.flatten()) for block in blocks]
+        else:
+            exchange, place = self._share_exchange
+            found = [rows.index_select(0, place) for rows in _fetch(exchange, blocks)]
+        return [rows.view(*self.mine.shape, rows.shape[-1]) for rows in found]
 
     def distinct(self, *blocks: torch.Tensor) -> list[torch.Tensor]:
         """For each array, the rows of the whole batch's distinct ids `[distinct, width]`, ascending, on every rank."""
@@ -42,7 +49,7 @@ class Lookup:
 
     @property
     def place(self) -> torch.Tensor:
-        """Where each of my rows' ids stands among the distinct ones, `[my rows]`."""
+        """Where each of my rows' ids stands among the distinct ones, `[my rows, …]`."""
         return self._unique[1][self._mine]
 
     @property
@@ -62,7 +69,7 @@ class Lookup:
     @cached_property
     def _share_exchange(self) -> tuple[BoundaryExchange, torch.Tensor]:
         size = self._world.size
-        shares = [self.ids[slice(*share(len(self.ids), rank, size))] for rank in range(size)]
+        shares = [self.ids[slice(*share(len(self.ids), rank, size))].flatten() for rank in range(size)]
         return batch_exchange(self._world, self._partition, shares)
 
     @cached_property
@@ -70,8 +77,41 @@ class Lookup:
         return BoundaryExchange(self._world, self._partition, [self._unique[0]] * self._world.size)
 
 
+class OwnedRows:
+    """A list of ids that every rank knows, of which each rank works on the rows that it owns.
+
+    Work goes to where a row's data lie, and only its result travels.
+
+    Args:
+        ids: global numbers `[n]`, any order, repeats allowed.
+    """
+
+    def __init__(self, world: World, partition: Partition, ids: torch.Tensor):
+        self._world = world
+        owner = partition.owner(ids)
+        order = owner.argsort(stable=True)
+        self._counts = torch.bincount(owner, minlength=world.size).tolist()
+        self._place = torch.empty_like(order)
+        self._place[order] = torch.arange(len(order))
+        self.mine = ids[order].split(self._counts)[world.rank]
+        self._local = self.mine - partition.start(world.rank)
+
+    def rows(self, *blocks: torch.Tensor) -> list[torch.Tensor]:
+        """For each partitioned array, given by my block, the rows of the ids that I own `[mine, …]`."""
+        return [block.index_select(0, self._local) for block in blocks]
+
+    def spread(self, values: torch.Tensor) -> torch.Tensor:
+        """From every rank's values `[mine, width]` those of all ids `[n, width]`, in their order, with gradient."""
+        gathered = linear(
+            values,
+            lambda x: self._world.gather_rows(x, self._counts),
+            lambda x: self._world.reduce_rows(x, self._counts),
+        )
+        return gathered.index_select(0, self._place)
+
+
 class Batch:
-    """One step's (user, positive, negative) triples, cut into one share per rank.
+    """One step's samples, cut into one share per rank.
 
     Attributes:
         size: rows of the global batch.
@@ -84,21 +124,71 @@ class Batch:
         world: World,
         users: Partition,
         items: Partition,
-        triples: Triples,
+        samples: Samples,
         configured: int,
         seed: int,
         epoch: int,
         step: int,
     ):
-        self.size, self.configured = len(triples.users), configured
+        self._world, self._items = world, items
+        self.size, self.configured = len(samples.users), configured
         self.seed, self.epoch, self.step = seed, epoch, step
-        self.users = Lookup(world, users, triples.users)
-        self.positives = Lookup(world, items, triples.positives)
-        self.negatives = Lookup(world, items, triples.negatives)
+        self.users = Lookup(world, users, samples.users)
+
+    @property
+    def mine(self) -> range:
+        """Which rows of the global batch are my share."""
+        return range(*share(self.size, self._world.rank, self._world.size))
 
     def mean(self, per_row: torch.Tensor) -> torch.Tensor:
         """My share of the mean over the global batch of `per_row` `[my rows]`."""
         return per_row.sum() / self.size
+
+
+class TripleBatch(Batch):
+    """(user, positive, negative) triples.
+
+    Attributes:
+        users, positives, negatives: the columns.
+    """
+
+    def __init__(self, world: World, users: Partition, items: Partition, samples: Triples, *where: int):
+        super().__init__(world, users, items, samples, *where)
+        self.positives = Lookup(world, items, samples.positives)
+        self.negatives = Lookup(world, items, samples.negatives)
+
+
+class WindowBatch(Batch):
+    """Stretches of histories.
+
+    Attributes:
+        windows: items of the whole global batch `[B, L]`, the newest last, -1 for padding.
+    """
+
+    def __init__(self, world: World, users: Partition, items: Partition, samples: Windows, *where: int):
+        super().__init__(world, users, items, samples, *where)
+        self.windows = torch.from_numpy(samples.items)
+
+    def lookup(self, columns: slice = slice(None), padding: int = 0) -> Lookup:
+        """Some columns of the windows, with an item (whose rows the caller masks) in place of padding."""
+        ids = self.windows[:, columns]
+        return Lookup(self._world, self._items, ids.masked_fill(ids == PADDING, padding).numpy())
+
+    @property
+    def real(self) -> torch.Tensor:
+        """Where my rows of the windows have an item: bool `[my rows, L]`."""
+        return self.windows[self.mine.start : self.mine.stop] != PADDING
+
+    def owned(self, ids: torch.Tensor) -> OwnedRows:
+        """A list of item ids that every rank knows, for work at the items' owners."""
+        return OwnedRows(self._world, self._items, ids)
+
+
+def batch_of(world: World, users: Partition, items: Partition, samples: Samples, *where: int) -> Batch:
+    """The batch of these samples; `where` is `configured, seed, epoch, step`."""
+    if isinstance(samples, Windows):
+        return WindowBatch(world, users, items, samples, *where)
+    return TripleBatch(world, users, items, samples, *where)
 
 
 def _fetch(exchange: BoundaryExchange, blocks: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 
+from distrec.data.histories import Histories
 from distrec.methods.base import Method, MethodConfig, Representations
-from distrec.methods.batch import Batch
+from distrec.methods.batch import TripleBatch
 from distrec.methods.losses import bpr
 from distrec.tables.spec import Table
 
@@ -26,10 +27,10 @@ class BprMf(Method):
     def tables(self) -> list[Table]:
         return [Table("user", "user", self.config.dim), Table("item", "item", self.config.dim)]
 
-    def representations(self) -> Representations:
+    def representations(self, histories: Histories) -> Representations:
         return Representations(self.block("user"), self.block("item"))
 
-    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def loss(self, batch: TripleBatch) -> dict[str, torch.Tensor]:
         (users,) = self.rows("user", batch.users)
         positives, negatives = self.rows("item", batch.positives, batch.negatives)
         squares = users.square().sum(1) + positives.square().sum(1) + negatives.square().sum(1)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 
+from distrec.data.histories import Histories
 from distrec.graph.polynomial import mean_of_powers
 from distrec.graph.user_item import UserItemGraph
 from distrec.methods.base import Graph, Method, MethodConfig, Representations, Space
-from distrec.methods.batch import Batch
+from distrec.methods.batch import TripleBatch
 from distrec.methods.losses import bpr
 from distrec.tables.spec import Table
 
@@ -34,12 +35,16 @@ class LightGCN(Method):
     def graphs(self) -> dict[str, Graph]:
         return {"user_item": self.graph}
 
-    def representations(self) -> Representations:
+    def representations(self, histories: Histories) -> Representations:
+        return self.propagated()
+
+    def propagated(self) -> Representations:
+        """My rows of the final vectors, with gradient."""
         users, items = self.graph.propagate(self.block("user"), self.block("item"), self.layer_weights)
         return Representations(users, items)
 
-    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
-        final = self.representations()
+    def loss(self, batch: TripleBatch) -> dict[str, torch.Tensor]:
+        final = self.propagated()
         users, ego_users = batch.users.rows(final.users, self.block("user"))
         positives, ego_positives = batch.positives.rows(final.items, self.block("item"))
         negatives, ego_negatives = batch.negatives.rows(final.items, self.block("item"))

@@ -25,11 +25,12 @@ from torch.nn import functional
 
 from distrec.data import keyed
 from distrec.data.dataset import Dataset
+from distrec.data.histories import Histories
 from distrec.graph.knn import cosine_neighbours
 from distrec.graph.matrix import ShardedMatrix
 from distrec.graph.user_item import UserItemGraph
 from distrec.methods.base import Graph, Method, MethodConfig, Representations, Space, require_features
-from distrec.methods.batch import Batch
+from distrec.methods.batch import TripleBatch
 from distrec.methods.losses import bpr, info_nce
 from distrec.methods.moments import population_moments
 from distrec.parallel.exchange import GatherExchange
@@ -67,12 +68,12 @@ def source(tower: str) -> str:
 class Draws:
     """The random numbers of a step, keyed by place: the same at any number of workers."""
 
-    def noise(self, batch: Batch, hop: int, side: str, rows: range, width: int) -> torch.Tensor:
+    def noise(self, batch: TripleBatch, hop: int, side: str, rows: range, width: int) -> torch.Tensor:
         """Uniform in [0, 1) for every noisy tower's rows, `[rows, width]`."""
         key = ("noise", batch.seed, batch.epoch, batch.step, hop, side)
         return _uniform(key, rows, width)
 
-    def keep(self, batch: Batch, side: str, rows: range, width: int, dropout: float) -> torch.Tensor:
+    def keep(self, batch: TripleBatch, side: str, rows: range, width: int, dropout: float) -> torch.Tensor:
         """1 where the feature mask keeps an entry, else 0, `[rows, width]`."""
         key = ("feature mask", batch.seed, batch.epoch, batch.step, side)
         return (_uniform(key, rows, width) >= dropout).float()
@@ -159,7 +160,7 @@ class MENTOR(Method):
     def graphs(self) -> dict[str, Graph]:
         return {"user_item": self.user_item, "item_item": self.item_item}
 
-    def views(self, batch: Batch | None) -> Representations:
+    def views(self, batch: TripleBatch | None) -> Representations:
         """Towers v, t, id, and with a batch the noisy ones, side by side after both graphs: my rows `[…, towers x dim]`."""
         names = self.towers if batch else CLEAN[:2]
         users, items = self._start(names)
@@ -187,7 +188,7 @@ class MENTOR(Method):
         content = rows[:, : 2 * self.config.dim]
         return torch.cat([rows, content, content], 1)
 
-    def _perturb(self, batch: Batch | None, hop: int, users: torch.Tensor, items: torch.Tensor) -> None:
+    def _perturb(self, batch: TripleBatch | None, hop: int, users: torch.Tensor, items: torch.Tensor) -> None:
         """Add 0.1 sign(h) * rownorm(xi) to the noisy towers (3.2), in place: its derivative is the identity."""
         if batch is None or not self.noisy:
             return
@@ -206,7 +207,7 @@ class MENTOR(Method):
         weight = self.block("weight").repeat_interleave(dim, 1)
         return Representations(views.users[:, columns] * weight, views.items[:, columns])
 
-    def representations(self) -> Representations:
+    def representations(self, histories: Histories) -> Representations:
         if self.config.stale_scores and self._trained():
             return self._stale
         return self.final(self.views(None), 0)
@@ -221,7 +222,7 @@ class MENTOR(Method):
         mine = self._stale.users.any() | self._stale.items.any()
         return bool(self.space.world.max_(mine.int()))
 
-    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def loss(self, batch: TripleBatch) -> dict[str, torch.Tensor]:
         config, dim = self.config, self.config.dim
         views = self.views(batch)
         final = self.final(views, 0)
@@ -271,7 +272,7 @@ class MENTOR(Method):
         first, counts = self.space.mine(side).start, torch.ones(partition.rows)
         return info_nce(unit_rows(anchors), everyone, counts, first, self.config.temperature) / partition.rows
 
-    def _mask(self, batch: Batch, final: Representations) -> torch.Tensor:
+    def _mask(self, batch: TripleBatch, final: Representations) -> torch.Tensor:
         """My share of (1 - mean cos(drop(E), mlp(E))) over users plus the same over items (4.4)."""
         total = torch.zeros(())
         with torch.set_grad_enabled(self.intent):

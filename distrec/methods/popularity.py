@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from distrec.data.histories import Histories
 from distrec.methods.base import Method, MethodConfig, Representations, Space
 
 
@@ -21,6 +22,6 @@ class Popularity(Method):
         counts = np.bincount(space.train.item, minlength=space.items.rows).astype(np.float32)
         self._counts = torch.from_numpy(counts[np.asarray(space.mine("item"))]).unsqueeze(1)
 
-    def representations(self) -> Representations:
+    def representations(self, histories: Histories) -> Representations:
         users = torch.ones(len(self.space.mine("user")), 1)
         return Representations(users, self._counts)

@@ -12,13 +12,14 @@ import torch
 from pydantic import Field
 
 from distrec.data.dataset import Dataset
+from distrec.data.histories import Histories
 from distrec.errors import InputError
 from distrec.graph.matrix import ShardedMatrix
 from distrec.graph.neighbours import symmetric_neighbour_graph
 from distrec.graph.polynomial import decaying_powers, polynomial
 from distrec.graph.user_item import UserItemGraph
 from distrec.methods.base import Graph, Method, MethodConfig, Representations, Space, require_features
-from distrec.methods.batch import Batch
+from distrec.methods.batch import TripleBatch
 from distrec.methods.losses import bpr
 from distrec.tables.features import Fill, feature_block, unit_rows
 from distrec.tables.spec import Table
@@ -120,12 +121,16 @@ class STAIR(Method):
     def graphs(self) -> dict[str, Graph]:
         return {"user_item": self.user_item, "item_item": self.item_item}
 
-    def representations(self) -> Representations:
+    def representations(self, histories: Histories) -> Representations:
+        return self.propagated()
+
+    def propagated(self) -> Representations:
+        """My rows of the final vectors, with gradient."""
         users, items = self.user_item.propagate(self.block("user"), self.block("item"), self.forward_weights)
         return Representations(users, items)
 
-    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
-        final = self.representations()
+    def loss(self, batch: TripleBatch) -> dict[str, torch.Tensor]:
+        final = self.propagated()
         (users,) = batch.users.rows(final.users)
         (positives,) = batch.positives.rows(final.items)
         (negatives,) = batch.negatives.rows(final.items)

@@ -31,6 +31,11 @@ class Partition:
         """Rows that `rank` owns."""
         return self.stop(rank) - self.start(rank)
 
+    @property
+    def counts(self) -> list[int]:
+        """Rows of every rank."""
+        return [self.count(rank) for rank in range(self.size)]
+
     def owner(self, rows: torch.Tensor) -> torch.Tensor:
         """The rank that owns each of `rows`."""
         return torch.div(rows, self.block, rounding_mode="floor")

@@ -63,19 +63,27 @@ class World:
 
     def gather_blocks(self, block: torch.Tensor, partition: Partition) -> torch.Tensor:
         """All rows of a partitioned array, from every rank's block `[my rows, …]`; no gradient."""
-        if self.size == 1:
-            return block
-        out = block.new_empty(partition.rows, *block.shape[1:])
-        parts = out.split([partition.count(rank) for rank in range(self.size)])
-        parts[self.rank].copy_(block)
-        self._swap([block.contiguous()] * self.size, parts)
-        return out
+        return self.gather_rows(block, partition.counts)
 
     def reduce_blocks(self, rows: torch.Tensor, partition: Partition) -> torch.Tensor:
         """My block of the sum over ranks of `rows` `[all rows, …]`; the adjoint of `gather_blocks`; no gradient."""
+        return self.reduce_rows(rows, partition.counts)
+
+    def gather_rows(self, mine: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+        """Every rank's rows, `counts[r]` of rank r, in rank order; no gradient."""
+        if self.size == 1:
+            return mine
+        out = mine.new_empty(sum(counts), *mine.shape[1:])
+        parts = out.split(list(counts))
+        parts[self.rank].copy_(mine)
+        self._swap([mine.contiguous()] * self.size, parts)
+        return out
+
+    def reduce_rows(self, rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+        """My rows of the sum over ranks of `rows`, laid out as `gather_rows` returns them; its adjoint; no gradient."""
         if self.size == 1:
             return rows
-        theirs = rows.contiguous().split([partition.count(rank) for rank in range(self.size)])
+        theirs = rows.contiguous().split(list(counts))
         mine = theirs[self.rank]
         parts = [mine if rank == self.rank else torch.empty_like(mine) for rank in range(self.size)]
         self._swap(theirs, parts)

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from distrec.config.run import RunConfig
-from distrec.data.dataset import Dataset
-from distrec.data.sampling import Sampler, Triples
+from distrec.data.dataset import SPLITS, Dataset, Split
+from distrec.data.histories import Histories
+from distrec.data.sampling import Samples
 from distrec.errors import NonFiniteLoss
 from distrec.methods.base import Representations, Space
-from distrec.methods.batch import Batch, Lookup
+from distrec.methods.batch import Batch, Lookup, OwnedRows, batch_of
 from distrec.methods.registry import build_method
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
@@ -38,9 +39,8 @@ class Engine:
         self.method = build_method(config, data)
         self.method.build(self.space)
         seed = config.train.seed
-        self._sampler = (
-            Sampler(self.train_rows, data.items, seed, self.method.negatives_from) if self.method.trainable else None
-        )
+        self._sampler = self.method.sampler(self.train_rows, seed) if self.method.trainable else None
+        self._histories: dict[Split, Histories] = {}
         # The same initial dense weights on every rank, at any world size; what the libraries draw meanwhile stays inside.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -54,22 +54,25 @@ class Engine:
         self._lr = config.optimizer.lr
 
     @property
+    def samples_per_epoch(self) -> int:
+        """What an epoch trains: pairs, or windows of histories."""
+        return len(self._sampler) if self._sampler else 0
+
+    @property
     def steps_per_epoch(self) -> int:
         """Steps of one epoch; the last may be short."""
-        return -(-len(self.train_rows) // self.config.train.global_batch)
+        return -(-self.samples_per_epoch // self.config.train.global_batch)
 
-    def triples(self, epoch: int, step: int) -> Triples:
+    def samples(self, epoch: int, step: int) -> Samples:
         """The whole global batch of a step, the same on every rank."""
         if self._sampler is None:
             raise RuntimeError(f"{type(self.method).__name__} has nothing to train")
         return self._sampler.batch(epoch, step, self.config.train.global_batch)
 
-    def batch(self, epoch: int, step: int, triples: Triples) -> Batch:
+    def batch(self, epoch: int, step: int, samples: Samples) -> Batch:
         """The method's view of a global batch."""
-        train = self.config.train
-        return Batch(
-            self.world, self.space.users, self.space.items, triples, train.global_batch, train.seed, epoch, step
-        )
+        train, space = self.config.train, self.space
+        return batch_of(self.world, space.users, space.items, samples, train.global_batch, train.seed, epoch, step)
 
     def forward(self, batch: Batch, flag: bool = False) -> tuple[torch.Tensor, dict[str, float], bool]:
         """My share of the total loss, every term over the whole batch, and whether any rank raised `flag`.
@@ -104,9 +107,17 @@ class Engine:
         self.dense.step(self._lr)
 
     @torch.no_grad()
-    def representations(self) -> Representations:
-        """My rows of user and item vectors with the weights as they are."""
-        return self.method.representations()
+    def representations(self, split: Split = "valid") -> Representations:
+        """My rows of user and item vectors with the weights as they are, to rank `split`. Collective."""
+        return self.method.representations(self.histories(split))
+
+    def histories(self, split: Split) -> Histories:
+        """What users have had before `split`: the interactions of the splits before it."""
+        if split not in self._histories:
+            earlier = SPLITS[1 : SPLITS.index(split)]
+            rows = [self.train_rows, *(self.space.data.interactions(name) for name in earlier)]
+            self._histories[split] = Histories(rows, self.space.users.rows)
+        return self._histories[split]
 
     def state(self) -> dict[str, Any]:
         """Tables, what else the method keeps, dense weights, all moments, by name; all but dense over live storage. Collective."""
@@ -124,8 +135,9 @@ class Engine:
         )
         self.dense.steps = self.tables.steps = steps
 
-    def _rows(self, table: str, *lookups: Lookup) -> list[torch.Tensor]:
+    def _rows(self, table: str, *lookups: Lookup | OwnedRows) -> list[torch.Tensor]:
         if self.tables.exact:
             return [lookup.rows(self.tables.block(table))[0] for lookup in lookups]
-        joined = self.tables.lookup(table, torch.cat([lookup.mine for lookup in lookups]))
-        return list(joined.split([len(lookup.mine) for lookup in lookups]))
+        joined = self.tables.lookup(table, torch.cat([lookup.mine.flatten() for lookup in lookups]))
+        parts = joined.split([lookup.mine.numel() for lookup in lookups])
+        return [part.view(*lookup.mine.shape, -1) for lookup, part in zip(lookups, parts, strict=True)]

@@ -100,7 +100,7 @@ def evaluate_worker(config: RunConfig, path: str, split: str) -> None:
     best = run.folder.read_json("summary.json")["best_checkpoint"]
     if best is not None:
         load_weights(engine, Checkpoints(run.checkpoints, world), best)
-    final = engine.representations()
+    final = engine.representations(split)  # type: ignore[arg-type]
     with torch.no_grad():
         evaluator = build_evaluator(engine, split, data.interactions(split), config)  # type: ignore[arg-type]
         ranked = evaluator.rank(final.users, final.items, engine.method.score)

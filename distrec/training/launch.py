@@ -18,7 +18,6 @@ from distrec.config.run import RunConfig, load_run
 from distrec.config.tree import decode
 from distrec.data.check import damaged_file
 from distrec.data.dataset import SPLITS, Dataset
-from distrec.data.sampling import Sampler
 from distrec.errors import InputError, Interrupted, NonFiniteLoss, exit_status
 from distrec.methods.base import Method
 from distrec.methods.registry import build_method, resolve
@@ -97,7 +96,12 @@ def check_inputs(config: RunConfig) -> tuple[Dataset, Method, list[str]]:
         if not len(rows):
             raise InputError(f"data '{config.data}' has no {split} rows; prepare it with a split that leaves some.")
     if method.trainable:
-        Sampler(splits["train"], data.items, train.seed, method.negatives_from)
+        sampler = method.sampler(splits["train"], train.seed)
+        if not len(sampler):
+            raise InputError(
+                f"data '{config.data}' has no user with a training history long enough for {method.title()}; prepare it with "
+                "a larger 'k_core.users'."
+            )
     degradations = ["no CUDA device is used: tensors and exchanges run on the CPU over gloo"]
     if config.optimizer.tables == "sparse":
         degradations.append(

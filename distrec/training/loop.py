@@ -57,7 +57,7 @@ class Trainer:
         self.checkpoints = Checkpoints(self.run.checkpoints, world)
         self.engine = Engine(world, data, config)
         self.cursor = Cursor()
-        self.ledger = Ledger(len(self.engine.train_rows))
+        self.ledger = Ledger(self.engine.samples_per_epoch)
         self.epochs = config.train.epochs if self.engine.method.trainable else 0
         self._evaluators: dict[str, Evaluator] = {}
         self._trackers = Trackers(self.run, config, enabled=world.rank == 0)
@@ -87,21 +87,21 @@ class Trainer:
         started, last_checkpoint = time.perf_counter(), self.checkpoints.latest() if self.world.rank == 0 else None
         before = cursor.seconds
         while cursor.step < steps:
-            triples = engine.triples(cursor.epoch, cursor.step)
+            samples = engine.samples(cursor.epoch, cursor.step)
             try:
                 share, terms, stopping = engine.forward(
-                    engine.batch(cursor.epoch, cursor.step, triples), stop.requested
+                    engine.batch(cursor.epoch, cursor.step, samples), stop.requested
                 )
             except NonFiniteLoss as error:
                 raise NonFiniteLoss(f"{error} Last good checkpoint: {last_checkpoint or 'none'}.") from None
             engine.update(share)
-            self.ledger.mark(self.world, triples.rows)
+            self.ledger.mark(self.world, samples.rows)
             for name, value in terms.items():
-                cursor.term_sums[name] = cursor.term_sums.get(name, 0.0) + value * len(triples.rows)
+                cursor.term_sums[name] = cursor.term_sums.get(name, 0.0) + value * len(samples.rows)
             cursor.step += 1
             cursor.optimizer_steps += 1
             cursor.seconds = before + time.perf_counter() - started
-            self._progress(terms, len(triples.rows), steps)
+            self._progress(terms, len(samples.rows), steps)
             if cursor.step < steps and (
                 stopping or (config.checkpoint_every and cursor.step % config.checkpoint_every == 0)
             ):
@@ -114,7 +114,7 @@ class Trainer:
                 )
 
     def _end_epoch(self) -> None:
-        cursor, rows = self.cursor, len(self.engine.train_rows)
+        cursor, rows = self.cursor, self.engine.samples_per_epoch
         epoch = cursor.epoch
         self.ledger.merge(self.world)
         record: dict[str, Any] = {
@@ -157,7 +157,7 @@ class Trainer:
         if split not in self._evaluators:
             held_out = self.data.interactions(split)
             self._evaluators[split] = build_evaluator(self.engine, split, held_out, self.config)
-        final = self.engine.representations()
+        final = self.engine.representations(split)
         try:
             with torch.no_grad():
                 return self._evaluators[split].rank(final.users, final.items, self.engine.method.score)
@@ -275,7 +275,7 @@ def build_evaluator(engine: Engine, split: str, held_out: Any, config: RunConfig
 
 def load_weights(engine: Engine, checkpoints: Checkpoints, name: str) -> torch.Tensor:
     """Load tables, dense weights, moments and step counts of a checkpoint; returns its ledger counts. Collective."""
-    tensors = {**engine.state(), "ledger": torch.zeros(len(engine.train_rows), dtype=torch.uint8)}
+    tensors = {**engine.state(), "ledger": torch.zeros(engine.samples_per_epoch, dtype=torch.uint8)}
     checkpoints.load(name, tensors)
     engine.load_dense(tensors, checkpoints.state(name)["optimizer_steps"])
     return tensors["ledger"]

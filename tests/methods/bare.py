@@ -12,10 +12,10 @@ import torch
 
 from distrec.config import RunConfig, decode
 from distrec.data.dataset import SPLITS, Dataset, FeatureEntry, Manifest, vector_table, write_manifest, write_part
-from distrec.data.sampling import Sampler, Triples
+from distrec.data.histories import Histories
 from distrec.data.storage import open_folder
-from distrec.methods.base import Method, Space
-from distrec.methods.batch import Batch, Lookup
+from distrec.methods.base import Method, Representations, Space
+from distrec.methods.batch import Lookup, batch_of
 from distrec.methods.registry import build_method, resolve
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
@@ -81,12 +81,16 @@ class Bare:
     def _rows(self, table: str, *lookups: Lookup) -> list[torch.Tensor]:
         return [lookup.rows(self.tables[table])[0] for lookup in lookups]
 
-    def triples(self, size: int, epoch: int = 0, step: int = 0) -> Triples:
-        return Sampler(self.train, self.items.rows, SEED, self.method.negatives_from).batch(epoch, step, size)
+    def samples(self, size: int, epoch: int = 0, step: int = 0) -> Any:
+        return self.method.sampler(self.train, SEED).batch(epoch, step, size)
 
-    def batch(self, size: int = 32, epoch: int = 0, step: int = 0) -> Batch:
-        triples = self.triples(size, epoch, step)
-        return Batch(self.world, self.users, self.items, triples, size, SEED, epoch, step)
+    def batch(self, size: int = 32, epoch: int = 0, step: int = 0) -> Any:
+        return batch_of(self.world, self.users, self.items, self.samples(size, epoch, step), size, SEED, epoch, step)
+
+    def final(self) -> Representations:
+        """What is ranked on the validation split."""
+        final: Representations = self.method.representations(Histories([self.train], self.users.rows))
+        return final
 
     def gradients(self, term: torch.Tensor) -> dict[str, torch.Tensor | None]:
         """The gradient of my share of a term by table or dense parameter; None where it does not depend on it."""

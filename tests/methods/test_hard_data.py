@@ -69,7 +69,7 @@ def train(path: str, method: dict[str, Any]) -> list[torch.Tensor]:
     engine = Engine(World.current(), Dataset.open(path), config)
     before = [engine.tables.block(name).detach().clone() for name in engine.tables.specs]
     for epoch in range(STEPS):
-        share, terms, _ = engine.forward(engine.batch(epoch, 0, engine.triples(epoch, 0)))
+        share, terms, _ = engine.forward(engine.batch(epoch, 0, engine.samples(epoch, 0)))
         assert all(np.isfinite(value) for value in terms.values()), terms
         engine.update(share)
     final = engine.representations()

@@ -154,7 +154,7 @@ def test_contrast_does_not_change_the_ranking_path(data: Dataset):
                 for name, parameter in sorted(bare.dense.items()):
                     if name.split(".")[1] in CLEAN:
                         parameter.copy_(0.1 * torch.randn(parameter.shape, generator=same))
-            terms, final = bare.method.loss(bare.batch()), bare.method.representations()
+            terms, final = bare.method.loss(bare.batch()), bare.final()
             found.append([terms["bpr"], terms["reg"], terms["align"], final.users, final.items])
         for one, other in zip(*found, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
@@ -257,18 +257,18 @@ def test_stale_scores_are_those_of_the_last_step_s_forward(data: Dataset, varian
     stale, fresh = (alone(data, variant=variant, stale_scores=choice) for choice in (True, False))
     with torch.no_grad():
         for step in range(3):
-            before = fresh.method.representations()
+            before = fresh.final()
             for bare in (stale, fresh):
                 bare.method.loss(bare.batch(step=step))
                 moved(bare)
-            found, after = stale.method.representations(), fresh.method.representations()
+            found, after = stale.final(), fresh.final()
             for side in ("users", "items"):
                 torch.testing.assert_close(getattr(found, side), getattr(before, side), rtol=1e-5, atol=1e-6)
                 assert float((getattr(found, side) - getattr(after, side)).abs().max()) > 1e-2
 
 
 def test_before_any_step_stale_scores_are_fresh(data: Dataset):
-    stale, fresh = (alone(data, stale_scores=choice).method.representations() for choice in (True, False))
+    stale, fresh = (alone(data, stale_scores=choice).final() for choice in (True, False))
     assert torch.equal(stale.users, fresh.users)
     assert torch.equal(stale.items, fresh.items)
 

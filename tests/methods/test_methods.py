@@ -80,7 +80,7 @@ def check(folder: str) -> None:
             wanted_terms, names = transcription(engine, data), {table: table for table in engine.tables.specs}
             for step in range(engine.steps_per_epoch):
                 where = f"{dataset}, {case}, step {step}, rank {world.rank} of {world.size}"
-                triples = engine.triples(0, step)
+                triples = engine.samples(0, step)
                 compare(engine, wanted_terms, names, triples, step, where)
                 engine.tables.step(LR)
                 engine.dense.step(LR)

@@ -141,11 +141,11 @@ def at_this_size(folder: str) -> list[dict[str, torch.Tensor]]:
     world, data, out = World.current(), Dataset.open(folder), []
     for case in CASES:
         bare = Bare(world, data, case)
-        triples = bare.triples(20)
+        triples = bare.samples(20)
         terms = bare.method.loss(bare.batch(20))
         assert terms.keys() == {"bpr"}
         grads = bare.gradients(terms["bpr"])
-        final = bare.method.representations()
+        final = bare.final()
         sides = {"user": (bare.users, final.users), "item": (bare.items, final.items)}
         found = {"loss": world.sum_(terms["bpr"].detach().clone())}
         for name, (partition, rows) in sides.items():
@@ -239,7 +239,7 @@ def trained(folder: str) -> dict[str, torch.Tensor]:
             block = engine.tables.block(name).detach()
             whole[f"{name} {moment}"] = engine.world.gather_blocks(block, engine.tables.partition(name)).clone()
         for step in range(3 if moment == "before" else 0):
-            engine.update(engine.forward(engine.batch(0, step, engine.triples(0, step)))[0])
+            engine.update(engine.forward(engine.batch(0, step, engine.samples(0, step)))[0])
     final = engine.representations()
     return whole | {"final": engine.world.gather_blocks(final.users.contiguous(), engine.space.users).clone()}
 

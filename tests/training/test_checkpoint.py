@@ -169,7 +169,7 @@ def configs(folder: Path, data: str, shift: int) -> dict[str, RunConfig]:
 def train_steps(engine: Engine, first: int, stop: int) -> None:
     engine.set_lr(1e-2)
     for step in range(first, stop):
-        share, _, _ = engine.forward(engine.batch(0, step, engine.triples(0, step)))
+        share, _, _ = engine.forward(engine.batch(0, step, engine.samples(0, step)))
         engine.update(share)
 
 

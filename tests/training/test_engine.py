@@ -30,7 +30,7 @@ def build(folder: str, method: dict[str, Any], **optimizer: Any) -> Any:
 def step(engine: Any, number: int, lr: float = 1e-2) -> dict[str, float]:
     epoch, at = divmod(number, engine.steps_per_epoch)
     engine.set_lr(lr)
-    share, terms, _ = engine.forward(engine.batch(epoch, at, engine.triples(epoch, at)))
+    share, terms, _ = engine.forward(engine.batch(epoch, at, engine.samples(epoch, at)))
     engine.update(share)
     return dict(terms)
 
@@ -51,7 +51,7 @@ def not_finite(folder: str, world: World) -> None:
         engine.tables.block("user").data[-1] = torch.nan if world.size == 1 else torch.inf
     before = whole(engine)
     with pytest.raises(NonFiniteLoss, match=r"loss term '\w+' is (nan|inf|-inf) at epoch 3, step 2; weights were not"):
-        engine.forward(engine.batch(2, 1, engine.triples(0, 0)))
+        engine.forward(engine.batch(2, 1, engine.samples(0, 0)))
     after = whole(engine)
     assert all(torch.equal(after[name], before[name]) or "user" in name for name in before)
 
@@ -59,7 +59,7 @@ def not_finite(folder: str, world: World) -> None:
 def flags(folder: str, world: World) -> None:
     """One rank's flag is every rank's, and terms are those of the whole batch on all."""
     engine = build(folder, {"name": "lightgcn", "dim": 4})
-    batch = engine.batch(0, 0, engine.triples(0, 0))
+    batch = engine.batch(0, 0, engine.samples(0, 0))
     assert engine.forward(batch)[2] is False
     share, terms, raised = engine.forward(batch, flag=world.rank == world.size - 1)
     assert raised is True
@@ -108,7 +108,7 @@ def untrained(folder: str) -> None:
     assert np.array_equal(scores.numpy(), np.broadcast_to(counts[mine], scores.shape))
     assert engine.state() == {}
     with pytest.raises(RuntimeError, match="nothing to train"):
-        engine.triples(0, 0)
+        engine.samples(0, 0)
 
 
 def everything(folder: str) -> None:

@@ -74,7 +74,7 @@ def train(folder: str, name: str, stage: int) -> Result:
     for count in range(STEPS):
         epoch, step = divmod(count, engine.steps_per_epoch)
         engine.set_lr(config.optimizer.lr_at(epoch))
-        share, values, _ = engine.forward(engine.batch(epoch, step, engine.triples(epoch, step)))
+        share, values, _ = engine.forward(engine.batch(epoch, step, engine.samples(epoch, step)))
         engine.update(share)
         terms.append(values)
     metrics = {}
