@@ -22,6 +22,11 @@ def _generator(key: tuple[str | int, ...], position: int, lanes: int = _LANES) -
     return np.random.Generator(bits), position % lanes
 
 
+def number(key: tuple[str | int, ...]) -> int:
+    """One number in [0, 2**63) named by `key`, to seed generators of other libraries."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "big") >> 1
+
+
 def uniform(key: tuple[str | int, ...], start: int, count: int) -> np.ndarray:
     """Elements `start : start + count` of stream `key`: float64 in [0, 1)."""
     generator, skip = _generator(key, start)

@@ -114,6 +114,7 @@ class Batch:
     """One step's samples, cut into one share per rank.
 
     Attributes:
+        world: the ranks that share it.
         size: rows of the global batch.
         configured: `train.global_batch`, which the last batch of an epoch may fall short of.
         seed, epoch, step: of the run, and where in training it stands; keys of random draws.
@@ -130,7 +131,7 @@ class Batch:
         epoch: int,
         step: int,
     ):
-        self._world, self._items = world, items
+        self.world, self._items = world, items
         self.size, self.configured = len(samples.users), configured
         self.seed, self.epoch, self.step = seed, epoch, step
         self.users = Lookup(world, users, samples.users)
@@ -138,7 +139,7 @@ class Batch:
     @property
     def mine(self) -> range:
         """Which rows of the global batch are my share."""
-        return range(*share(self.size, self._world.rank, self._world.size))
+        return range(*share(self.size, self.world.rank, self.world.size))
 
     def mean(self, per_row: torch.Tensor) -> torch.Tensor:
         """My share of the mean over the global batch of `per_row` `[my rows]`."""
@@ -172,7 +173,7 @@ class WindowBatch(Batch):
     def lookup(self, columns: slice = slice(None), padding: int = 0) -> Lookup:
         """Some columns of the windows, with an item (whose rows the caller masks) in place of padding."""
         ids = self.windows[:, columns]
-        return Lookup(self._world, self._items, ids.masked_fill(ids == PADDING, padding).numpy())
+        return Lookup(self.world, self._items, ids.masked_fill(ids == PADDING, padding).numpy())
 
     @property
     def real(self) -> torch.Tensor:
@@ -181,7 +182,7 @@ class WindowBatch(Batch):
 
     def owned(self, ids: torch.Tensor) -> OwnedRows:
         """A list of item ids that every rank knows, for work at the items' owners."""
-        return OwnedRows(self._world, self._items, ids)
+        return OwnedRows(self.world, self._items, ids)
 
 
 def batch_of(world: World, users: Partition, items: Partition, samples: Samples, *where: int) -> Batch:

@@ -13,6 +13,7 @@ from distrec.methods.bprmf import BprMf
 from distrec.methods.lightgcn import LightGCN
 from distrec.methods.mentor import MENTOR
 from distrec.methods.popularity import Popularity
+from distrec.methods.sasrec import SASRec
 from distrec.methods.stair import STAIR
 
 METHODS: dict[str, type[Method]] = {
@@ -20,6 +21,7 @@ METHODS: dict[str, type[Method]] = {
     "mentor": MENTOR,
     "stair": STAIR,
     "lightgcn": LightGCN,
+    "sasrec": SASRec,
     "bprmf": BprMf,
     "popularity": Popularity,
 }

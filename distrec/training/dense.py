@@ -39,6 +39,11 @@ class DenseEngine:
             self._shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
             self._engine = _initialize(module, optimizer, zero_stage)
 
+    def train(self, mode: bool) -> None:
+        """Whether dropout and the like are on."""
+        if self._engine is not None:
+            self._engine.train(mode)
+
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """Run the module."""
         return self._engine(*inputs, **named)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from distrec.config.run import RunConfig
+from distrec.data import keyed
 from distrec.data.dataset import SPLITS, Dataset, Split
 from distrec.data.histories import Histories
 from distrec.data.sampling import Samples
@@ -80,6 +81,10 @@ class Engine:
         Raises:
             NonFiniteLoss: a term is NaN or infinite; no weight has been touched.
         """
+        # What modules draw by themselves (dropout) depends on where training stands, and so survives a resume; it is the
+        # one kind of draw that depends on the number of workers.
+        torch.manual_seed(keyed.number(("dropout", batch.seed, batch.epoch, batch.step, self.world.rank)))
+        self.dense.train(True)
         terms = self.method.loss(batch)
         self._term_names = list(terms)
         told = torch.stack(
@@ -109,6 +114,7 @@ class Engine:
     @torch.no_grad()
     def representations(self, split: Split = "valid") -> Representations:
         """My rows of user and item vectors with the weights as they are, to rank `split`. Collective."""
+        self.dense.train(False)
         return self.method.representations(self.histories(split))
 
     def histories(self, split: Split) -> Histories:
