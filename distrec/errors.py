@@ -10,7 +10,7 @@ class InputError(Exception):
 
 
 class NonFiniteLoss(Exception):
-    """A loss term became NaN or infinite before any weight was touched. Exit status 3."""
+    """A loss term or the gradient's norm became NaN or infinite before any weight was touched. Exit status 3."""
 
 
 class Interrupted(Exception):

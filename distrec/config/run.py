@@ -69,6 +69,9 @@ class OptimizerSection(Section):
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     lr_decay: LrDecay | None = None
+    clip_norm: float = Field(
+        0.0, ge=0, description="largest L2 norm of the gradient over all tables and dense weights together; 0: no limit"
+    )
     tables: Literal["exact", "sparse"] = Field(
         "exact",
         description="exact: every row of every table steps as the paper's optimizer does; sparse: fused row-wise Adagrad on looked-up rows",

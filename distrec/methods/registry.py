@@ -56,6 +56,11 @@ def resolve(config: RunConfig) -> RunConfig:
         raise InputError(
             "key 'optimizer.weight_decay' must be 0 with 'optimizer.tables: sparse', which never touches rows outside the batch."
         )
+    if config.optimizer.tables == "sparse" and config.optimizer.clip_norm:
+        raise InputError(
+            "key 'optimizer.clip_norm' must be 0 with 'optimizer.tables: sparse', which steps inside the backward pass, "
+            "before the gradient's norm is known."
+        )
     return config.model_copy(update={"method": method.model_dump()})
 
 

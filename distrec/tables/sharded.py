@@ -89,18 +89,25 @@ class ShardedTables:
         vectors: torch.Tensor = self._collections[name](features)[name].values()
         return vectors
 
-    def step(self, lr: float) -> None:
-        """Update the tables from the gradients of `world.size` times my share of the loss, and clear them.
+    def average_gradients(self) -> None:
+        """Turn the gradients of `world.size` times my share of the loss into those of the loss; after the last backward pass.
 
-        The factor is the one that DeepSpeed's averaging takes back on the dense side (stack.md 3b); here it is divided
-        out once. Sparse tables have already stepped inside backward, where TorchRec divides by the world size itself.
+        The factor is the one that DeepSpeed's averaging takes back on the dense side; here it is divided out, once.
+        Sparse tables have already stepped inside backward, where TorchRec divides by the world size itself.
         """
+        if self.world.size > 1:
+            for grad in self.gradients():
+                grad.div_(self.world.size)
+
+    def gradients(self) -> list[torch.Tensor]:
+        """The gradients `[my rows, dim]` of those exact tables that have one, over live storage."""
+        return [block.grad for block in self._blocks.values() if block.grad is not None]
+
+    def step(self, lr: float) -> None:
+        """Update exact tables from their gradients, and clear them."""
         self._looked_up.clear()
         if not self.exact:
             return
-        for block in self._blocks.values():
-            if block.grad is not None and self.world.size > 1:
-                block.grad.div_(self.world.size)
         for optimizer in dict.fromkeys(self._optimizers.values()):
             for group in optimizer.param_groups:
                 group["lr"] = lr

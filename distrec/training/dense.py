@@ -103,6 +103,20 @@ class DenseEngine:
         return {name: grad.view(self._shapes[name]).clone() for name, grad in grads.items() if grad is not None}
 
     @property
+    def replicated(self) -> bool:
+        """Whether every rank holds all gradients and steps every weight (ZeRO 0), instead of its partition."""
+        return self._stage == 0
+
+    def local_gradients(self) -> list[torch.Tensor]:
+        """The gradients that `step` will use, all or my partition of them (padded with zeros), over live storage."""
+        if self._engine is None:
+            return []
+        if self.replicated:
+            return [parameter.grad for _, parameter in self._parameters() if parameter.grad is not None]
+        # ZeRO 1 to 3 keep what they reduced in this dictionary between backward and step, by parameter group.
+        return [grad for group in self._engine.optimizer.averaged_gradients.values() for grad in group]
+
+    @property
     def steps(self) -> int:
         """Optimizer steps so far (Adam's bias correction depends on it)."""
         return next((int(state["step"]) for state in self._rule_states()), 0)

@@ -21,6 +21,7 @@ from distrec.methods.registry import build_method
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
 from distrec.tables.sharded import ShardedTables, by_global_row
+from distrec.training.clipping import clip_gradients
 from distrec.training.dense import DenseEngine
 
 
@@ -53,6 +54,8 @@ class Engine:
         self.method.attach(self.tables.block, self._rows, self.dense)
         self._term_names: list[str] = []
         self._lr = config.optimizer.lr
+        self.grad_norm: float | None = None
+        """The whole gradient's L2 norm in the last step, before clipping; None without `optimizer.clip_norm`."""
 
     @property
     def samples_per_epoch(self) -> int:
@@ -106,8 +109,29 @@ class Engine:
         self.tables.set_sparse_lr(lr)
 
     def update(self, share: torch.Tensor) -> None:
-        """Backward pass of my share of the loss, then one step of every optimizer."""
+        """Backward pass of my share of the loss, then `step`."""
+        self.backward(share)
+        self.step()
+
+    def backward(self, share: torch.Tensor) -> None:
+        """Backward pass of my share of the loss; gradients are then those of the whole loss."""
         self.dense.backward(share)
+        self.tables.average_gradients()
+
+    def step(self) -> None:
+        """Clip the gradient where the config says so, then one step of every optimizer.
+
+        Raises:
+            NonFiniteLoss: clipping found a gradient that is not finite; no weight has been touched.
+        """
+        if self.config.optimizer.clip_norm:
+            dense, replicated = self.dense.local_gradients(), self.dense.replicated
+            self.grad_norm = clip_gradients(
+                self.world,
+                self.tables.gradients() + ([] if replicated else dense),
+                dense if replicated else [],
+                self.config.optimizer.clip_norm,
+            )
         self.tables.step(self._lr)
         self.dense.step(self._lr)
 

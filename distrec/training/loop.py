@@ -92,9 +92,9 @@ class Trainer:
                 share, terms, stopping = engine.forward(
                     engine.batch(cursor.epoch, cursor.step, samples), stop.requested
                 )
+                engine.update(share)
             except NonFiniteLoss as error:
                 raise NonFiniteLoss(f"{error} Last good checkpoint: {last_checkpoint or 'none'}.") from None
-            engine.update(share)
             self.ledger.mark(self.world, samples.rows)
             for name, value in terms.items():
                 cursor.term_sums[name] = cursor.term_sums.get(name, 0.0) + value * len(samples.rows)

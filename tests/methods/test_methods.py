@@ -82,8 +82,7 @@ def check(folder: str) -> None:
                 where = f"{dataset}, {case}, step {step}, rank {world.rank} of {world.size}"
                 triples = engine.samples(0, step)
                 compare(engine, wanted_terms, names, triples, step, where)
-                engine.tables.step(LR)
-                engine.dense.step(LR)
+                engine.step()
 
 
 def compare(engine: Any, wanted_terms: Any, names: dict[str, str], triples: Triples, step: int, where: str) -> None:
@@ -99,7 +98,7 @@ def compare(engine: Any, wanted_terms: Any, names: dict[str, str], triples: Trip
     assert terms.keys() == wanted.keys(), where
     for name, value in terms.items():
         assert value == pytest.approx(float(wanted[name].detach()), rel=1e-5, abs=1e-6), f"{name}: {where}"
-    engine.dense.backward(share)
+    engine.backward(share)
     found = table_gradients(engine, names) | dense_gradients(engine)
     for name, value in exact.items():
         grad = value.grad if value.grad is not None else torch.zeros_like(value)

@@ -33,16 +33,15 @@ def replay_steps(
     stepped: Callable[[], list[Row]] = list,
 ) -> tuple[list[dict[str, float]], list[Row]]:
     """Repeat all steps; reports of the first: after its forward, after its backward, after its update."""
-    lr, every, report = engine.config.optimizer.lr, [], []
+    every, report = [], []
     for step in range(len(fixture["batch/users"])):
         columns = (fixture[f"batch/{name}"][step] for name in ("users", "pos", "neg"))
         share, terms, _ = engine.forward(engine.batch(0, step, Triples(*columns, rows=np.empty(0, np.int64))))
         every.append(terms)
         report += told(terms) if step == 0 else []
-        engine.dense.backward(share)
+        engine.backward(share)
         report += graded() if step == 0 else []
-        engine.tables.step(lr)
-        engine.dense.step(lr)
+        engine.step()
         report += stepped() if step == 0 else []
     return every, report
 

@@ -25,12 +25,12 @@ def table_weights(engine: Engine, names: dict[str, str]) -> dict[str, np.ndarray
 
 
 def table_gradients(engine: Engine, names: dict[str, str]) -> dict[str, np.ndarray]:
-    """Gradients of whole tables, after backward and before the step (which divides by the world size)."""
+    """Gradients of whole tables, after backward and before the step."""
     out = {}
     for name, table in names.items():
         block = engine.tables.block(table)
         grad = torch.zeros_like(block) if block.grad is None else block.grad
-        out[name] = engine.world.gather_blocks(grad / engine.world.size, engine.tables.partition(table)).numpy()
+        out[name] = engine.world.gather_blocks(grad, engine.tables.partition(table)).numpy()
     return out
 
 

@@ -99,6 +99,7 @@ def exact(world: World) -> None:
                 group["lr"] = lr
             rule.step()
             rule.zero_grad()
+            made.average_gradients()
             made.step(lr)
             for name, tensor in plain.items():
                 torch.testing.assert_close(whole(made, name), tensor.detach(), rtol=1e-5, atol=1e-6)

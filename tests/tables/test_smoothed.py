@@ -82,6 +82,7 @@ def trained(optimizer: dict[str, Any]) -> dict[str, list[torch.Tensor]]:
         for name, grad in grads.items():
             partition = tables.partition(name)
             tables.block(name).grad = grad[partition.start(world.rank) : partition.stop(world.rank)] * world.size
+        tables.average_gradients()
         tables.step(optimizer["lr"] * 0.9**step)
         assert tables.steps == (0 if optimizer["name"] == "sgd" else step + 1)
         for name, history in out.items():
