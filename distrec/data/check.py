@@ -149,15 +149,18 @@ def _pair(dataset: Dataset, pair: np.int64) -> str:
 def _check_feature(dataset: Dataset, name: str, warnings: list[str]) -> None:
     entry = dataset.manifest.features[name]
     value_type = pa.float16() if entry.dtype == "float16" else pa.float32()
-    expected = {"item": pa.int32(), "vector": pa.list_(value_type, entry.width), "missing": pa.bool_()}
-    prints = []  # one 64-bit fingerprint per vector
-    at = missing_rows = 0
+    length = entry.tokens * entry.width
+    expected = {"item": pa.int32(), "vector": pa.list_(value_type, length), "missing": pa.bool_()}
+    if entry.tokens > 1:
+        expected["count"] = pa.int32()
+    prints = []  # one 64-bit fingerprint per item
+    at = missing_rows = real = 0
     for part in entry.parts:
         _check_schema(dataset, part, expected)
         file = open_parquet(dataset.folder, part)
         for group in range(file.num_row_groups):
             table = file.read_row_group(group)
-            values, missing = vectors(table["vector"], entry.width), table["missing"].to_numpy()
+            values, missing = vectors(table["vector"], length), table["missing"].to_numpy()
             where = f"data '{dataset.folder}': '{part}'"
             if not np.array_equal(table["item"].to_numpy(), np.arange(at, at + len(values))):
                 raise InputError(f"{where} does not hold items {at} to {at + len(values) - 1} in order; {_AGAIN}.")
@@ -166,6 +169,15 @@ def _check_feature(dataset: Dataset, name: str, warnings: list[str]) -> None:
                 raise InputError(
                     f"{where} item {at + row}: feature {column} is {values[row, column]}; correct the source."
                 )
+            if entry.tokens > 1:
+                count = table["count"].to_numpy()
+                wrong = (count < 0) | (count > entry.tokens) | ((count == 0) != missing)
+                if wrong.any():
+                    row = int(np.flatnonzero(wrong)[0])
+                    raise InputError(
+                        f"{where} item {at + row}: {count[row]} real tokens of {entry.tokens}, missing {bool(missing[row])}; run 'distrec encode --tokens' again."
+                    )
+                real += int(count.sum())
             prints.append(_fingerprints(values[~missing]))
             at += len(values)
             missing_rows += int(missing.sum())
@@ -174,9 +186,10 @@ def _check_feature(dataset: Dataset, name: str, warnings: list[str]) -> None:
             f"data '{dataset.folder}': feature '{name}' has {at} rows, {missing_rows} missing, for {dataset.items} items, {entry.missing} missing; {_AGAIN}."
         )
     seen = np.concatenate(prints)
-    print(
-        f"  feature       {name}: {entry.width} x {entry.dtype}, {_share(len(seen), dataset.items)}, from {entry.source}"
-    )
+    shape = f"{entry.width} x {entry.dtype}"
+    if entry.tokens > 1:
+        shape = f"{entry.tokens} tokens x {shape}, {real / max(len(seen), 1):.1f} of them real on average"
+    print(f"  feature       {name}: {shape}, {_share(len(seen), dataset.items)}, from {entry.source}")
     repeated = len(seen) - len(np.unique(seen))
     if repeated:
         warnings.append(f"feature '{name}': {repeated:,} items have the same vector as an earlier item")
@@ -188,8 +201,9 @@ def _fingerprints(values: np.ndarray) -> np.ndarray:
     words = values.view(np.uint16 if values.dtype == np.float16 else np.uint32)
     weights = np.random.Generator(np.random.PCG64(1)).integers(0, 2**64, values.shape[1], np.uint64) | np.uint64(1)
     total = np.zeros(len(values), np.uint64)
-    for column, weight in enumerate(weights):
-        total += words[:, column] * weight
+    step = max(1, (1 << 20) // max(len(values), 1))  # columns at a time: 8 MiB of 64-bit words
+    for start in range(0, values.shape[1], step):
+        total += words[:, start : start + step].astype(np.uint64) @ weights[start : start + step]
     return total
 
 

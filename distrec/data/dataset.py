@@ -4,11 +4,13 @@
 manifest.json                      written last: a folder without it is an unfinished prepare
 interactions/{train,valid,test}/part-00000.parquet   user, item: int32; timestamp: int64
 users.parquet, items.parquet       index: int32; original: string; items also title: string (nullable)
-features/<name>/part-00000.parquet item: int32; vector: fixed-size list of float16/32; missing: bool
+features/<name>/part-00000.parquet item: int32; vector: fixed-size list of float16/32; missing: bool;
+                                   with several vectors (tokens) per item also count: int32
 content/part-00000.parquet         item: int32; text: string (nullable); image: binary (nullable)
 ```
 
-Users and items are numbered from 0. Feature and content parts hold all items in index order.
+Users and items are numbered from 0. Feature and content parts hold all items in index order. In a token set `vector` is
+an item's tokens one after another, and `count` how many of them, from the first, are real; zeros stand in for the rest.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from distrec.config import Section, decode, digest, nearest
 from distrec.data.storage import Folder, open_folder, open_parquet, parquet_bytes, sha256
@@ -29,6 +31,9 @@ from distrec.errors import InputError
 FORMAT = 1
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+TOKENS = "-tokens"
+"""How the name of a modality's token set ends: `text-tokens` beside `text`."""
+_BYTES_PER_GROUP = 8 << 20
 
 
 class FileEntry(Section):
@@ -40,13 +45,22 @@ class FileEntry(Section):
 
 
 class FeatureEntry(Section):
-    """One feature set: a vector per item."""
+    """One feature set: a vector per item, or several (tokens)."""
 
-    width: int
+    tokens: int = Field(1, ge=1, description="vectors per item")
+    width: int = Field(description="length of each vector")
     dtype: Literal["float16", "float32"]
     missing: int
     source: str = Field(description="the encoder and its version, or the imported file")
     parts: list[str]
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A plain set is written as before there were token sets, so that its dataset keeps its identity."""
+        tree: dict[str, Any] = dump(self)
+        if self.tokens == 1:
+            tree.pop("tokens", None)
+        return tree
 
 
 class Manifest(Section):
@@ -170,10 +184,51 @@ class Dataset:
         """Rows `start:stop` of a feature set: values `[rows, width]` float32 (zeros where missing) and missing `[rows]` bool.
 
         Reads only the row groups that hold these rows.
+
+        Raises:
+            InputError: no such set, or one of several vectors per item.
         """
         entry = self.feature(name)
+        if entry.tokens > 1:
+            raise InputError(
+                f"data '{self.folder}': feature '{name}' has {entry.tokens} vectors per item where one is read; name a set that 'distrec encode' writes without --tokens."
+            )
         values = np.zeros((max(stop - start, 0), entry.width), np.float32)
         missing = np.zeros(len(values), bool)
+        for rows, table in self._feature_tables(entry, start, stop, ["vector", "missing"]):
+            values[rows] = vectors(table["vector"], entry.width)
+            missing[rows] = table["missing"].to_numpy()
+        values[missing] = 0
+        return values, missing
+
+    def token_rows(self, name: str, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows `start:stop` of a token set, from the row groups that hold them.
+
+        Returns:
+            Values `[rows, tokens, width]` float16, count `[rows]` int32 of leading real tokens, missing `[rows]` bool;
+            zeros where an item is missing and behind its real tokens.
+
+        Raises:
+            InputError: no such set, or one of a single vector per item.
+        """
+        entry = self.feature(name)
+        if entry.tokens == 1:
+            raise InputError(
+                f"data '{self.folder}': feature '{name}' has one vector per item where several are read; name a set that 'distrec encode --tokens' writes."
+            )
+        values = np.zeros((max(stop - start, 0), entry.tokens, entry.width), np.float16)
+        count = np.zeros(len(values), np.int32)
+        missing = np.zeros(len(values), bool)
+        for rows, table in self._feature_tables(entry, start, stop, ["vector", "count", "missing"]):
+            values[rows] = vectors(table["vector"], entry.tokens * entry.width).reshape(-1, entry.tokens, entry.width)
+            count[rows], missing[rows] = table["count"].to_numpy(), table["missing"].to_numpy()
+        values[missing], count[missing] = 0, 0
+        return values, count, missing
+
+    def _feature_tables(
+        self, entry: FeatureEntry, start: int, stop: int, columns: list[str]
+    ) -> Iterator[tuple[slice, pa.Table]]:
+        """Rows `start:stop` of a set, one row group at a time: where they stand among those asked for, and the rows."""
         first = 0
         for part in entry.parts:
             rows = self.manifest.files[part].rows
@@ -184,13 +239,10 @@ class Dataset:
                     count = file.metadata.row_group(group).num_rows
                     low, high = max(at, start), min(at + count, stop)
                     if low < high:
-                        table = file.read_row_group(group, columns=["vector", "missing"]).slice(low - at, high - low)
-                        values[low - start : high - start] = vectors(table["vector"], entry.width)
-                        missing[low - start : high - start] = table["missing"].to_numpy()
+                        table = file.read_row_group(group, columns=columns)
+                        yield slice(low - start, high - start), table.slice(low - at, high - low)
                     at += count
             first += rows
-        values[missing] = 0
-        return values, missing
 
     def content(self, columns: list[str], batch_rows: int = 256) -> Iterator[pa.RecordBatch]:
         """Batches of raw content (`item` and the asked columns of `text`, `image`) in item order, streamed."""
@@ -213,13 +265,24 @@ def vectors(column: pa.ChunkedArray, width: int) -> np.ndarray:
     return np.concatenate(chunks) if chunks else np.empty((0, width), np.float32)
 
 
-def vector_table(first_item: int, values: np.ndarray, missing: np.ndarray) -> pa.Table:
-    """A feature part: `values` `[rows, width]` float16 or float32 for items `first_item`, `first_item + 1`, …"""
+def vector_table(first_item: int, values: np.ndarray, missing: np.ndarray, count: np.ndarray | None = None) -> pa.Table:
+    """A feature part for items `first_item`, `first_item + 1`, …
+
+    Args:
+        first_item: its first item.
+        values: `[rows, width]` float16 or float32; of a token set `[rows, tokens * width]`.
+        missing: `[rows]` bool.
+        count: `[rows]` int32, the leading real tokens; of a token set only.
+    """
     flat = pa.array(np.ascontiguousarray(values).reshape(-1))
     items = np.arange(first_item, first_item + len(values), dtype=np.int32)
-    return pa.table(
-        {"item": items, "vector": pa.FixedSizeListArray.from_arrays(flat, values.shape[1]), "missing": missing}
-    )
+    columns = {"item": items, "vector": pa.FixedSizeListArray.from_arrays(flat, values.shape[1]), "missing": missing}
+    return pa.table(columns if count is None else {**columns, "count": count})
+
+
+def group_rows(row_bytes: int) -> int:
+    """Rows per row group of wide vectors of `row_bytes` each: a reader of some items reads few others with them."""
+    return max(1, min(65_536, _BYTES_PER_GROUP // row_bytes))
 
 
 def write_part(folder: Folder, name: str, table: pa.Table, row_group_rows: int = 65_536) -> FileEntry:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.parquet as pq
 
-from distrec.data.dataset import Dataset, Interactions
+from distrec.data.dataset import TOKENS, Dataset, Interactions
 from distrec.data.storage import open_parquet
 from distrec.evaluation.ranking import Ranked
 
@@ -30,12 +30,17 @@ class Slice:
 
 
 def missing_items(dataset: Dataset) -> dict[str, np.ndarray]:
-    """For each feature set that lacks some item: which items, bool `[items]`."""
-    out = {}
-    for name, feature in dataset.manifest.features.items():
-        if feature.missing:
+    """For each feature set that lacks some item: which items, bool `[items]`.
+
+    A modality's token set is the same content as its plain set: it counts under the modality's name, and only where no
+    plain set does.
+    """
+    out: dict[str, np.ndarray] = {}
+    for name, feature in sorted(dataset.manifest.features.items(), key=lambda entry: entry[1].tokens > 1):
+        modality = name.removesuffix(TOKENS) if feature.tokens > 1 else name
+        if feature.missing and modality not in out:
             parts: list[pq.ParquetFile] = [open_parquet(dataset.folder, part) for part in feature.parts]
-            out[name] = np.concatenate([part.read(columns=["missing"])["missing"].to_numpy() for part in parts])
+            out[modality] = np.concatenate([part.read(columns=["missing"])["missing"].to_numpy() for part in parts])
     return out
 
 

@@ -184,14 +184,35 @@ class Method(ABC):
 
 
 def require_features(data: Dataset, names: list[str], method: str) -> None:
-    """Check that the dataset has the features a method asks for.
+    """Check that the dataset has the features a method asks for, one vector per item.
 
     Raises:
         InputError: it does not, or the list is empty.
     """
+    for name, tokens in _tokens(data, names, method).items():
+        if tokens > 1:
+            raise InputError(
+                f"key 'method.features' names '{name}', which has {tokens} vectors per item, but {method} reads one; name a set that 'distrec encode' writes without --tokens, such as 'text'."
+            )
+
+
+def require_tokens(data: Dataset, names: list[str], method: str) -> None:
+    """Check that the dataset has the token sets a method asks for: several vectors per item.
+
+    Raises:
+        InputError: it does not, or the list is empty.
+    """
+    for name, tokens in _tokens(data, names, method).items():
+        if tokens == 1:
+            raise InputError(
+                f"key 'method.features' names '{name}', which has one vector per item, but {method} reads several; run 'distrec encode {data.folder} --tokens' and name a set it writes, such as 'text-tokens'."
+            )
+
+
+def _tokens(data: Dataset, names: list[str], method: str) -> dict[str, int]:
+    """The vectors per item of each set."""
     if not names:
         raise InputError(
             f"key 'method.features' is empty but {method} needs at least one feature set; name one, such as 'text'."
         )
-    for name in names:
-        data.feature(name)
+    return {name: data.feature(name).tokens for name in names}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +26,27 @@ def feature_block(world: World, items: Partition, data: Dataset, name: str, fill
         world.sum_(sums)
         values[missing] = (sums[:-1] / sums[-1].clamp(min=1)).to(torch.float32).numpy()
     return torch.from_numpy(values)
+
+
+@dataclass(frozen=True)
+class TokenBlock:
+    """My rows of a token set.
+
+    Attributes:
+        values: `[my items, tokens, width]` float16, as stored; zeros where a token is not real.
+        mask: `[my items, tokens]` bool, True for real tokens. An item without the modality keeps its first token, a
+            zero vector: attention over no token at all has no value.
+    """
+
+    values: torch.Tensor
+    mask: torch.Tensor
+
+
+def token_block(world: World, items: Partition, data: Dataset, name: str) -> TokenBlock:
+    """My rows of token set `name`, no other rank's. Not collective."""
+    values, count, _ = data.token_rows(name, items.start(world.rank), items.stop(world.rank))
+    mask = np.arange(values.shape[1]) < np.maximum(count, 1)[:, None]
+    return TokenBlock(torch.from_numpy(values), torch.from_numpy(mask))
 
 
 class _UnitRows(torch.autograd.Function):
