@@ -22,13 +22,14 @@ MODALITIES: tuple[Modality, ...] = ("text", "image")
 
 
 class Encoder(ABC):
-    """Raw content in, one vector per item out.
+    """Raw content in, one vector per item out, or several: the tokens of the model's last layer.
 
     Making one reads no weights, so that it can be named, hashed and sent to another process; the first `encode` does.
 
     Attributes:
         modality: What it reads: `text` (str) or `image` (the bytes of an image file).
         name: How the user names it, for messages.
+        tokens: Vectors per item.
         width: Length of a vector.
         batch: How many items it likes to take at once on a CPU.
         settings: Everything besides the weights that changes its vectors.
@@ -37,6 +38,7 @@ class Encoder(ABC):
     modality: ClassVar[Modality]
     batch: ClassVar[int]
     name: str
+    tokens: int = 1
     width: int
     settings: dict[str, Any]
     _model: Any = None
@@ -45,6 +47,11 @@ class Encoder(ABC):
     def key(self) -> str:
         """Hash of the weights and settings: two encoders with one key give the same vectors."""
         return digest({"weights": self.weights_hash(), "width": self.width, **self.settings})[:16]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one item's vectors in float16, as they are kept."""
+        return 2 * self.tokens * self.width
 
     @abstractmethod
     def weights_hash(self) -> str:
@@ -56,10 +63,14 @@ class Encoder(ABC):
 
     @abstractmethod
     def forward(self, model: Any, batch: Sequence[Any]) -> np.ndarray:
-        """Vectors `[len(batch), width]` float32 of one batch; a row of NaN where the content can not be decoded."""
+        """Vectors `[len(batch), tokens * width]` float32 of one batch, an item's tokens one after another.
+
+        NaN marks what is not there: a whole row where the content can not be decoded, and what lies behind the last
+        real token of content that is shorter than `tokens`.
+        """
 
     def encode(self, contents: Sequence[Any], batch: int | None = None) -> np.ndarray:
-        """Vectors `[len(contents), width]` float32, rows of NaN where content can not be decoded.
+        """Vectors `[len(contents), tokens * width]` float32 with NaN as in `forward`.
 
         Contents of like size go through the model together, which spares padding; the order of the rows is kept.
         """
@@ -67,7 +78,7 @@ class Encoder(ABC):
             self._model = self.load()
         size = batch or self.batch
         order = sorted(range(len(contents)), key=lambda at: len(contents[at]))
-        vectors = np.empty((len(contents), self.width), np.float32)
+        vectors = np.empty((len(contents), self.tokens * self.width), np.float32)
         for start in range(0, len(order), size):
             chosen = order[start : start + size]
             vectors[chosen] = self.forward(self._model, [contents[at] for at in chosen])

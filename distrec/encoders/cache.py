@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distrec.data.dataset import vectors
+from distrec.data.dataset import group_rows, vectors
 from distrec.data.storage import Folder, open_parquet, parquet_bytes
 from distrec.errors import InputError
 
@@ -28,23 +28,31 @@ def content_hash(content: str | bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=HASH_BYTES).digest()
 
 
-def write_part(folder: Folder, hashes: Sequence[bytes], values: np.ndarray, missing: np.ndarray) -> str:
-    """Keep `values` `[n, width]` float16 of contents with `hashes`; `missing` marks those that could not be encoded."""
+def write_part(
+    folder: Folder, hashes: Sequence[bytes], values: np.ndarray, missing: np.ndarray, count: np.ndarray | None = None
+) -> str:
+    """Keep `values` `[n, length]` float16 of contents with `hashes`; `missing` marks those that could not be encoded.
+
+    `count` `[n]` int32 are the real tokens of each, where an encoder gives several vectors.
+    """
     name = f"part-{hashlib.blake2b(b''.join(hashes), digest_size=12).hexdigest()}.parquet"
     table: dict[str, Any] = {
         "hash": pa.array(hashes, pa.binary(HASH_BYTES)),
         "vector": pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1]),
         "missing": missing,
     }
-    folder.write_bytes(parquet_bytes(pa.table(table)), name)
+    if count is not None:
+        table["count"] = count
+    folder.write_bytes(parquet_bytes(pa.table(table), group_rows(values.shape[1] * values.itemsize)), name)
     return name
 
 
 class Cache:
-    """What is kept for one encoder, found by hash. Opening reads the hashes only."""
+    """What is kept for one encoder of `tokens` vectors of `width` per item, found by hash. Opening reads the hashes only."""
 
-    def __init__(self, folder: Folder, width: int):
-        self.folder, self._width = folder, width
+    def __init__(self, folder: Folder, tokens: int, width: int):
+        self.folder, self._length = folder, tokens * width
+        self._columns = ["vector", "missing", *(["count"] if tokens > 1 else [])]
         self._parts: list[str] = []
         self._where: dict[bytes, tuple[int, int]] = {}  # hash -> part, row
         for name in folder.names():
@@ -60,21 +68,29 @@ class Cache:
     def __contains__(self, key: bytes) -> bool:
         return key in self._where
 
-    def rows(self, hashes: Sequence[bytes | None]) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors `[n, width]` float16, zeros where missing, and missing `[n]` bool, which a hash of None also is."""
-        values = np.zeros((len(hashes), self._width), np.float16)
+    def rows(self, hashes: Sequence[bytes | None]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """What is kept under the hashes.
+
+        Returns:
+            Vectors `[n, tokens * width]` float16, zeros where missing; missing `[n]` bool, which a hash of None also is;
+            and, of several tokens, how many are real, `[n]` int32, none where missing.
+        """
+        values = np.zeros((len(hashes), self._length), np.float16)
         missing = np.ones(len(hashes), bool)
+        count = np.zeros(len(hashes), np.int32) if "count" in self._columns else None
         wanted: dict[int, list[tuple[int, int]]] = {}
         for at, key in enumerate(hashes):
             if key is not None:
                 part, row = self._where[key]
                 wanted.setdefault(part, []).append((at, row))
         for part, pairs in wanted.items():
-            table = self._read(self._parts[part], ["vector", "missing"])
+            table = self._read(self._parts[part], self._columns)
             to, source = (list(column) for column in zip(*pairs))
-            values[to] = vectors(table["vector"], self._width)[source]
+            values[to] = vectors(table["vector"], self._length)[source]
             missing[to] = table["missing"].to_numpy()[source]
-        return values, missing
+            if count is not None:
+                count[to] = table["count"].to_numpy()[source]
+        return values, missing, count
 
     def _read(self, name: str, columns: list[str]) -> pa.Table:
         try:

@@ -1,4 +1,5 @@
-"""`distrec encode`: frozen encoders over the raw content of a prepared dataset, to one feature set per modality.
+"""`distrec encode`: frozen encoders over the raw content of a prepared dataset, to one feature set per modality: a vector
+per item, or a token set, which is all of the last layer.
 
 The content is streamed once. What the cache (see `distrec.encoders.cache`) does not hold is encoded in shards, in
 parallel; then the feature's parts are put together from the cache and the manifest is written. A run that is killed
@@ -9,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from tqdm import tqdm
 
-from distrec.data.dataset import Dataset, FeatureEntry, FileEntry, vector_table, write_manifest
+from distrec.data.dataset import TOKENS, Dataset, FeatureEntry, FileEntry, group_rows, vector_table, write_manifest
 from distrec.data.storage import Folder, open_folder, parquet_bytes, sha256
 from distrec.encoders.base import MODALITIES, Encoder, Modality
 from distrec.encoders.cache import Cache, content_hash
@@ -48,21 +50,31 @@ def encode(
     batch: int | None = None,
     shard: int = 256,
     cache: str | None = None,
+    tokens: bool = False,
+    text_tokens: int | None = None,
+    image_pool: int | None = None,
 ) -> dict[str, Counts]:
     """Encode the raw content of the prepared dataset `data` into its feature sets `text` and `image`.
+
+    With `tokens`, into `text-tokens` and `image-tokens` in their place.
 
     Args:
         data: A prepared dataset, local or `s3://`.
         text: Text encoder: `all-minilm-l6-v2` or the folder of a `transformers` model. None: the default, where the
             dataset has texts. `none`: leave texts alone.
         image: Image encoder, likewise; default `efficientnet-lite0`.
-        max_tokens: Where texts are cut.
+        max_tokens: Where texts are cut that become one vector.
         workers: Ray actors; 0 encodes in this process.
         threads: CPU threads, and CPUs of the cluster, per worker.
         batch: Items per forward pass; None: what suits the encoder on a CPU.
-        shard: Contents encoded and kept together: what a killed worker can lose.
+        shard: Contents encoded and kept together, fewer where their tokens take more than 64 MiB: what a killed worker
+            can lose.
         cache: Folder of vectors kept by content, local or `s3://`; None: `encoded` inside the dataset. A cache outside
             serves several datasets.
+        tokens: Keep the vectors of an item's tokens, neither averaged nor scaled: of a text its word pieces, special
+            ones among them; of an image a class token and patches, or the mean of the feature map and its cells.
+        text_tokens: Tokens of a text, the longest kept; None: 30.
+        image_pool: Feature maps are averaged down to so many cells a side; None: as they are.
 
     Returns:
         By feature name, what was done.
@@ -75,31 +87,47 @@ def encode(
         ("threads", threads, 1),
         ("shard", shard, 1),
         ("batch", batch, 1),
+        ("text-tokens", text_tokens, 2),
+        ("image-pool", image_pool, 2),
     ):
+        if name in ("text-tokens", "image-pool") and value is not None and not tokens:
+            raise InputError(f"encode: --{name} is {value} but --tokens is not given; add it, or leave --{name} out.")
         if value is not None and value < least:
             raise InputError(f"encode: --{name} is {value}; give at least {least}.")
     dataset = Dataset.open(data)
-    encoders = _choose(dataset, {"text": text, "image": image}, max_tokens)
+    options: dict[str, Any] = {"max_tokens": max_tokens}
+    if tokens:
+        options = {"max_tokens": text_tokens or 30, "pooled": False, "image_pool": image_pool}
+    encoders = _choose(dataset, {"text": text, "image": image}, TOKENS if tokens else "", options)
+    for name, encoder in encoders.items():
+        if encoder.tokens > 1:
+            size = dataset.manifest.content[encoder.modality] * encoder.row_bytes
+            print(
+                f"{name}: {encoder.tokens} tokens x {encoder.width} of {dataset.items:,} items, up to {size / 1e6:,.0f} MB and as much again in the cache"
+            )
     kept = open_folder(cache) if cache is not None else dataset.folder.folder("encoded")
     report = {}
     with Pool(workers, threads) as pool:
-        for modality, encoder in encoders.items():
+        for name, encoder in encoders.items():
             folder = kept.folder(encoder.key)
             try:
                 folder.write_json({"encoder": encoder.name, **encoder.settings}, "encoder.json")
             except OSError as error:
                 raise InputError(f"cache '{folder}' cannot be written ({error}); check its permissions.") from None
-            known = Cache(folder, encoder.width)
-            hashes, counts = _encode_missing(dataset, pool, Job(encoder, str(folder), batch), known, shard)
-            dataset = _write_feature(dataset, modality, encoder, known, hashes, counts)
-            _print(dataset, modality, encoder, counts)
-            report[str(modality)] = counts
+            known = Cache(folder, encoder.tokens, encoder.width)
+            together = max(1, min(shard, _BYTES_PER_PART // encoder.row_bytes))
+            hashes, counts = _encode_missing(dataset, pool, Job(encoder, str(folder), batch), known, together)
+            dataset = _write_feature(dataset, name, encoder, known, hashes, counts)
+            _print(dataset, name, encoder, counts)
+            report[name] = counts
     return report
 
 
-def _choose(dataset: Dataset, asked: dict[Modality, str | None], max_tokens: int) -> dict[Modality, Encoder]:
-    """The encoder of each modality to be encoded."""
-    chosen: dict[Modality, Encoder] = {}
+def _choose(
+    dataset: Dataset, asked: dict[Modality, str | None], suffix: str, options: dict[str, Any]
+) -> dict[str, Encoder]:
+    """The encoder of each feature set to be written; `suffix` ends their names, `options` go to `make_encoder`."""
+    chosen: dict[str, Encoder] = {}
     for modality in MODALITIES:
         name, there = asked[modality], dataset.manifest.content.get(modality, 0)
         if name == "none" or (name is None and not there):
@@ -108,12 +136,13 @@ def _choose(dataset: Dataset, asked: dict[Modality, str | None], max_tokens: int
             raise InputError(
                 f"data '{dataset.folder}' has no {modality} to encode with '{name}'; prepare it with {modality}s, or leave out --{modality}."
             )
-        entry = dataset.manifest.features.get(modality)
+        feature = f"{modality}{suffix}"
+        entry = dataset.manifest.features.get(feature)
         if entry is not None and not entry.source.startswith(_SOURCE):
             raise InputError(
-                f"data '{dataset.folder}' has an imported feature '{modality}' (from {entry.source}) that encode would replace; give it another name in the data config, or pass --{modality} none."
+                f"data '{dataset.folder}' has an imported feature '{feature}' (from {entry.source}) that encode would replace; give it another name in the data config, or pass --{modality} none."
             )
-        chosen[modality] = make_encoder(modality, name or DEFAULTS[modality], max_tokens)
+        chosen[feature] = make_encoder(modality, name or DEFAULTS[modality], **options)
     if not chosen:
         raise InputError(
             f"data '{dataset.folder}' has no text or image left to encode; prepare it with importer.items.text or images."
@@ -166,7 +195,7 @@ def _encode_missing(
 
 def _write_feature(
     dataset: Dataset,
-    name: Modality,
+    name: str,
     encoder: Encoder,
     cache: Cache,
     hashes: list[bytes | None],
@@ -177,29 +206,30 @@ def _write_feature(
     A part's name ends in a piece of its checksum: a part is never overwritten, so that the manifest on disk, old or
     new, always describes the files beside it.
     """
-    step = max(1, min(_ITEMS_PER_PART, _BYTES_PER_PART // (2 * encoder.width)))
+    step = max(1, min(_ITEMS_PER_PART, _BYTES_PER_PART // encoder.row_bytes))
+    group = group_rows(encoder.row_bytes) if encoder.tokens > 1 else step
     files: dict[str, FileEntry] = {}
     lacking = 0
     for number, start in enumerate(range(0, dataset.items, step)):
-        values, missing = cache.rows(hashes[start : start + step])
+        values, missing, count = cache.rows(hashes[start : start + step])
         lacking += int(missing.sum())
         counts.damaged += [start + at for at in missing.nonzero()[0].tolist() if hashes[start + at] is not None]
-        table = vector_table(start, values, missing)
-        bytes_ = parquet_bytes(table)
+        table = vector_table(start, values, missing, count)
+        bytes_ = parquet_bytes(table, group)
         checksum = sha256(bytes_)
         file = f"features/{name}/part-{number:05d}-{checksum[:12]}.parquet"
         files[file] = FileEntry(rows=table.num_rows, bytes=len(bytes_), sha256=checksum)
         if dataset.manifest.files.get(file) != files[file]:
             dataset.folder.write_bytes(bytes_, *file.split("/"))
     entry = FeatureEntry(
-        width=encoder.width, dtype="float16", missing=lacking, source=f"{_SOURCE}{encoder.name} {encoder.key}",
-        parts=list(files),
+        tokens=encoder.tokens, width=encoder.width, dtype="float16", missing=lacking,
+        source=f"{_SOURCE}{encoder.name} {encoder.key}", parts=list(files),
     )  # fmt: skip
     old = dataset.manifest
     others = {file: value for file, value in old.files.items() if not file.startswith(f"features/{name}/")}
     manifest = old.model_copy(
         update={
-            "features": {**old.features, str(name): entry},
+            "features": {**old.features, name: entry},
             "files": dict(sorted({**others, **files}.items())),
         }
     )
@@ -215,10 +245,11 @@ def _remove_others(folder: Folder, name: str, files: dict[str, FileEntry]) -> No
             folder.remove("features", name, found)
 
 
-def _print(dataset: Dataset, modality: Modality, encoder: Encoder, counts: Counts) -> None:
-    lacking = counts.items - counts.present
+def _print(dataset: Dataset, name: str, encoder: Encoder, counts: Counts) -> None:
+    lacking, modality = counts.items - counts.present, encoder.modality
+    each = f"{encoder.width} wide" if encoder.tokens == 1 else f"{encoder.tokens} tokens, {encoder.width} wide"
     print(
-        f"{modality}: {counts.items:,} items by {encoder.name} ({encoder.width} wide); {counts.encoded:,} encoded, "
+        f"{name}: {counts.items:,} items by {encoder.name} ({each}); {counts.encoded:,} encoded, "
         f"{counts.cached:,} kept from before, {counts.repeated:,} repeated, {lacking:,} without {modality}, "
         f"{len(counts.damaged):,} damaged"
     )

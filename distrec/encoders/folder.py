@@ -29,12 +29,10 @@ class ModelFolder:
             raise InputError(f"encoder '{self.path}': {name} holds no object; save the model again.")
         return value
 
-    def width(self, tower: dict[str, Any]) -> int:
-        """Length of the vectors of a tower (a part of the config): that of the shared space where there is one."""
-        width = (
-            self.config.get("projection_dim") or tower.get("hidden_size") or (tower.get("hidden_sizes") or [None])[-1]
-        )
-        width = width or tower.get("dim")
+    def width(self, tower: dict[str, Any], pooled: bool = True) -> int:
+        """Length of a tower's vectors (a part of the config): pooled, that of the shared space where there is one."""
+        shared = self.config.get("projection_dim") if pooled else None
+        width = shared or tower.get("hidden_size") or (tower.get("hidden_sizes") or [None])[-1] or tower.get("dim")
         if not isinstance(width, int):
             raise InputError(
                 f"encoder '{self.path}': config.json names no width (projection_dim, hidden_size, hidden_sizes or dim); give a text or vision encoder."
@@ -66,6 +64,15 @@ class ModelFolder:
             raise InputError(
                 f"encoder '{self.path}' cannot be loaded ({reason}); give the folder of a whole transformers model."
             ) from None
+
+    def outline(self) -> Any:
+        """The model without weights, in evaluation mode: its outputs have shapes and no values."""
+        import torch
+        from transformers import AutoConfig, AutoModel
+
+        config = self.open(AutoConfig)
+        with torch.device("meta"):
+            return AutoModel.from_config(config).eval()
 
     def model(self) -> Any:
         """The model in evaluation mode, fp32, on this process's device."""

@@ -13,6 +13,7 @@ from PIL import Image
 
 from distrec.encoders.base import Encoder, device, hash_files
 from distrec.encoders.folder import ModelFolder
+from distrec.errors import InputError
 
 
 def decode(data: bytes) -> Image.Image | None:
@@ -34,26 +35,61 @@ class ImageEncoder(Encoder):
 
         decoded = [decode(data) for data in batch]
         images = [image for image in decoded if image is not None]
-        vectors = np.full((len(batch), self.width), np.nan, np.float32)
+        vectors = np.full((len(batch), self.tokens * self.width), np.nan, np.float32)
         if images:
             with torch.inference_mode():
-                vectors[[image is not None for image in decoded]] = self.run(model, images).cpu().numpy()
+                vectors[[image is not None for image in decoded]] = self.run(model, images).flatten(1).cpu().numpy()
         return vectors
 
     @abstractmethod
     def run(self, model: Any, images: list[Image.Image]) -> Any:
-        """The tensor of vectors `[len(images), width]` of RGB images."""
+        """The tensor of vectors `[len(images), width]` or `[len(images), tokens, width]` of RGB images."""
+
+
+def map_tokens(maps: Any, side: int | None) -> Any:
+    """Feature maps `[n, width, height, breadth]` as tokens `[n, 1 + cells, width]`: the mean, then the cells by rows.
+
+    With `side`, the cells are those of the map averaged down to `side` x `side`.
+    """
+    import torch
+
+    cells = maps if side is None else torch.nn.functional.adaptive_avg_pool2d(maps, side)
+    return torch.cat([maps.mean((2, 3)).unsqueeze(1), cells.flatten(2).transpose(1, 2)], 1)
+
+
+def _count_tokens(name: str, shape: tuple[int, int], side: int | None) -> int:
+    """How many tokens `map_tokens` makes of maps of a shape."""
+    if side is None:
+        return 1 + shape[0] * shape[1]
+    if not 2 <= side <= min(shape):
+        raise InputError(
+            f"encode: --image-pool is {side} but the feature map of image encoder '{name}' is {shape[0]} x {shape[1]}; give 2 to {min(shape)}, or leave it out."
+        )
+    return 1 + side * side
+
+
+def _token_settings(side: int | None) -> dict[str, Any]:
+    return {"pooling": "none"} if side is None else {"pooling": "none", "image_pool": side}
 
 
 class EfficientNetLite0(ImageEncoder):
-    """Global average of the last feature map; ImageNet weights; 224 x 224 bicubic, (pixel - 127) / 128."""
+    """Global average of the last feature map; ImageNet weights; 224 x 224 bicubic, (pixel - 127) / 128.
+
+    Args:
+        pooled: If false, the map itself instead: 7 x 7 tokens after their mean.
+        side: The map averaged down to `side` x `side` tokens.
+    """
 
     name = "efficientnet-lite0"
     width = 1280
     batch = 4  # feature maps of more images leave the CPU's caches: half the speed at 32
 
-    def __init__(self) -> None:
+    def __init__(self, pooled: bool = True, side: int | None = None) -> None:
         self.settings = {"size": 224, "resample": "bicubic", "mean": 127, "scale": 128, "pooling": "mean"}
+        self.side = side
+        if not pooled:
+            self.tokens = _count_tokens(self.name, (7, 7), side)
+            self.settings |= _token_settings(side)
 
     def weights_hash(self) -> str:
         version = importlib.metadata.version("efficientnet-lite-pytorch")
@@ -80,7 +116,8 @@ class EfficientNetLite0(ImageEncoder):
         resized = [np.asarray(image.resize((224, 224), Image.Resampling.BICUBIC), np.float32) for image in images]
         # [n, h, w, 3] seen as [n, 3, h, w] is channels-last memory, the faster layout for convolutions
         pixels = torch.from_numpy((np.stack(resized) - 127) / 128).permute(0, 3, 1, 2)
-        return model.extract_features(pixels.to(device())).mean((2, 3))
+        maps = model.extract_features(pixels.to(device()))
+        return maps.mean((2, 3)) if self.tokens == 1 else map_tokens(maps, self.side)
 
 
 def _fold_norms(model: Any) -> None:
@@ -106,34 +143,80 @@ def _fold_norms(model: Any) -> None:
 class TransformerImage(ImageEncoder):
     """Mean of the last layer's patch vectors or feature map. A two-tower model (CLIP) gives its own image vector instead.
 
+    With `pooled` false: a transformer's last layer as it is, in its own order (class token, patches), or a feature map
+    as the tokens of `map_tokens`.
+
     Args:
         name: How the user named it.
         path: A folder with the model and its `preprocessor_config.json`.
+        pooled: Whether one vector per image is wanted.
+        side: A feature map averaged down to `side` x `side` tokens.
     """
 
     batch = 8
 
-    def __init__(self, name: str, path: str):
+    def __init__(self, name: str, path: str, pooled: bool = True, side: int | None = None):
         self.name, self.folder = name, ModelFolder(path)
         config = self.folder.config
         self.folder.read_json("preprocessor_config.json")  # refused here, before any worker starts
-        tower = config.get("vision_config") or config
-        self.width = self.folder.width(tower)
-        self.settings = {"pooling": "mean"}
+        self.side = side
+        if pooled:
+            self.width = self.folder.width(config.get("vision_config") or config)
+            self.settings = {"pooling": "mean"}
+        else:
+            self.tokens, self.width = self._shape()
+            self.settings = _token_settings(side)
 
     def weights_hash(self) -> str:
         return self.folder.hash()
 
-    def load(self) -> Any:
+    def _shape(self) -> tuple[int, int]:
+        """Tokens and width: no config tells them for every kind of model, so that its outline is run on one image."""
+        try:
+            last = _output((self._processor(), self.folder.outline()), [Image.new("RGB", (224, 224))]).last_hidden_state
+        except (InputError, ImportError):
+            raise
+        except Exception as error:  # a model that asks for more than an image, or for values where an outline has none
+            raise InputError(
+                f"image encoder '{self.name}' has no outputs that can be told without weights ({type(error).__name__}); give another model, or leave out --tokens."
+            ) from None
+        if last.ndim == 4:
+            return _count_tokens(self.name, tuple(last.shape[2:]), self.side), last.shape[1]
+        if self.side is not None:
+            raise InputError(f"image encoder '{self.name}' has no feature map to average; leave out --image-pool.")
+        return last.shape[1], last.shape[2]
+
+    def _processor(self) -> Any:
         from transformers import AutoImageProcessor
 
         # the Pillow backend needs no torchvision, which has no build for every torch
-        return self.folder.open(AutoImageProcessor, backend="pil"), self.folder.model()
+        return self.folder.open(AutoImageProcessor, backend="pil")
+
+    def load(self) -> Any:
+        return self._processor(), self.folder.model()
 
     def run(self, model: Any, images: list[Image.Image]) -> Any:
-        processor, network = model
-        inputs = processor(images=images, return_tensors="pt")["pixel_values"].to(device())
+        output = _output(model, images)
+        last = output.last_hidden_state
+        if self.tokens == 1:
+            if hasattr(model[1], "get_image_features"):
+                return output.pooler_output
+            return last.mean(1) if last.ndim == 3 else last.mean((2, 3))
+        tokens = last if last.ndim == 3 else map_tokens(last, self.side)
+        if tokens.shape[1] != self.tokens:
+            raise InputError(
+                f"image encoder '{self.name}' makes {tokens.shape[1]} tokens of an image and {self.tokens} of another; give one whose processor brings all images to one size."
+            )
+        return tokens
+
+
+def _output(model: Any, images: list[Image.Image]) -> Any:
+    """What a processor and network make of images; of a two-tower model, its image tower."""
+    import torch
+
+    processor, network = model
+    pixels = processor(images=images, return_tensors="pt")["pixel_values"].to(network.device)
+    with torch.inference_mode():
         if hasattr(network, "get_image_features"):
-            return network.get_image_features(pixel_values=inputs).pooler_output
-        last = network(pixel_values=inputs).last_hidden_state
-        return last.mean(1) if last.ndim == 3 else last.mean((2, 3))
+            return network.get_image_features(pixel_values=pixels)
+        return network(pixel_values=pixels)

@@ -37,9 +37,13 @@ class Job:
         """Encode a shard and keep it; the name of the cache part and its rows."""
         with np.errstate(over="ignore"):  # beyond float16: infinite, hence missing
             values = self.encoder.encode(shard.contents, self.batch).astype(np.float16)
-        missing = np.logical_not(np.isfinite(values).all(axis=1))
-        values[missing] = 0
-        return write_part(open_folder(self.cache), shard.hashes, values, missing), len(values)
+        tokens = values.reshape(len(values), self.encoder.tokens, self.encoder.width)
+        count = np.logical_not(np.isnan(tokens).all(axis=2)).sum(axis=1, dtype=np.int32)
+        behind = np.arange(self.encoder.tokens) >= count[:, None]
+        missing = (count == 0) | np.logical_not(np.isfinite(tokens).all(axis=2) | behind).any(axis=1)
+        tokens[behind | missing[:, None]], count[missing] = 0, 0
+        kept = count if self.encoder.tokens > 1 else None
+        return write_part(open_folder(self.cache), shard.hashes, values, missing, kept), len(values)
 
 
 class _Worker:

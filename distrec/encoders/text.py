@@ -1,4 +1,4 @@
-"""Text encoders: any `transformers` model, its token vectors averaged and brought to unit length."""
+"""Text encoders: any `transformers` model, its token vectors averaged and brought to unit length, or all of them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from distrec.encoders.folder import ModelFolder
 class TransformerText(Encoder):
     """Mean of the last layer's token vectors, unit length. A two-tower model (CLIP) gives its own text vector instead.
 
+    With `pooled` false: the last layer's vectors of the first `max_tokens` word pieces, special ones among them, as they
+    are.
+
     Args:
         name: How the user named it.
         path: A folder with the model and its tokenizer.
@@ -23,13 +26,15 @@ class TransformerText(Encoder):
     modality = "text"
     batch = 8
 
-    def __init__(self, name: str, path: str, max_tokens: int):
+    def __init__(self, name: str, path: str, max_tokens: int, pooled: bool = True):
         self.name, self.folder = name, ModelFolder(path)
         config = self.folder.config
         tower = config.get("text_config") or config
-        self.width = self.folder.width(tower)
+        self.width = self.folder.width(tower, pooled)
         self.max_tokens = min(max_tokens, int(tower.get("max_position_embeddings", max_tokens)))
-        self.settings = {"pooling": "mean", "length": 1, "max_tokens": self.max_tokens}
+        self.settings = {"pooling": "mean", "length": 1} if pooled else {"pooling": "none"}
+        self.settings["max_tokens"] = self.max_tokens
+        self.pooled, self.tokens = pooled, 1 if pooled else self.max_tokens
 
     def weights_hash(self) -> str:
         return self.folder.hash()
@@ -47,10 +52,21 @@ class TransformerText(Encoder):
         tokens = tokenizer(list(batch), padding=True, truncation=True, max_length=length, return_tensors="pt")
         tokens = tokens.to(device())
         with torch.inference_mode():
-            if hasattr(network, "get_text_features"):
-                vectors = network.get_text_features(**tokens).pooler_output
-            else:
-                mask = tokens["attention_mask"].unsqueeze(-1).float()
-                vectors = (network(**tokens).last_hidden_state * mask).sum(1) / mask.sum(1)
+            two_tower = hasattr(network, "get_text_features")
+            output = network.get_text_features(**tokens) if two_tower else network(**tokens)
+        if not self.pooled:
+            return self._spread(output.last_hidden_state.cpu().numpy(), tokens["attention_mask"].cpu().numpy() > 0)
+        if two_tower:
+            vectors = output.pooler_output
+        else:
+            mask = tokens["attention_mask"].unsqueeze(-1).float()
+            vectors = (output.last_hidden_state * mask).sum(1) / mask.sum(1)
         result: np.ndarray = torch.nn.functional.normalize(vectors, dim=1).cpu().numpy()
         return result
+
+    def _spread(self, states: np.ndarray, real: np.ndarray) -> np.ndarray:
+        """The real ones of the states `[n, length, width]` at the start of each row, whichever side was padded."""
+        rows = np.full((len(states), self.tokens, self.width), np.nan, np.float32)
+        for row, state, kept in zip(rows, states, real):
+            row[: kept.sum()] = state[kept]
+        return rows.reshape(len(rows), -1)
