@@ -35,6 +35,11 @@ class TrainSection(Section):
     epochs: int = Field(100, ge=0)
     seed: int = Field(1, ge=0, lt=2**63)
     global_batch: int = Field(2048, ge=1, description="rows per step over all workers together")
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="micro-batches of a global batch: each goes forward and backward by itself, then one update",
+    )
     eval_every: int = Field(1, ge=1, description="epochs between evaluations on the validation split")
     patience: int = Field(30, ge=1, description="stop at this many evaluations in a row without strict improvement")
     metric: str = "recall@20"

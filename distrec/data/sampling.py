@@ -10,7 +10,7 @@ Samples are of two kinds: interactions with a negative each (`PairSampler`), and
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ from distrec.data import keyed
 from distrec.data.dataset import Interactions
 from distrec.data.histories import Histories
 from distrec.errors import InputError
+from distrec.parallel.partition import share
 
 _ATTEMPTS = 32
 
@@ -49,6 +50,17 @@ class Windows:
 
 
 Samples = Triples | Windows
+
+
+def cut(samples: Samples, pieces: int) -> list[Samples]:
+    """`samples` in order as at most `pieces` of nearly equal length, none of them empty."""
+    bounds = [share(len(samples.users), piece, pieces) for piece in range(pieces)]
+    columns = [field.name for field in fields(samples)]
+    return [
+        replace(samples, **{name: getattr(samples, name)[low:high] for name in columns})
+        for low, high in bounds
+        if low < high
+    ]
 
 
 class Sampler(ABC):

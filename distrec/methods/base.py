@@ -76,6 +76,9 @@ class Method(ABC):
     """False for methods without a loss: they are evaluated as they are."""
     whole_tables: ClassVar[bool] = True
     """Whether the loss uses whole tables; if not, `optimizer.tables: sparse` is possible."""
+    sum_over_rows: ClassVar[bool] = False
+    """Whether every loss term is a sum over the batch's rows, each row's part divided by `batch.size` and independent of
+    the others; then the batch can be taken in pieces (`train.accumulate`)."""
     negatives_from: ClassVar[Literal["train", "all"]] = "train"
     """Where the negatives of the default sampler come from."""
 

@@ -116,6 +116,7 @@ class Batch:
     Attributes:
         world: the ranks that share it.
         size: rows of the global batch.
+        rows: rows of this batch; fewer than `size` in a micro-batch of it (`train.accumulate`).
         configured: `train.global_batch`, which the last batch of an epoch may fall short of.
         seed, epoch, step: of the run, and where in training it stands; keys of random draws.
     """
@@ -132,14 +133,15 @@ class Batch:
         step: int,
     ):
         self.world, self._items = world, items
-        self.size, self.configured = len(samples.users), configured
+        self.size = self.rows = len(samples.users)
+        self.configured = configured
         self.seed, self.epoch, self.step = seed, epoch, step
         self.users = Lookup(world, users, samples.users)
 
     @property
     def mine(self) -> range:
-        """Which rows of the global batch are my share."""
-        return range(*share(self.size, self.world.rank, self.world.size))
+        """Which rows of this batch are my share."""
+        return range(*share(self.rows, self.world.rank, self.world.size))
 
     def mean(self, per_row: torch.Tensor) -> torch.Tensor:
         """My share of the mean over the global batch of `per_row` `[my rows]`."""

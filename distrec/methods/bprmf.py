@@ -23,6 +23,7 @@ class BprMf(Method):
 
     config: BprMf.Config
     whole_tables = False
+    sum_over_rows = True
 
     def tables(self) -> list[Table]:
         return [Table("user", "user", self.config.dim), Table("item", "item", self.config.dim)]

@@ -61,6 +61,15 @@ def resolve(config: RunConfig) -> RunConfig:
             "key 'optimizer.clip_norm' must be 0 with 'optimizer.tables: sparse', which steps inside the backward pass, "
             "before the gradient's norm is known."
         )
+    if config.train.accumulate > 1 and not kind.sum_over_rows:
+        raise InputError(
+            f"key 'train.accumulate' is {config.train.accumulate} but the loss of {config.method['name']} is not a sum over "
+            "the batch's rows; use 1, or a method whose loss is, such as bprmf."
+        )
+    if config.train.accumulate > 1 and config.optimizer.tables == "sparse":
+        raise InputError(
+            "key 'train.accumulate' must be 1 with 'optimizer.tables: sparse', which steps inside every backward pass."
+        )
     return config.model_copy(update={"method": method.model_dump()})
 
 

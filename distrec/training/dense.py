@@ -48,12 +48,17 @@ class DenseEngine:
         """Run the module."""
         return self._engine(*inputs, **named)
 
-    def backward(self, share: torch.Tensor) -> None:
-        """Backward pass of my share of the loss; table gradients then hold world-size times their sum."""
+    def backward(self, share: torch.Tensor, last: bool = True) -> None:
+        """Backward pass of my share of the loss; table gradients then hold world-size times their sum.
+
+        Gradients of several passes add up until `step`; those of dense weights are whole after the `last`.
+        """
         scaled = share * self._world.size
         if self._engine is None:
             scaled.backward()
         else:
+            # Set by hand, so that DeepSpeed neither counts passes nor divides by their number: shares are of one sum.
+            self._engine.set_gradient_accumulation_boundary(last)
             self._engine.backward(scaled)
 
     def step(self, lr: float) -> None:
@@ -62,7 +67,12 @@ class DenseEngine:
             return
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
+        gradients = self.local_gradients() if self._stage == 3 else []
         self._engine.step()
+        for grad in gradients:
+            # DeepSpeed writes and adds to these without clearing them: a parameter that the next step does not use would
+            # step by its last gradient again.
+            grad.zero_()
 
     def state(self) -> dict[str, torch.Tensor]:
         """Weights and moments by name, full tensors in float32, on every rank. Collective."""

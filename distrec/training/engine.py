@@ -13,7 +13,7 @@ from distrec.config.run import RunConfig
 from distrec.data import keyed
 from distrec.data.dataset import SPLITS, Dataset, Split
 from distrec.data.histories import Histories
-from distrec.data.sampling import Samples
+from distrec.data.sampling import Samples, cut
 from distrec.errors import NonFiniteLoss
 from distrec.methods.base import Representations, Space
 from distrec.methods.batch import Batch, Lookup, OwnedRows, batch_of
@@ -78,6 +78,27 @@ class Engine:
         train, space = self.config.train, self.space
         return batch_of(self.world, space.users, space.items, samples, train.global_batch, train.seed, epoch, step)
 
+    def train_step(self, epoch: int, step: int, samples: Samples, flag: bool = False) -> tuple[dict[str, float], bool]:
+        """A whole step on a global batch: every micro-batch forward and backward, then one update.
+
+        Returns:
+            Every term over the whole batch, and whether any rank raised `flag`.
+
+        Raises:
+            NonFiniteLoss: a term or the gradient is NaN or infinite; no weight has been touched.
+        """
+        whole: dict[str, float] = {}
+        batches = [self.batch(epoch, step, piece) for piece in cut(samples, self.config.train.accumulate)]
+        for batch in batches:
+            batch.size = len(samples.users)
+            share, terms, flag = self.forward(batch, flag)
+            whole = {name: whole.get(name, 0.0) + value for name, value in terms.items()}
+            if batch is batches[-1]:
+                self.update(share)
+            else:
+                self.backward(share, last=False)
+        return whole, flag
+
     def forward(self, batch: Batch, flag: bool = False) -> tuple[torch.Tensor, dict[str, float], bool]:
         """My share of the total loss, every term over the whole batch, and whether any rank raised `flag`.
 
@@ -113,10 +134,11 @@ class Engine:
         self.backward(share)
         self.step()
 
-    def backward(self, share: torch.Tensor) -> None:
-        """Backward pass of my share of the loss; gradients are then those of the whole loss."""
-        self.dense.backward(share)
-        self.tables.average_gradients()
+    def backward(self, share: torch.Tensor, last: bool = True) -> None:
+        """Backward pass of my share of a micro-batch's loss; after the last, gradients are those of the whole loss."""
+        self.dense.backward(share, last)
+        if last:
+            self.tables.average_gradients()
 
     def step(self) -> None:
         """Clip the gradient where the config says so, then one step of every optimizer.

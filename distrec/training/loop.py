@@ -89,10 +89,7 @@ class Trainer:
         while cursor.step < steps:
             samples = engine.samples(cursor.epoch, cursor.step)
             try:
-                share, terms, stopping = engine.forward(
-                    engine.batch(cursor.epoch, cursor.step, samples), stop.requested
-                )
-                engine.update(share)
+                terms, stopping = engine.train_step(cursor.epoch, cursor.step, samples, stop.requested)
             except NonFiniteLoss as error:
                 raise NonFiniteLoss(f"{error} Last good checkpoint: {last_checkpoint or 'none'}.") from None
             self.ledger.mark(self.world, samples.rows)
