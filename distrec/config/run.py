@@ -100,6 +100,10 @@ class DenseSection(Section):
     """DeepSpeed settings of the dense module."""
 
     zero_stage: int = Field(0, ge=0, le=3)
+    activation_checkpointing: bool = Field(
+        False,
+        description="blocks that offer it (transformer layers) compute their inner values anew in the backward pass",
+    )
 
 
 class EvaluateSection(Section):

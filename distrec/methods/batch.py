@@ -117,6 +117,7 @@ class Batch:
         world: the ranks that share it.
         size: rows of the global batch.
         rows: rows of this batch; fewer than `size` in a micro-batch of it (`train.accumulate`).
+        part: the micro-batch's number.
         configured: `train.global_batch`, which the last batch of an epoch may fall short of.
         seed, epoch, step: of the run, and where in training it stands; keys of random draws.
     """
@@ -134,7 +135,7 @@ class Batch:
     ):
         self.world, self._items = world, items
         self.size = self.rows = len(samples.users)
-        self.configured = configured
+        self.configured, self.part = configured, 0
         self.seed, self.epoch, self.step = seed, epoch, step
         self.users = Lookup(world, users, samples.users)
 

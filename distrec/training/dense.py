@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.utils.checkpoint import checkpoint
 
-from distrec.config.run import OptimizerSection
+from distrec.config.run import DenseSection, OptimizerSection
 from distrec.parallel.world import World
 from distrec.runtime import disable_shm_comm
 
@@ -27,17 +29,22 @@ class DenseEngine:
 
     Args:
         module: built alike on every rank.
-        zero_stage: 0 to 3.
+        optimizer: the rule, as for the tables.
+        settings: of the module.
     """
 
-    def __init__(self, world: World, module: torch.nn.Module | None, optimizer: OptimizerSection, zero_stage: int):
-        self._world, self._stage = world, zero_stage
+    def __init__(
+        self, world: World, module: torch.nn.Module | None, optimizer: OptimizerSection, settings: DenseSection
+    ):
+        self._world, self._stage = world, settings.zero_stage
         self._moment_names = [] if optimizer.name == "sgd" else ["exp_avg", "exp_avg_sq"]
         self._engine: Any = None
         if module is not None:
             self._names = [name for name, _ in module.named_parameters()]
             self._shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
-            self._engine = _initialize(module, optimizer, zero_stage)
+            if settings.activation_checkpointing:
+                _recompute(module)
+            self._engine = _initialize(module, optimizer, settings)
 
     def train(self, mode: bool) -> None:
         """Whether dropout and the like are on."""
@@ -190,7 +197,18 @@ def leave_group() -> None:
     dist.destroy_process_group()
 
 
-def _initialize(module: torch.nn.Module, optimizer: OptimizerSection, zero_stage: int) -> Any:
+def _recompute(module: torch.nn.Module) -> None:
+    """Let every submodule whose class says `recompute = True` keep its inputs only and run again for its backward pass.
+
+    Random draws are repeated. The submodule's hooks, by which ZeRO 3 gathers weights, stay outside of what is repeated,
+    those of its own submodules inside.
+    """
+    for part in module.modules():
+        if getattr(type(part), "recompute", False):
+            part.forward = partial(checkpoint, part.forward, use_reentrant=False)
+
+
+def _initialize(module: torch.nn.Module, optimizer: OptimizerSection, dense: DenseSection) -> Any:
     disable_shm_comm()
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it; Ray has set it, a group of one has not
     import deepspeed
@@ -204,7 +222,7 @@ def _initialize(module: torch.nn.Module, optimizer: OptimizerSection, zero_stage
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 0.0,  # DeepSpeed clips to a norm of 1 unless told not to
-        "zero_optimization": {"stage": zero_stage},
+        "zero_optimization": {"stage": dense.zero_stage},
         "zero_allow_untested_optimizer": True,
         "optimizer": {"type": _TYPES[optimizer.name], "params": settings},
         "steps_per_print": 10**9,
@@ -214,7 +232,7 @@ def _initialize(module: torch.nn.Module, optimizer: OptimizerSection, zero_stage
         model=module, model_parameters=parameters, config=config, dist_init_required=False
     )
     if optimizer.name != "sgd":
-        _allocate_moments(engine.optimizer, parameters, zero_stage)
+        _allocate_moments(engine.optimizer, parameters, dense.zero_stage)
     return engine
 
 

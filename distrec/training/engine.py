@@ -50,7 +50,7 @@ class Engine:
             self.tables = ShardedTables(
                 world, self.method.tables(), {"user": users, "item": items}, config.optimizer, seed
             )
-            self.dense = DenseEngine(world, module, config.optimizer, config.dense.zero_stage)
+            self.dense = DenseEngine(world, module, config.optimizer, config.dense)
         self.method.attach(self.tables.block, self._rows, self.dense)
         self._term_names: list[str] = []
         self._lr = config.optimizer.lr
@@ -89,8 +89,8 @@ class Engine:
         """
         whole: dict[str, float] = {}
         batches = [self.batch(epoch, step, piece) for piece in cut(samples, self.config.train.accumulate)]
-        for batch in batches:
-            batch.size = len(samples.users)
+        for part, batch in enumerate(batches):
+            batch.size, batch.part = len(samples.users), part
             share, terms, flag = self.forward(batch, flag)
             whole = {name: whole.get(name, 0.0) + value for name, value in terms.items()}
             if batch is batches[-1]:
@@ -107,7 +107,7 @@ class Engine:
         """
         # What modules draw by themselves (dropout) depends on where training stands, and so survives a resume; it is the
         # one kind of draw that depends on the number of workers.
-        torch.manual_seed(keyed.number(("dropout", batch.seed, batch.epoch, batch.step, self.world.rank)))
+        torch.manual_seed(keyed.number(("dropout", batch.seed, batch.epoch, batch.step, batch.part, self.world.rank)))
         self.dense.train(True)
         terms = self.method.loss(batch)
         self._term_names = list(terms)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from distrec.config import RunConfig
-from distrec.config.run import OptimizerSection
+from distrec.config.run import DenseSection, OptimizerSection
 from distrec.errors import InputError
 from distrec.methods.registry import resolve
 from distrec.parallel.world import World
@@ -76,7 +76,7 @@ def unused_parameters() -> None:
         torch.manual_seed(0)
         module = Sometimes()
         reference = copy.deepcopy(module)
-        dense = DenseEngine(world, module, OptimizerSection(name="sgd"), stage)
+        dense = DenseEngine(world, module, OptimizerSection(name="sgd"), DenseSection(zero_stage=stage))
         rule, generator = torch.optim.SGD(reference.parameters(), lr=0.1), torch.Generator().manual_seed(1)
         for passes in ([True], [False], [True, False], [False, True], [False, False]):
             rule.zero_grad()

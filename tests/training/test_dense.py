@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from distrec.config.run import OptimizerSection
+from distrec.config.run import DenseSection, OptimizerSection
 from distrec.parallel.partition import share
 from distrec.parallel.world import World
 from distrec.runtime import quiet
@@ -74,7 +74,7 @@ def compare(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], whe
 def engine(optimizer: dict[str, Any], stage: int) -> Any:
     from distrec.training.dense import DenseEngine
 
-    return DenseEngine(World.current(), net(), OptimizerSection(**optimizer), stage)
+    return DenseEngine(World.current(), net(), OptimizerSection(**optimizer), DenseSection(zero_stage=stage))
 
 
 def everything() -> None:
@@ -115,7 +115,7 @@ def everything() -> None:
 def without_a_module() -> None:
     from distrec.training.dense import DenseEngine
 
-    dense = DenseEngine(World(0, 1), None, OptimizerSection(), 0)
+    dense = DenseEngine(World(0, 1), None, OptimizerSection(), DenseSection())
     weight = torch.ones(3, requires_grad=True)
     dense.backward((weight * 2).sum())
     assert weight.grad.tolist() == [2, 2, 2]

@@ -36,12 +36,13 @@ class Block(torch.nn.Module):
     def __init__(self, dim: int, dropout: float):
         super().__init__()
         self.first, self.last = torch.nn.Linear(dim, 7), torch.nn.Linear(7, dim, bias=False)
+        self.gain = torch.nn.Parameter(torch.full((dim,), 0.5))  # of the block itself, as ZeRO 3 gathers by module
         self.dropout, self.runs = dropout, 0
 
     def forward(self, x: torch.Tensor, *, scale: torch.Tensor) -> torch.Tensor:
         self.runs += 1
         hidden = torch.nn.functional.dropout(torch.tanh(self.first(x)), self.dropout, self.training)
-        return x + self.last(hidden) * scale
+        return x + self.last(hidden) * self.gain * scale
 
 
 class Tower(torch.nn.Module):
