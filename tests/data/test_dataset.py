@@ -17,8 +17,13 @@ def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path / "data") if request.param == "local" else f"{request.getfixturevalue('s3')}/data"
 
 
-def write(where: str, dtype: Any = np.float32, **changes: Any) -> tuple[Folder, np.ndarray, np.ndarray]:
-    """A dataset whose train split has 2 parts and whose feature has parts of 9, 0, 5 and 9 rows in groups of 4."""
+def write(
+    where: str, dtype: Any = np.float32, tokens: int = 1, **changes: Any
+) -> tuple[Folder, np.ndarray, np.ndarray]:
+    """A dataset whose train split has 2 parts and whose feature has parts of 9, 0, 5 and 9 rows in groups of 4.
+
+    A token set's items have 1, 2, … real tokens by turns, and values also where none belong.
+    """
     folder, rng = open_folder(where), np.random.default_rng(0)
     files = {}
     for number, rows in enumerate((7, 5)):
@@ -31,16 +36,20 @@ def write(where: str, dtype: Any = np.float32, **changes: Any) -> tuple[Folder, 
             }
         )
         files[name] = write_part(folder, name, table)
-    values = rng.normal(size=(ITEMS, 3)).astype(dtype)
+    values = rng.normal(size=(ITEMS, 3 * tokens)).astype(dtype)
+    count = (np.arange(ITEMS) % tokens + 1).astype(np.int32) if tokens > 1 else np.empty(0)
     missing = rng.random(ITEMS) < 0.3
     parts, start = [], 0
     for number, rows in enumerate((9, 0, 5, 9)):
         name = f"features/text/part-{number:05d}.parquet"
-        part = vector_table(start, values[start : start + rows], missing[start : start + rows])
+        at = slice(start, start + rows)
+        part = vector_table(start, values[at], missing[at], count[at] if tokens > 1 else None)
         files[name] = write_part(folder, name, part, row_group_rows=4)
         parts.append(name)
         start += rows
-    feature = FeatureEntry(width=3, dtype=np.dtype(dtype).name, missing=int(missing.sum()), source="drawn", parts=parts)
+    feature = FeatureEntry(
+        tokens=tokens, width=3, dtype=np.dtype(dtype).name, missing=int(missing.sum()), source="drawn", parts=parts
+    )
     fields = {
         "format": FORMAT, "name": "made", "users": USERS, "items": ITEMS, "interactions": {"train": 12},
         "split": "given", "id_order": "given", "features": {"text": feature}, "content": {}, "config": {},
@@ -61,6 +70,37 @@ def test_any_range_of_feature_rows_equals_the_whole(where: str, dtype: Any):
             assert found.dtype == np.float32
             assert np.array_equal(found, whole[start:stop])
             assert np.array_equal(gone, missing[start:stop])
+
+
+def test_any_range_of_token_rows_equals_the_whole(where: str):
+    _, values, missing = write(where, np.float16, tokens=5)
+    data = Dataset.open(where)
+    whole = np.where(missing[:, None, None], 0, values.reshape(ITEMS, 5, 3)).astype(np.float16)
+    real = np.where(missing, 0, np.arange(ITEMS) % 5 + 1)
+    for start in range(ITEMS + 1):
+        for stop in sorted({start, start + 1, start + 6, ITEMS} & set(range(start, ITEMS + 1))):
+            found, count, gone = data.token_rows("text", start, stop)
+            assert (found.dtype, count.dtype, gone.dtype) == (np.float16, np.int32, bool)
+            assert np.array_equal(found, whole[start:stop])
+            assert np.array_equal(count, real[start:stop])
+            assert np.array_equal(gone, missing[start:stop])
+
+
+def test_the_other_kind_of_set_is_refused(tmp_path: Path):
+    write(str(tmp_path / "plain"))
+    write(str(tmp_path / "tokens"), np.float16, tokens=2)
+    with pytest.raises(InputError, match="'text' has one vector per item where several are read"):
+        Dataset.open(str(tmp_path / "plain")).token_rows("text", 0, 1)
+    with pytest.raises(InputError, match="'text' has 2 vectors per item where one is read"):
+        Dataset.open(str(tmp_path / "tokens")).feature_rows("text", 0, 1)
+
+
+def test_a_plain_set_is_written_and_identified_as_before_token_sets(tmp_path: Path):
+    folder, *_ = write(str(tmp_path))
+    assert set(folder.read_json("manifest.json")["features"]["text"]) == {
+        "width", "dtype", "missing", "source", "parts"
+    }  # fmt: skip
+    assert Dataset.open(str(tmp_path)).feature("text").tokens == 1
 
 
 def test_only_the_row_groups_asked_for_are_read(tmp_path: Path):

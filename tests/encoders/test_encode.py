@@ -131,11 +131,13 @@ def test_another_encoder_replaces_the_feature_and_leaves_no_old_part(tmp_path: P
     check(data)
 
 
-def test_a_killed_run_leaves_the_dataset_as_it_was_and_is_continued(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tokens", [False, True])
+def test_a_killed_run_leaves_the_dataset_as_it_was_and_is_continued(tmp_path: Path, tokens: bool) -> None:
+    name = "text-tokens" if tokens else "text"
     texts = tiny.texts(240, longest=50)
     data = tiny.write_dataset(str(tmp_path / "data"), texts)
     identity = Dataset.open(data).hash
-    code = "import sys; from distrec.encoders.encode import encode; encode(sys.argv[1], workers=0, shard=10)"
+    code = f"import sys; from distrec.encoders.encode import encode; encode(sys.argv[1], workers=0, shard=10, tokens={tokens})"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-c", code, data], env=environment, stderr=subprocess.DEVNULL)
     try:
@@ -150,15 +152,16 @@ def test_a_killed_run_leaves_the_dataset_as_it_was_and_is_continued(tmp_path: Pa
     assert 3 <= len(finished) < 24
     assert Dataset.open(data).hash == identity
 
-    counts = encode(data, workers=0, shard=10)["text"]
+    counts = encode(data, workers=0, shard=10, tokens=tokens)[name]
     assert counts.cached == 10 * len(finished)
     assert counts.encoded == 240 - counts.cached
     after = parts(data)
     assert len(after) == 24
     assert {name: after[name] for name in finished} == finished  # not written a second time
     whole = tiny.write_dataset(str(tmp_path / "whole"), texts)
-    encode(whole, workers=0, shard=10)
-    np.testing.assert_allclose(tiny.rows(data, "text")[0], tiny.rows(whole, "text")[0], atol=1e-3)
+    encode(whole, workers=0, shard=10, tokens=tokens)
+    rows = [Dataset.open(path).token_rows if tokens else Dataset.open(path).feature_rows for path in (data, whole)]
+    np.testing.assert_allclose(rows[0](name, 0, 240)[0], rows[1](name, 0, 240)[0], atol=4e-3 if tokens else 1e-3)
 
 
 @pytest.mark.multiprocess

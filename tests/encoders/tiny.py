@@ -150,3 +150,16 @@ def clip_model(folder: Path) -> str:
     CLIPModel(config).save_pretrained(folder)
     CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
     return str(folder)
+
+
+def resnet_model(folder: Path) -> str:
+    """A ResNet whose last feature map is 12 channels of 4 x 4."""
+    import torch
+    from transformers import ResNetConfig, ResNetModel
+    from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
+
+    torch.manual_seed(3)
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic")
+    ResNetModel(config).save_pretrained(folder)
+    ConvNextImageProcessorPil(size={"shortest_edge": 32}, crop_pct=1.0).save_pretrained(folder)
+    return str(folder)

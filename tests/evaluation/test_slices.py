@@ -85,21 +85,31 @@ def test_report_is_json_and_its_table_has_aligned_columns(sliced):
     assert "over users" in table(report(whole, [], "valid", "none"), 5).splitlines()[0]
 
 
-def test_missing_items_come_from_the_feature_files(tmp_path):
+def test_missing_items_come_from_the_feature_files_and_count_a_modality_once(tmp_path):
     folder = open_folder(str(tmp_path))
     draw = np.random.default_rng(0)
     files, features, expected = {}, {}, {}
-    for name, share in (("text", 0.3), ("image", 0.1), ("whole", 0.0)):
+    for name, share in (
+        ("text-tokens", 0.5),
+        ("text", 0.3),
+        ("image", 0.1),
+        ("image-tokens", 0.6),
+        ("sound-tokens", 0.2),
+        ("whole", 0.0),
+    ):
         lacking = draw.random(50) < share
+        tokens = 3 if name.endswith("-tokens") else 1
         parts = []
         for number, (start, stop) in enumerate([(0, 20), (20, 50)]):
             part = f"features/{name}/part-{number:05d}.parquet"
-            rows = vector_table(start, np.zeros((stop - start, 3), np.float16), lacking[start:stop])
+            rows = vector_table(start, np.zeros((stop - start, 3), np.float16), lacking[start:stop])  # width or tokens
             files[part] = write_part(folder, part, rows, row_group_rows=7)
             parts.append(part)
-        features[name] = FeatureEntry(width=3, dtype="float16", missing=int(lacking.sum()), source="drawn", parts=parts)
-        if lacking.any():
-            expected[name] = lacking.tolist()
+        features[name] = FeatureEntry(
+            tokens=tokens, width=3 // tokens, dtype="float16", missing=int(lacking.sum()), source="drawn", parts=parts
+        )
+        if lacking.any() and name not in ("text-tokens", "image-tokens"):
+            expected[name.removesuffix("-tokens")] = lacking.tolist()
     manifest = Manifest(
         format=1,
         name="drawn",

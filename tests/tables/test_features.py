@@ -9,7 +9,7 @@ from distrec.data.dataset import Dataset, FeatureEntry, Manifest, vector_table, 
 from distrec.data.storage import open_folder
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
-from distrec.tables.features import feature_block, unit_rows
+from distrec.tables.features import feature_block, token_block, unit_rows
 
 CASES = {"some": (11, [2, 3, 10]), "none": (7, []), "all": (4, [0, 1, 2, 3]), "one item": (1, [])}
 
@@ -23,11 +23,25 @@ def write(folder: Path) -> None:
         files[part] = write_part(root, part, vector_table(0, values, gone))
         np.save(folder / f"{name}.npy", values)
         features[name] = FeatureEntry(width=4, dtype="float32", missing=len(missing), source="drawn", parts=[part])
+        tokens, part = tokens_of(items, missing), f"features/{name}-tokens/part-00000.parquet"
+        count = (tokens != 0).any(2).sum(1).astype(np.int32)
+        files[part] = write_part(root, part, vector_table(0, tokens.reshape(items, -1), gone, count), row_group_rows=2)
+        features[f"{name}-tokens"] = FeatureEntry(
+            tokens=3, width=4, dtype="float16", missing=len(missing), source="drawn", parts=[part]
+        )
     manifest = Manifest(
         format=1, name="made", users=1, items=1, interactions={}, split="given", id_order="given", content={},
         features=features, config={}, files=files,
     )  # fmt: skip
     write_manifest(root, manifest)
+
+
+def tokens_of(items: int, missing: list[int]) -> np.ndarray:
+    """Values `[items, 3, 4]` of which item i has 1 + i % 3 tokens, a missing one none."""
+    values = np.random.default_rng(items).normal(size=(items, 3, 4)).astype(np.float16)
+    values[np.arange(3) > np.arange(items)[:, None] % 3] = 0
+    values[missing] = 0
+    return values
 
 
 def check(folder: str) -> None:
@@ -44,6 +58,13 @@ def check(folder: str) -> None:
             found = feature_block(world, partition, data, name, fill)  # type: ignore[arg-type]
             assert found.dtype == torch.float32
             np.testing.assert_allclose(found.numpy(), wanted[mine], rtol=1e-6, atol=1e-7)
+        block, tokens = token_block(world, partition, data, f"{name}-tokens"), tokens_of(items, missing)
+        real = (tokens != 0).any(2)
+        real[missing, 0] = True
+        assert block.values.dtype == torch.float16
+        assert np.array_equal(block.values.numpy(), tokens[mine])
+        assert block.mask.dtype == torch.bool
+        assert np.array_equal(block.mask.numpy(), real[mine])
 
 
 def test_one_process(tmp_path: Path):
