@@ -111,10 +111,10 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def parquet_bytes(table: pa.Table, row_group_rows: int = 65_536) -> bytes:
-    """`table` as one Parquet file in memory."""
+def parquet_bytes(table: pa.Table, row_group_rows: int = 65_536, dictionary: bool = True) -> bytes:
+    """`table` as one Parquet file in memory; without `dictionary`, values are written as they come."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", row_group_size=row_group_rows)
+    pq.write_table(table, sink, compression="zstd", row_group_size=row_group_rows, use_dictionary=dictionary)
     return sink.getvalue().to_pybytes()
 
 

@@ -43,7 +43,8 @@ def write_part(
     }
     if count is not None:
         table["count"] = count
-    folder.write_bytes(parquet_bytes(pa.table(table), group_rows(values.shape[1] * values.itemsize)), name)
+    rows = group_rows(values.shape[1] * values.itemsize)
+    folder.write_bytes(parquet_bytes(pa.table(table), rows, dictionary=count is None), name)
     return name
 
 
