@@ -100,6 +100,9 @@ class DenseSection(Section):
     """DeepSpeed settings of the dense module."""
 
     zero_stage: int = Field(0, ge=0, le=3)
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="what the module computes in; weights that step, moments and summed gradients stay float32"
+    )
     activation_checkpointing: bool = Field(
         False,
         description="blocks that offer it (transformer layers) compute their inner values anew in the backward pass",
@@ -149,6 +152,7 @@ class RunConfig(Section):
         return {
             "method": self.method,
             "optimizer": self.optimizer.model_dump(),
+            "dense.precision": self.dense.precision,
             "train.seed": self.train.seed,
             "train.global_batch": self.train.global_batch,
             "data": manifest_hash,

@@ -70,6 +70,11 @@ def resolve(config: RunConfig) -> RunConfig:
         raise InputError(
             "key 'train.accumulate' must be 1 with 'optimizer.tables: sparse', which steps inside every backward pass."
         )
+    if config.dense.precision == "bf16" and config.dense.zero_stage == 0:
+        raise InputError(
+            "key 'dense.zero_stage' is 0 but 'dense.precision: bf16' needs 1, 2 or 3, since without ZeRO DeepSpeed can not "
+            "sum bfloat16 gradients in float32."
+        )
     return config.model_copy(update={"method": method.model_dump()})
 
 

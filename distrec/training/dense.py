@@ -7,9 +7,11 @@ checkpoints refuse another world size.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import redirect_stdout
 from functools import partial
 from typing import Any
 
@@ -18,6 +20,7 @@ import torch.distributed as dist
 from torch.utils.checkpoint import checkpoint
 
 from distrec.config.run import DenseSection, OptimizerSection
+from distrec.errors import NonFiniteLoss
 from distrec.parallel.world import World
 from distrec.runtime import disable_shm_comm
 
@@ -37,6 +40,7 @@ class DenseEngine:
         self, world: World, module: torch.nn.Module | None, optimizer: OptimizerSection, settings: DenseSection
     ):
         self._world, self._stage = world, settings.zero_stage
+        self._precision = {"fp32": torch.float32, "bf16": torch.bfloat16}[settings.precision]
         self._moment_names = [] if optimizer.name == "sgd" else ["exp_avg", "exp_avg_sq"]
         self._engine: Any = None
         if module is not None:
@@ -44,7 +48,11 @@ class DenseEngine:
             self._shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
             if settings.activation_checkpointing:
                 _recompute(module)
+            initial = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
             self._engine = _initialize(module, optimizer, settings)
+            if self._precision is not torch.float32:  # the weights that step began as rounded ones
+                for name, value in initial.items():
+                    self.set_weight(name, value)
 
     def train(self, mode: bool) -> None:
         """Whether dropout and the like are on."""
@@ -52,8 +60,11 @@ class DenseEngine:
             self._engine.train(mode)
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
-        """Run the module."""
-        return self._engine(*inputs, **named)
+        """Run the module; floating tensors, also within lists and mappings, are cast to its precision and back to float32."""
+        if self._precision is torch.float32:
+            return self._engine(*inputs, **named)
+        inputs, named = _cast((inputs, named), self._precision)
+        return _cast(self._engine(*inputs, **named), torch.float32)
 
     def backward(self, share: torch.Tensor, last: bool = True) -> None:
         """Backward pass of my share of the loss; table gradients then hold world-size times their sum.
@@ -69,13 +80,22 @@ class DenseEngine:
             self._engine.backward(scaled)
 
     def step(self, lr: float) -> None:
-        """Update the dense weights and clear their gradients."""
+        """Update the dense weights and clear their gradients.
+
+        Raises:
+            NonFiniteLoss: DeepSpeed left the step out, as it does under ZeRO where a gradient is not finite.
+        """
         if self._engine is None:
             return
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         gradients = self.local_gradients() if self._stage == 3 else []
         self._engine.step()
+        if not self._engine.was_step_applied():
+            raise NonFiniteLoss(
+                "the gradient of the dense module is NaN or infinite though the loss is finite, and the step was left out. "
+                "Lower 'optimizer.lr' or check the features."
+            )
         for grad in gradients:
             # DeepSpeed writes and adds to these without clearing them: a parameter that the next step does not use would
             # step by its last gradient again.
@@ -130,8 +150,11 @@ class DenseEngine:
             return []
         if self.replicated:
             return [parameter.grad for _, parameter in self._parameters() if parameter.grad is not None]
-        # ZeRO 1 to 3 keep what they reduced in this dictionary between backward and step, by parameter group.
-        return [grad for group in self._engine.optimizer.averaged_gradients.values() for grad in group]
+        optimizer = self._engine.optimizer
+        if hasattr(optimizer, "fp32_groups_gradient_flat_partition"):  # DeepSpeed's BF16_Optimizer, its ZeRO 1 in bf16
+            return list(optimizer.fp32_groups_gradient_flat_partition)
+        # Else ZeRO 1 to 3 keep what they reduced in this dictionary between backward and step, by parameter group.
+        return [grad for group in optimizer.averaged_gradients.values() for grad in group]
 
     @property
     def steps(self) -> int:
@@ -197,6 +220,17 @@ def leave_group() -> None:
     dist.destroy_process_group()
 
 
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """`value` with its floating tensors as `dtype`."""
+    if isinstance(value, torch.Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, Mapping):
+        return {key: _cast(entry, dtype) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_cast(entry, dtype) for entry in value)
+    return value
+
+
 def _recompute(module: torch.nn.Module) -> None:
     """Let every submodule whose class says `recompute = True` keep its inputs only and run again for its backward pass.
 
@@ -227,10 +261,15 @@ def _initialize(module: torch.nn.Module, optimizer: OptimizerSection, dense: Den
         "optimizer": {"type": _TYPES[optimizer.name], "params": settings},
         "steps_per_print": 10**9,
     }
+    if dense.precision == "bf16":
+        config["bf16"] = {"enabled": True}
+        config["data_types"] = {"grad_accum_dtype": "fp32", "buffer_dtype": "bf16"}
+        config["communication_data_type"] = "fp32"
     parameters = list(module.parameters())
-    engine, *_ = deepspeed.initialize(
-        model=module, model_parameters=parameters, config=config, dist_init_required=False
-    )
+    with redirect_stdout(io.StringIO()):  # its BF16_Optimizer prints how much memory there is, at every point
+        engine, *_ = deepspeed.initialize(
+            model=module, model_parameters=parameters, config=config, dist_init_required=False
+        )
     if optimizer.name != "sgd":
         _allocate_moments(engine.optimizer, parameters, dense.zero_stage)
     return engine
@@ -242,9 +281,9 @@ def _allocate_moments(optimizer: Any, parameters: list[torch.nn.Parameter], zero
         rule, masters = optimizer, parameters
     else:
         rule = optimizer.optimizer
-        masters = (
-            optimizer.fp32_partitioned_groups_flat if zero_stage == 3 else optimizer.single_partition_of_fp32_groups
-        )
+        # One attribute or the other: ZeRO 3, DeepSpeed's BF16_Optimizer (its ZeRO 1 in bf16), ZeRO 1 and 2.
+        names = "fp32_partitioned_groups_flat", "fp32_groups_flat_partition", "single_partition_of_fp32_groups"
+        masters = next(getattr(optimizer, name) for name in names if hasattr(optimizer, name))
     for master in masters:
         rule.state[master] = {
             "step": torch.tensor(0.0),

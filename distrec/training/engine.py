@@ -144,7 +144,7 @@ class Engine:
         """Clip the gradient where the config says so, then one step of every optimizer.
 
         Raises:
-            NonFiniteLoss: clipping found a gradient that is not finite; no weight has been touched.
+            NonFiniteLoss: clipping or DeepSpeed found a gradient that is not finite; no weight has been touched.
         """
         if self.config.optimizer.clip_norm:
             dense, replicated = self.dense.local_gradients(), self.dense.replicated
@@ -154,8 +154,8 @@ class Engine:
                 dense if replicated else [],
                 self.config.optimizer.clip_norm,
             )
+        self.dense.step(self._lr)  # first, since it may refuse
         self.tables.step(self._lr)
-        self.dense.step(self._lr)
 
     @torch.no_grad()
     def representations(self, split: Split = "valid") -> Representations:

@@ -107,6 +107,10 @@ def check_inputs(config: RunConfig) -> tuple[Dataset, Method, list[str]]:
         degradations.append(
             "sparse tables: row-wise Adagrad on looked-up rows in place of the dense optimizer (fbgemm has no fused Adam on CPU)"
         )
+    if config.dense.precision == "bf16":
+        degradations.append(
+            "dense modules compute in bfloat16: results agree between numbers of workers to its rounding only"
+        )
     return data, method, degradations + method.degradations()
 
 

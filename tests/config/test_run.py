@@ -73,7 +73,7 @@ def test_identity_is_what_decides_the_trajectory():
     same = identity()
     for section in (
         {"train": {"workers": 5, "epochs": 1, "threads": 3, "patience": 1, "checkpoint_every": 9, "accumulate": 2}},
-        {"dense": {"zero_stage": 3}},
+        {"dense": {"zero_stage": 3, "activation_checkpointing": True}},
         {"evaluate": {"mask": "none"}},
         {"data": "elsewhere"},
         {"run": {"name": "r", "storage": "s3://x"}},
@@ -83,6 +83,7 @@ def test_identity_is_what_decides_the_trajectory():
         identity(method={"name": "bprmf"}), identity(method={"name": "lightgcn", "dim": 32}), identity(manifest="n"),
         identity(train={"seed": 2}), identity(train={"global_batch": 7}), identity(optimizer={"lr": 1e-4}),
         identity(optimizer={"tables": "sparse"}), identity(optimizer={"clip_norm": 1.0}),
+        identity(dense={"precision": "bf16", "zero_stage": 1}),
     ]  # fmt: skip
     assert len({same, *others}) == 1 + len(others)
 

@@ -1,0 +1,106 @@
+"""The dense module in bfloat16 beside float32: close, decreasing, and carried from one number of workers to another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distrec.errors import InputError
+from distrec.methods.registry import resolve
+from distrec.runtime import quiet
+from tests.distributed import run_workers
+from tests.methods.test_registry import run
+from tests.training.towered import build, place, weights, write_data
+
+STEPS, MORE = 5, 3
+Losses = list[float]
+
+
+def made(folder: str, rule: str, precision: str, stage: int, **train: Any) -> Any:
+    optimizer = {"name": rule, "lr": 1e-2 if rule == "adamw" else 0.5, "clip_norm": 0.05}
+    return build(folder, optimizer=optimizer, dense={"precision": precision, "zero_stage": stage}, train=train)
+
+
+def losses(engine: Any, first: int, count: int) -> Losses:
+    out = []
+    for number in range(first, first + count):
+        epoch, step = place(engine, number)
+        out.append(sum(engine.train_step(epoch, step, engine.samples(epoch, step))[0].values()))
+    return out
+
+
+def whole(engine: Any) -> dict[str, torch.Tensor]:
+    state = engine.state().items()
+    return {name: (value.full_tensor() if name.startswith("table.") else value).clone() for name, value in state}
+
+
+def load(engine: Any, state: dict[str, torch.Tensor], steps: int) -> None:
+    for name, value in engine.state().items():
+        if name.startswith("table."):
+            mine = engine.tables.partition(name.split(".")[1])
+            value.to_local().copy_(state[name][mine.start(engine.world.rank) : mine.stop(engine.world.rank)])
+    engine.load_dense(state, steps)
+
+
+def trained(
+    folder: str, carried: list[dict[str, torch.Tensor]]
+) -> list[tuple[Losses, dict[str, torch.Tensor], Losses]]:
+    """By rule and stage: losses from the start, then state, then more losses; or, from a carried state, more losses."""
+    quiet()
+    out = []
+    for rule in ("adamw", "sgd"):
+        exact = made(folder, rule, "fp32", 1)
+        initial, wanted = weights(exact), losses(exact, 0, STEPS)
+        for stage in (1, 2, 3):
+            engine = made(folder, rule, "bf16", stage)
+            assert all(torch.equal(value, initial[name]) for name, value in weights(engine).items()), "unrounded"
+            dtypes = {parameter.dtype for parameter in engine.dense._engine.module.parameters()}
+            assert dtypes == {torch.bfloat16}
+            first: Losses = []
+            if carried:
+                load(engine, carried[len(out)], STEPS)
+                back = whole(engine)
+                assert all(torch.equal(back[name], value) for name, value in carried[len(out)].items())
+                assert engine.dense.steps == (STEPS if rule == "adamw" else 0)
+            else:
+                first = losses(engine, 0, STEPS)
+                assert first == pytest.approx(wanted, rel=2e-2), f"{rule}, ZeRO {stage}"
+                assert first != wanted, "bfloat16 is on"
+                assert all(value.dtype == torch.float32 for value in engine.dense.state().values())
+            state = whole(engine)
+            out.append((first, state, losses(engine, STEPS, MORE)))
+        pieces = made(folder, rule, "bf16", 2, accumulate=3)
+        assert losses(pieces, 0, STEPS) == pytest.approx(wanted, rel=2e-2)
+    return out
+
+
+def decreasing(folder: str) -> None:
+    quiet()
+    for stage in (1, 2, 3):
+        engine = made(folder, "adamw", "bf16", stage)
+        seen = losses(engine, 0, 40 * engine.steps_per_epoch)
+        full = [loss for number, loss in enumerate(seen) if (number + 1) % engine.steps_per_epoch]
+        assert sum(full[-10:]) < 0.8 * sum(full[:10]), f"ZeRO {stage}"
+
+
+@pytest.mark.multiprocess
+def test_bfloat16_is_close_to_float32_and_continues_at_another_number_of_workers(tmp_path: Path):
+    folder = write_data(tmp_path / "data")
+    two = run_workers(trained, 2, folder, [], timeout=300)[0]
+    for size in (3, 1):
+        found = run_workers(trained, size, folder, [state for _, state, _ in two], timeout=300)[0]
+        for (_, _, wanted), (_, _, more) in zip(two, found, strict=True):
+            assert more == pytest.approx(wanted, rel=1e-2)
+
+
+def test_training_in_bfloat16_decreases_the_loss(tmp_path: Path):
+    run_workers(decreasing, 1, write_data(tmp_path / "data"), timeout=300)
+
+
+def test_bfloat16_is_refused_without_zero():
+    with pytest.raises(InputError, match=r"key 'dense.zero_stage' is 0 but 'dense.precision: bf16' needs 1, 2 or 3"):
+        resolve(run({"name": "alignrec"}, dense={"precision": "bf16"}))
+    assert resolve(run({"name": "alignrec"}, dense={"precision": "bf16", "zero_stage": 1})).dense.precision == "bf16"
