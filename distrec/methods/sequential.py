@@ -25,7 +25,7 @@ def next_items(batch: WindowBatch) -> tuple[torch.Tensor, torch.Tensor, list[int
     """
     known, size = batch.windows[:, :-1] != PADDING, batch.world.size
     counts = known.sum(1)
-    shares = [slice(*share(batch.size, rank, size)) for rank in range(size)]
+    shares = [slice(*share(batch.rows, rank, size)) for rank in range(size)]
     return known[shares[batch.world.rank]], batch.windows[:, 1:][known], [int(counts[part].sum()) for part in shares]
 
 
