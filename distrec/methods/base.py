@@ -10,7 +10,7 @@ global, and entered as `my_share(value)`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -168,6 +168,10 @@ class Method(ABC):
         """Scores `[users, items]` of representation rows; the inner product unless a method says otherwise."""
         return users @ items.t()
 
+    def branches(self) -> dict[str, slice]:
+        """Predictors that `score` joins, by name: the columns of the representations that each ranks by alone."""
+        return {}
+
     def graphs(self) -> dict[str, Graph]:
         """Its graphs by name, for the run record."""
         return {}
@@ -192,30 +196,30 @@ def require_features(data: Dataset, names: list[str], method: str) -> None:
     Raises:
         InputError: it does not, or the list is empty.
     """
-    for name, tokens in _tokens(data, names, method).items():
-        if tokens > 1:
+    if not names:
+        raise InputError(
+            f"key 'method.features' is empty but {method} needs at least one feature set; name one, such as 'text'."
+        )
+    for name in names:
+        if (tokens := data.feature(name).tokens) > 1:
             raise InputError(
                 f"key 'method.features' names '{name}', which has {tokens} vectors per item, but {method} reads one; name a set that 'distrec encode' writes without --tokens, such as 'text'."
             )
 
 
-def require_tokens(data: Dataset, names: list[str], method: str) -> None:
+def require_tokens(data: Dataset, names: Mapping[str, str], method: str) -> None:
     """Check that the dataset has the token sets a method asks for: several vectors per item.
 
+    Args:
+        names: of the sets, by the config key that names each.
+
     Raises:
-        InputError: it does not, or the list is empty.
+        InputError: it does not.
     """
-    for name, tokens in _tokens(data, names, method).items():
-        if tokens == 1:
+    for key, name in names.items():
+        entry = data.manifest.features.get(name)
+        if entry is None or entry.tokens == 1:
+            state = "is not in the dataset" if entry is None else "has one vector per item"
             raise InputError(
-                f"key 'method.features' names '{name}', which has one vector per item, but {method} reads several; run 'distrec encode {data.folder} --tokens' and name a set it writes, such as 'text-tokens'."
+                f"key '{key}' is '{name}', which {state}, but {method} reads several vectors per item; run 'distrec encode {data.folder} --tokens' and name a set it writes, such as 'text-tokens'."
             )
-
-
-def _tokens(data: Dataset, names: list[str], method: str) -> dict[str, int]:
-    """The vectors per item of each set."""
-    if not names:
-        raise InputError(
-            f"key 'method.features' is empty but {method} needs at least one feature set; name one, such as 'text'."
-        )
-    return {name: data.feature(name).tokens for name in names}

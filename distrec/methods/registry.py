@@ -12,6 +12,7 @@ from distrec.methods.base import Method
 from distrec.methods.bprmf import BprMf
 from distrec.methods.lightgcn import LightGCN
 from distrec.methods.mentor import MENTOR
+from distrec.methods.odmt import ODMT
 from distrec.methods.popularity import Popularity
 from distrec.methods.sasrec import SASRec
 from distrec.methods.stair import STAIR
@@ -20,6 +21,7 @@ METHODS: dict[str, type[Method]] = {
     "alignrec": AlignRec,
     "mentor": MENTOR,
     "stair": STAIR,
+    "odmt": ODMT,
     "lightgcn": LightGCN,
     "sasrec": SASRec,
     "bprmf": BprMf,

@@ -23,7 +23,7 @@ class Attention(nn.Module):
         self.query, self.key, self.value, self.out = (nn.Linear(dim, dim, bias=False) for _ in range(4))
         self.dropout = dropout
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor, reads: slice | None = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, mask: torch.Tensor, reads: slice | list[int] | None = None) -> torch.Tensor:
         """`[rows, read, dim]` from `x` `[rows, length, dim]`.
 
         Args:
@@ -57,7 +57,7 @@ class Block(nn.Module):
         self.feed_norm = nn.LayerNorm(dim, eps=eps)
         self.dropout = dropout
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor, reads: slice | None = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, mask: torch.Tensor, reads: slice | list[int] | None = None) -> torch.Tensor:
         """As `Attention.forward`."""
         attended = self.attention(x, mask, reads)
         x = self.attention_norm((x if reads is None else x[:, reads]) + attended)

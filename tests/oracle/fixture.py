@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,14 @@ class Fixture:
         with np.load(path, allow_pickle=False) as archive:
             self._arrays = {key: archive[key] for key in archive.files}
 
+    def under(self, prefix: str) -> Fixture:
+        """A second run in the file: its own arrays under `prefix/`, and the first one's where it has none."""
+        mine = {key: self[f"{prefix}/{key}"] for key in self.keys(prefix)}
+        out = object.__new__(Fixture)
+        shared = {key: x for key, x in self._arrays.items() if key.startswith(("data/", "batch/", "hparams/"))}
+        out._arrays = shared | mine
+        return out
+
     def __contains__(self, key: str) -> bool:
         return key in self._arrays
 
@@ -41,27 +50,52 @@ class Fixture:
         return [key.removeprefix(f"{prefix}/") for key in self._arrays if key.startswith(f"{prefix}/")]
 
 
+Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Users, items and times of a split."""
+
+
 def write_dataset(fixture: Fixture, folder: Path, features: dict[str, np.ndarray]) -> Dataset:
     """The fixture's interactions and features as a prepared dataset, in the project's own format."""
-    root = open_folder(str(folder))
-    files, entries, counts = {}, {}, {}
+    splits = {}
     for split in SPLITS:
         user, item = fixture[f"data/{split}_user"], fixture[f"data/{split}_item"]
+        splits[split] = (user, item, np.zeros(len(user), np.int64))
+    return write(folder, fixture.count("users"), fixture.count("items"), splits, features, {})
+
+
+def write(
+    folder: Path,
+    users: int,
+    items: int,
+    splits: Mapping[str, Pairs],
+    features: Mapping[str, np.ndarray],
+    tokens: Mapping[str, tuple[np.ndarray, np.ndarray]],
+) -> Dataset:
+    """A prepared dataset of arrays.
+
+    Args:
+        features: `[items, width]` by name.
+        tokens: values `[items, tokens, width]` and how many of them are real `[items]`, by name.
+    """
+    root = open_folder(str(folder))
+    files, entries, counts = {}, {}, {}
+    for split, (user, item, time) in splits.items():
         order = np.argsort(user, kind="stable")
-        table = pa.table(
-            {
-                "user": user[order].astype(np.int32),
-                "item": item[order].astype(np.int32),
-                "timestamp": np.zeros(len(user), np.int64),
-            }
-        )
+        columns = {"user": user[order].astype(np.int32), "item": item[order].astype(np.int32), "timestamp": time[order]}
         name = f"interactions/{split}/part-00000.parquet"
-        files[name], counts[split] = write_part(root, name, table), len(user)
-    users, items = fixture.count("users"), fixture.count("items")
+        files[name], counts[split] = write_part(root, name, pa.table(columns)), len(user)
+    present = np.zeros(items, bool)
     for name, values in features.items():
         part = f"features/{name}/part-00000.parquet"
-        files[part] = write_part(root, part, vector_table(0, values.astype(np.float32), np.zeros(items, bool)))
+        files[part] = write_part(root, part, vector_table(0, values.astype(np.float32), present))
         entries[name] = FeatureEntry(width=values.shape[1], dtype="float32", missing=0, source="fixture", parts=[part])
+    for name, (values, count) in tokens.items():
+        part, (_, length, width) = f"features/{name}/part-00000.parquet", values.shape
+        flat = values.reshape(items, -1).astype(np.float16)
+        files[part] = write_part(root, part, vector_table(0, flat, present, count.astype(np.int32)))
+        entries[name] = FeatureEntry(
+            tokens=length, width=width, dtype="float16", missing=0, source="fixture", parts=[part]
+        )
     manifest = Manifest(
         format=1,
         name="fixture",

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 from distrec.runtime import quiet
 from tests.distributed import run_workers
-from tests.oracle import alignrec, mentor, stair
+from tests.oracle import alignrec, mentor, odmt, stair
 from tests.oracle.compare import Row
 from tests.oracle.fixture import Fixture
 
-METHODS: dict[str, ModuleType] = {"alignrec": alignrec, "mentor": mentor, "stair": stair}
+METHODS: dict[str, ModuleType] = {"alignrec": alignrec, "mentor": mentor, "stair": stair, "odmt": odmt}
 
 
 def work(method: str, path: str, zero_stage: int, data: str) -> list[Row]:
@@ -22,10 +23,15 @@ def work(method: str, path: str, zero_stage: int, data: str) -> list[Row]:
     from distrec.parallel.world import World
     from distrec.training.engine import Engine
 
-    fixture, kind = Fixture(path), METHODS[method]
-    rows: list[Row] = kind.replay(
-        fixture, Engine(World.current(), Dataset.open(data), kind.config(fixture, zero_stage))
-    )
+    whole, kind = Fixture(path), METHODS[method]
+    rows: list[Row] = []
+    for prefix in ("", *getattr(kind, "FURTHER_RUNS", ())):
+        if prefix and not whole.keys(prefix):
+            continue
+        fixture = whole.under(prefix) if prefix else whole
+        engine = Engine(World.current(), Dataset.open(data), kind.config(fixture, zero_stage))
+        start = f"{prefix}/" if prefix else ""
+        rows += [replace(row, key=start + row.key) for row in kind.replay(fixture, engine)]
     return rows
 
 

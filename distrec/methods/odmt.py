@@ -1,0 +1,276 @@
+"""ODMT (Online Distillation-enhanced Multi-modal Transformer, ACM MM 2023): three next-item predictors from IDs, texts and images.
+
+A transformer over all tokens of an item (`imt`) gives it three vectors, each with a user encoder of its own; in training
+they choose among the batch's items, and learn from each other (`distillation`). Numbers in brackets are sections of odmt.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from distrec.data.dataset import Dataset, Interactions
+from distrec.data.histories import PADDING, Histories
+from distrec.data.sampling import Sampler, UserWindows
+from distrec.errors import InputError
+from distrec.methods.base import Method, MethodConfig, Representations, Space, require_tokens
+from distrec.methods.batch import WindowBatch
+from distrec.methods.distillation import Candidates, distilled_softmax
+from distrec.methods.imt import SOURCES, Branches
+from distrec.methods.sequential import next_items, user_vectors
+from distrec.tables.features import token_block
+from distrec.tables.spec import Table, xavier_normal
+
+_AT_ONCE = 1 << 22  # elements of one block's input where all items are encoded for ranking
+
+
+@dataclass(frozen=True)
+class Read:
+    """A batch's vectors and what predicts what. A row is a position of my share's windows that has a next item.
+
+    Attributes:
+        columns: candidates' vectors `[columns, 3 dim]`, the same on every rank.
+        users: `[rows, 3 dim]`.
+        candidates: what the columns stand for.
+        user: window of each row, counted in my share `[rows]`.
+        label: column of each row's next item `[rows]`.
+        column: of each place in the whole batch's windows `[B, length + 1]`, any where there is no item.
+        rows: of every rank.
+    """
+
+    columns: torch.Tensor
+    users: torch.Tensor
+    candidates: Candidates
+    user: torch.Tensor
+    label: torch.Tensor
+    column: torch.Tensor
+    rows: list[int]
+
+
+class ODMT(Method):
+    """Scores are the mean of the three branches' inner products, without popularity correction."""
+
+    class Config(MethodConfig):
+        text_tokens: str = Field("text-tokens", description="the token set of texts")
+        image_tokens: str = Field("image-tokens", description="the token set of images")
+        dim: int = Field(768, ge=1, description="width of everything behind the projections")
+        id_dim: int = Field(
+            768, ge=1, description="width of the ID table; of the tokens it starts from with init 1 to 3"
+        )
+        init: Literal[0, 1, 2, 3] = Field(
+            1, description="ID table's first values: 0 Xavier, 1 mean of first image and text token, 2 image, 3 text"
+        )
+        tie_cls_feature: bool = Field(
+            False, description="with init 2 or 3: that token stays the ID table's row as it trains, as published"
+        )
+        length: int = Field(12, ge=1, description="items of a history that are read, the newest ones")
+        merged_att_layers: int = Field(2, ge=1, description="IMT's blocks, and heads of each")
+        version: Literal["v1", "v3"] = Field("v1", description="v1: other tokens cannot see the ID's")
+        user_layers: int = Field(2, ge=1)
+        user_heads: int = Field(2, ge=1)
+        dropout: float = Field(0.1, ge=0, lt=1)
+        tau: float = Field(0.3, gt=0, description="temperature of distillation")
+        alpha: float = Field(
+            20, ge=0, description="epochs until distillation counts fully; below 1, its constant weight; 0: without it"
+        )
+        negatives: Literal["global", "local"] = Field(
+            "global", description="candidates: the whole batch's items; or those of my share of it, as published"
+        )
+        dedupe: bool = Field(
+            True, description="encode an item once a step; if not, each place where it stands, with its own dropout"
+        )
+
+    config: ODMT.Config
+
+    def __init__(self, config: ODMT.Config, data: Dataset):
+        super().__init__(config, data)
+        _check_heads(config)
+        sets = {"method.text_tokens": config.text_tokens, "method.image_tokens": config.image_tokens}
+        require_tokens(data, sets, "odmt")
+        self._check_widths()
+
+    def features(self) -> list[str]:
+        return [self.config.text_tokens, self.config.image_tokens]
+
+    def sampler(self, train: Interactions, seed: int) -> Sampler:
+        return UserWindows(Histories([train], self.data.users), self.config.length + 1, seed)
+
+    def tables(self) -> list[Table]:
+        init = xavier_normal if self.config.init == 0 else self.starting_from("item", self._first_tokens)
+        return [Table("item", "item", self.config.id_dim, init)]
+
+    def dense(self) -> torch.nn.Module:
+        config, (text, image) = self.config, self._widths()
+        return Branches(
+            (config.id_dim, text, image),
+            config.dim,
+            config.length,
+            config.merged_att_layers,
+            config.user_layers,
+            config.user_heads,
+            config.dropout,
+            hide_id=config.version == "v1",
+        )
+
+    def build(self, space: Space) -> None:
+        super().build(space)
+        self.text, self.image = (token_block(space.world, space.items, self.data, name) for name in self.features())
+        self.log_popularity = self._log_popularity()
+
+    def loss(self, batch: WindowBatch) -> dict[str, torch.Tensor]:
+        weight = distillation_weight(self.config.alpha, batch.epoch + 1)
+        read = self.read(batch)
+        sums = distilled_softmax(
+            read.users, read.columns, read.candidates, read.user, read.label, self.config.tau if weight else None
+        )
+        if self.config.negatives == "global":
+            means = sums / sum(read.rows)
+        else:  # every rank's own mean counts alike, whatever its rows
+            means = sums / (max(1, len(read.users)) * sum(rows > 0 for rows in read.rows))
+        terms = {f"ce_{name}": means[place] for place, name in enumerate(SOURCES)}
+        return terms | ({"kd": weight * means[len(SOURCES) :].sum()} if weight else {})
+
+    def read(self, batch: WindowBatch) -> Read:
+        """The vectors of a batch: every item's, and what my rows' users are at each position that predicts."""
+        known, _, rows = next_items(batch)
+        real, mine = batch.windows != PADDING, slice(batch.mine.start, batch.mine.stop)
+        distinct, number = torch.unique(batch.windows[real], return_inverse=True)
+        # A column is a distinct item, or without `dedupe` a place in the batch's windows.
+        ids = distinct if self.config.dedupe else batch.windows[real]
+        column = torch.zeros_like(batch.windows)
+        column[real] = number if self.config.dedupe else torch.arange(len(ids))
+        owned = batch.owned(ids)
+        columns, users = self.dense_module(
+            self._items(self.rows("item", owned)[0], *owned.rows(*self._tokens())),
+            spread=owned.spread,
+            histories=column[mine, :-1],
+            real=known,
+        )
+        counted = column[real] if self.config.negatives == "global" else column[mine][real[mine]]
+        candidates = Candidates(
+            self.log_popularity[ids],
+            torch.bincount(counted, minlength=len(ids)).log(),
+            _own(column[mine], real[mine], ids, distinct),
+        )
+        return Read(columns, users[known], candidates, known.nonzero()[:, 0], column[mine, 1:][known], column, rows)
+
+    def representations(self, histories: Histories) -> Representations:
+        items = self._all_items()
+
+        def newest(rows: torch.Tensor, real: torch.Tensor, users: np.ndarray) -> torch.Tensor:
+            vectors = self.dense_module(histories=rows, real=real)[1][:, -1]
+            return vectors * real[:, -1:] / len(SOURCES)  # without a history every item scores alike
+
+        return Representations(user_vectors(self.space, histories, self.config.length, items, newest), items)
+
+    def branches(self) -> dict[str, slice]:
+        dim = self.config.dim
+        return {name: slice(place * dim, (place + 1) * dim) for place, name in enumerate(SOURCES)}
+
+    def degradations(self) -> list[str]:
+        missing = {name: self.data.feature(name).missing for name in self.features()}
+        return [
+            f"{count} of {self.data.items} items lack '{name}'; one zero vector stands in as their only token"
+            for name, count in missing.items()
+            if count
+        ]
+
+    def _widths(self) -> tuple[int, int]:
+        text, image = (self.data.feature(name).width for name in self.features())
+        return text, image
+
+    def _check_widths(self) -> None:
+        config, (text, image) = self.config, self._widths()
+        wanted = {0: [], 1: self.features(), 2: [config.image_tokens], 3: [config.text_tokens]}[config.init]
+        if config.init == 1 and text != image:
+            raise InputError(
+                f"key 'method.init' is 1, the mean of both modalities, but '{config.text_tokens}' is {text} wide and '{config.image_tokens}' {image}; use 'method.init' 0, 2 or 3."
+            )
+        for name in wanted:
+            width = self.data.feature(name).width
+            if width != config.id_dim:
+                raise InputError(
+                    f"key 'method.init' is {config.init}, which starts the ID table from '{name}', {width} wide, but 'method.id_dim' is {config.id_dim}; set it to {width}, or 'method.init' to 0."
+                )
+
+    def _first_tokens(self) -> torch.Tensor:
+        """My items' first tokens, from which the ID table starts `[my items, id_dim]` (3.1)."""
+        blocks = {1: [self.image, self.text], 2: [self.image], 3: [self.text]}[self.config.init]
+        return torch.stack([block.values[:, 0].float() for block in blocks]).mean(0)
+
+    def _tokens(self) -> tuple[torch.Tensor, ...]:
+        return self.text.values, self.image.values, self.text.mask, self.image.mask
+
+    def _items(
+        self,
+        ids: torch.Tensor,
+        text: torch.Tensor,
+        image: torch.Tensor,
+        text_mask: torch.Tensor,
+        image_mask: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        """Inputs of the dense module: ID rows with gradient, tokens as they are stored."""
+        text, image = text.float(), image.float()
+        if self.config.tie_cls_feature:
+            # The published program's table and frozen features share memory; lookups of features have no gradient.
+            row = ids.detach().unsqueeze(1)
+            if self.config.init == 2:
+                image = torch.cat([row, image[:, 1:]], 1)
+            else:
+                text = torch.cat([row, text[:, 1:]], 1)
+        return ids, text, image, torch.cat([text_mask, image_mask], 1)
+
+    def _all_items(self) -> torch.Tensor:
+        """My items' vectors `[my items, 3 dim]`, without gradient. Collective: every rank calls the module equally often."""
+        block, (text, image) = self.block("item").detach(), (self.text, self.image)
+        tokens = text.values.shape[1] + image.values.shape[1]
+        at_once, out = max(1, _AT_ONCE // (tokens * self.config.dim)), []
+        for low in range(0, self.space.items.block, at_once):
+            some = slice(low, low + at_once)
+            vectors, _ = self.dense_module(self._items(block[some], *(x[some] for x in self._tokens())))
+            out.append(vectors)
+        return torch.cat(out)
+
+    def _log_popularity(self) -> torch.Tensor:
+        """log p of each item `[items]`, its part of all places in training windows; 0 where it stands in none."""
+        histories = Histories([self.space.train], self.data.users)
+        users = np.flatnonzero(histories.lengths >= 2)
+        windows = histories.newest(users, self.config.length + 1)
+        counts = torch.from_numpy(np.bincount(windows[windows != PADDING], minlength=self.data.items))
+        return (counts / counts.sum()).log().where(counts > 0, 0.0).float()
+
+
+def distillation_weight(alpha: float, epoch: int) -> float:
+    """w(ep) of epoch `epoch`, from 1: a ramp over `alpha` epochs, or `alpha` itself below 1 (4)."""
+    return math.exp(-5 * (1 - min(epoch, alpha) / alpha) ** 2) if alpha >= 1 else alpha
+
+
+def _own(column: torch.Tensor, real: torch.Tensor, ids: torch.Tensor, distinct: torch.Tensor) -> torch.Tensor:
+    """Which columns hold an item of each window, bool `[windows, columns]`.
+
+    Args:
+        column: `[windows, length]`, of each place where `real`.
+        ids: item of each column; `distinct` has each once, ascending.
+    """
+    number = torch.searchsorted(distinct, ids)
+    held = torch.zeros(len(column), len(distinct), dtype=torch.bool)
+    held[real.nonzero()[:, 0], number[column[real]]] = True
+    return held[:, number]
+
+
+def _check_heads(config: ODMT.Config) -> None:
+    for key in ("merged_att_layers", "user_heads"):
+        heads = getattr(config, key)
+        if config.dim % heads:
+            raise InputError(
+                f"key 'method.dim' is {config.dim}, which {heads} heads ('method.{key}') do not divide; change one of the two."
+            )
+    if config.tie_cls_feature and config.init in (0, 1):
+        raise InputError(
+            f"key 'method.tie_cls_feature' is true, but with 'method.init' {config.init} the ID table shares memory with no feature; use 2 (image) or 3 (text), or set it to false."
+        )
