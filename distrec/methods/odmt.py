@@ -237,7 +237,7 @@ class ODMT(Method):
         return torch.cat(out)
 
     def _log_popularity(self) -> torch.Tensor:
-        """log p of each item `[items]`, its part of all places in training windows; 0 where it stands in none."""
+        """Logarithm of each item's popularity `[items]`: its part of all places in training windows; 0 where it stands in none."""
         histories = Histories([self.space.train], self.data.users)
         users = np.flatnonzero(histories.lengths >= 2)
         windows = histories.newest(users, self.config.length + 1)

@@ -238,7 +238,7 @@ def _gradients(fixture: Fixture, engine: Engine) -> list[Row]:
         name: np.concatenate([np.zeros_like(table[:1]), table]) if name == "id_encoder.weight" else found[ours(name)]
         for name in fixture.keys("grad")
     }
-    return [absolute(f"grad/{name}", grad, fixture[f"grad/{name}"], 1e-5) for name, grad in mine.items()]
+    return [of_largest(f"grad/{name}", grad, fixture[f"grad/{name}"], 1e-5) for name, grad in mine.items()]
 
 
 def _after(fixture: Fixture, engine: Engine, table: np.ndarray) -> list[Row]:
