@@ -11,7 +11,9 @@ from distrec.evaluation.slices import Slice
 METRICS = ("recall", "ndcg", "precision", "map", "hit")
 
 
-def report(ranked: Ranked, slices: Sequence[Slice], split: str, mask: str) -> dict[str, Any]:
+def report(
+    ranked: Ranked, slices: Sequence[Slice], split: str, mask: str, branches: Mapping[str, Ranked] | None = None
+) -> dict[str, Any]:
     """The evaluation as a JSON value.
 
     `metrics` has the keys of `summary.json` (`recall@20`, …), `intervals` the 95 % interval over users of each; both
@@ -23,7 +25,9 @@ def report(ranked: Ranked, slices: Sequence[Slice], split: str, mask: str) -> di
         slices: its parts.
         split: the split that was ranked.
         mask: the splits whose items were left out, as `evaluate.mask` names them.
+        branches: the whole split ranked by each of a method's predictors alone, where it joins several.
     """
+    alone = {name: _part(branch) for name, branch in (branches or {}).items()}
     return {
         "split": split,
         "mask": mask,
@@ -31,6 +35,7 @@ def report(ranked: Ranked, slices: Sequence[Slice], split: str, mask: str) -> di
         **_part(ranked),
         "masked_pairs": int(ranked.masked.sum()),
         "slices": {part.name: {"meaning": part.meaning, **_part(part.ranked)} for part in slices},
+        **({"branches": alone} if alone else {}),
     }
 
 
@@ -44,7 +49,7 @@ def _part(ranked: Ranked) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any], k: int) -> str:
-    """A report as plain text: all metrics at all cut-offs, then Recall and NDCG at `k` of each slice.
+    """A report as plain text: all metrics at all cut-offs, then Recall and NDCG at `k` of each slice and branch.
 
     Args:
         result: what `report` gave.
@@ -62,7 +67,14 @@ def table(result: dict[str, Any], k: int) -> str:
     note = f"{result['split']}: {result['users']} users, ranking {ranking}; ± 95 % over users"
     if result["masked_pairs"]:
         note += f"; {result['masked_pairs']} held-out pairs are masked and count as not found"
-    return "\n".join([note, "", *_aligned(whole), "", *_aligned(parts)])
+    lines = [note, "", *_aligned(whole), "", *_aligned(parts)]
+    if "branches" in result:
+        alone = [["branch", f"recall@{k}", f"ndcg@{k}"]]
+        for name, part in [("fused", result), *result["branches"].items()]:
+            numbers = (_number(part["metrics"], part["intervals"], f"{metric}@{k}") for metric in ("recall", "ndcg"))
+            alone.append([name, *numbers])
+        lines += ["", *_aligned(alone)]
+    return "\n".join(lines)
 
 
 def comparison(results: Mapping[str, Mapping[str, Any]], beside: Mapping[str, Mapping[str, float]], k: int) -> str:

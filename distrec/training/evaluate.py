@@ -104,7 +104,14 @@ def evaluate_worker(config: RunConfig, path: str, split: str) -> None:
     with torch.no_grad():
         evaluator = build_evaluator(engine, split, data.interactions(split), config)  # type: ignore[arg-type]
         ranked = evaluator.rank(final.users, final.items, engine.method.score)
+        branches = {
+            name: evaluator.rank(
+                final.users[:, part].contiguous(), final.items[:, part].contiguous(), engine.method.score
+            )
+            for name, part in engine.method.branches().items()
+        }
     if world.rank == 0:
         parts = slices(ranked, engine.train_rows, data.users, data.items, missing_items(data))
-        run.folder.write_json(report(ranked, parts, split, config.evaluate.mask), "evaluation", f"{split}.json")
+        result = report(ranked, parts, split, config.evaluate.mask, branches)
+        run.folder.write_json(result, "evaluation", f"{split}.json")
     world.barrier()

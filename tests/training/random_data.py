@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from distrec.data.dataset import SPLITS, FeatureEntry, Manifest, vector_table, write_manifest, write_part
-from distrec.data.storage import open_folder
+from distrec.data.dataset import SPLITS, FeatureEntry, FileEntry, Manifest, vector_table, write_manifest, write_part
+from distrec.data.storage import Folder, open_folder
 
 WIDTHS = {"text": 8, "image": 5}
+TOKENS = {"text-tokens": (4, 6), "image-tokens": (3, 6)}  # of an item, and their width
 
 
 def write_random(path: Path, users: int, items: int, train: int, seed: int) -> str:
@@ -39,9 +40,28 @@ def write_random(path: Path, users: int, items: int, train: int, seed: int) -> s
         features[name] = FeatureEntry(
             width=width, dtype="float32", missing=int(missing.sum()), source="drawn", parts=[part]
         )
+    for name, shape in TOKENS.items():
+        features[name], files[features[name].parts[0]] = write_tokens(folder, name, items, shape, seed)
     manifest = Manifest(
         format=1, name="random", users=users, items=items, interactions=counts, split="given", id_order="given",
         features=features, content={}, config={}, files=files,
     )  # fmt: skip
     write_manifest(folder, manifest)
     return str(path)
+
+
+def write_tokens(
+    folder: Folder, name: str, items: int, shape: tuple[int, int], seed: int
+) -> tuple[FeatureEntry, FileEntry]:
+    """A drawn token set of `shape` per item: texts of different lengths, images whole, some items without."""
+    rng, (tokens, width) = np.random.default_rng([seed, len(name)]), shape
+    missing = rng.random(items) < 0.15
+    count = np.where(missing, 0, rng.integers(1, tokens + 1, items) if name.startswith("text") else tokens)
+    values = rng.normal(size=(items, tokens, width)).astype(np.float16)
+    values[np.arange(tokens) >= count[:, None]] = 0
+    part = f"features/{name}/part-00000.parquet"
+    file = write_part(folder, part, vector_table(0, values.reshape(items, -1), missing, count.astype(np.int32)))
+    entry = FeatureEntry(
+        tokens=tokens, width=width, dtype="float16", missing=int(missing.sum()), source="drawn", parts=[part]
+    )
+    return entry, file

@@ -26,15 +26,20 @@ from distrec.data.dataset import (
 )
 from distrec.data.storage import open_folder
 from distrec.training.engine import Engine
+from tests.training.random_data import write_tokens
 
 USERS, ITEMS = 61, 37  # divided by no number of workers
 # Whitening needs at least as many columns as STAIR's tables have, and `image` has 5.
-SETTINGS: dict[str, dict[str, Any]] = {"popularity": {}, "stair": {"dim": 4}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "popularity": {},
+    "stair": {"dim": 4},
+    "odmt": {"dim": 8, "id_dim": 8, "init": 3, "length": 4, "alpha": 2, "dropout": 0.1},
+}
 
 
 def write_small(path: Path | str, seed: int = 0, feature_scale: float = 1.0) -> str:
     """A dataset of `USERS` x `ITEMS`, each user with 6 to 12 training items, 1 valid and 1 test item, features
-    `text` (8 wide, one row missing) and `image` (5 wide).
+    `text` (8 wide, one row missing) and `image` (5 wide), and token sets of the same widths.
     """
     rng, folder = np.random.default_rng(seed), open_folder(str(path))
     rows: dict[str, list[tuple[int, int]]] = {split: [] for split in SPLITS}
@@ -66,6 +71,8 @@ def write_small(path: Path | str, seed: int = 0, feature_scale: float = 1.0) -> 
         part = f"features/{name}/part-00000.parquet"
         files[part] = write_part(folder, part, vector_table(0, values, gone))
         features[name] = FeatureEntry(width=width, dtype="float32", missing=len(missing), source="drawn", parts=[part])
+    for name, shape in {"text-tokens": (4, 8), "image-tokens": (3, 5)}.items():
+        features[name], files[features[name].parts[0]] = write_tokens(folder, name, ITEMS, shape, seed)
     manifest = Manifest(
         format=FORMAT, name="small", users=USERS, items=ITEMS, split="given", id_order="sorted", content={},
         interactions={split: len(pairs) for split, pairs in rows.items()}, features=features, config={}, files=files,

@@ -24,6 +24,7 @@ STEPS, BATCH = 20, 50
 DATASETS = {"more users": (61, 23, 302, 0), "more items": (17, 90, 101, 1), "few users": (9, 31, 203, 2)}
 ADAM, SGD = {"name": "adam", "lr": 2e-3}, {"name": "sgd", "lr": 0.05}
 ADAMW = {"name": "adamw", "lr": 2e-3, "weight_decay": 0.1, "lr_decay": {"factor": 0.5, "epochs": 1.5}}
+CLIPPED = ADAMW | {"clip_norm": 5.0}
 ALIGNREC: dict[str, Any] = {"name": "alignrec", "dim": 8, "knn_k": 5, "sim_weight": 0.3, "cl_loss": 0.1}
 LIGHTGCN: dict[str, Any] = {"name": "lightgcn", "dim": 8, "layers": 2, "reg": 0.01}
 BPRMF: dict[str, Any] = {"name": "bprmf", "dim": 8, "reg": 0.01}
@@ -31,6 +32,7 @@ STAIR: dict[str, Any] = {"name": "stair", "dim": 5, "neighbours": [5, 1]}
 STAIR_TEXT: dict[str, Any] = {"name": "stair", "dim": 8, "features": ["text"], "neighbours": [3], "layers": 2}
 MENTOR: dict[str, Any] = {"name": "mentor", "dim": 8, "knn_k": 4, "mask_weight_g": 0.1}
 SASREC: dict[str, Any] = {"name": "sasrec", "dim": 8, "length": 6, "dropout": 0.0}
+ODMT: dict[str, Any] = {"name": "odmt", "dim": 8, "id_dim": 6, "length": 5, "dropout": 0.0, "alpha": 3, "init": 0}
 UNPERTURBED = MENTOR | {"mask_weight_g": 0.0, "item_layers": 2}
 INTENT = MENTOR | {"variant": "intent"}
 
@@ -50,12 +52,15 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any], int]] = {
         + [("more users", MENTOR, ADAM), ("more items", UNPERTURBED, ADAM), ("few users", MENTOR, ADAM)]
         + [("more items", INTENT, SGD), ("more users", INTENT, ADAM)]
         + [("more users", SASREC, ADAM), ("more items", SASREC, SGD), ("few users", SASREC, ADAMW)]
+        + [("more users", ODMT, CLIPPED), ("more items", ODMT | {"init": 1, "version": "v3"}, SGD)]
+        + [("few users", ODMT | {"init": 3, "tie_cls_feature": True, "dedupe": False}, ADAM)]
     )
 }
 SPARSE = "bprmf, sparse tables"
 RUNS[SPARSE] = ("more users", BPRMF, {"tables": "sparse", "lr": 0.05}, 50)
 ZERO = ["alignrec, adam, more users", "alignrec, adamw, more users", "alignrec, sgd, more items"]
 ZERO += ["mentor, adam, more users", "mentor intent, adam, more users", "sasrec, adam, more users"]
+ZERO += ["odmt, adamw, more users"]
 
 Result = dict[str, Any]
 
@@ -153,7 +158,7 @@ def test_the_runs_do_train_and_differ(results):
     alone = results(1)
     for (name, _), result in alone.items():
         steps_per_epoch = -(-DATASETS[RUNS[name][0]][2] // BATCH)
-        main = "bpr" if "bpr" in result["terms"][0] else "ce"
+        main = next(term for term in ("bpr", "ce", "ce_id") if term in result["terms"][0])
         full = [terms[main] for step, terms in enumerate(result["terms"]) if (step + 1) % steps_per_epoch]
         assert np.mean(full[-3:]) < np.mean(full[:3]), name
     tables = [b"".join(table.tobytes() for table in result["tables"].values()) for result in alone.values()]
