@@ -1,0 +1,259 @@
+"""ODMT against its plain transcription, at any number of workers, and what its settings promise (odmt.md 10)."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from distrec.data.dataset import Dataset, Interactions
+from distrec.data.histories import Histories
+from distrec.data.sampling import Windows
+from distrec.errors import InputError
+from distrec.methods.batch import batch_of
+from distrec.methods.odmt import distillation_weight
+from distrec.parallel.partition import share
+from distrec.parallel.world import World
+from distrec.runtime import quiet
+from tests.distributed import run_workers
+from tests.methods.bare import SEED, Bare, method_of
+from tests.methods.plain_odmt import Plain
+from tests.training.random_data import write_random
+from tests.training.small import write_small
+
+ODMT: dict[str, Any] = {"name": "odmt", "dim": 8, "id_dim": 6, "length": 5, "dropout": 0.0, "alpha": 4}
+CASES: dict[str, dict[str, Any]] = {
+    "as published": ODMT,
+    "a column per slot": ODMT | {"dedupe": False},
+    "nothing hidden": ODMT | {"version": "v3", "init": 0},
+    "one block": ODMT | {"merged_att_layers": 1, "user_layers": 1, "user_heads": 4, "tau": 2.0},
+    "four blocks": ODMT | {"merged_att_layers": 4, "version": "v3", "alpha": 0.3, "length": 2},
+    "tied texts": ODMT | {"init": 3, "tie_cls_feature": True},
+    "tied images, a column per slot": ODMT | {"init": 2, "tie_cls_feature": True, "dedupe": False},
+    "not distilled": ODMT | {"alpha": 0, "init": 2},
+}
+LOCAL = {
+    "local": ODMT | {"negatives": "local"},
+    "local, a column per slot": ODMT | {"negatives": "local", "dedupe": False},
+}
+DATASETS = {"more users": (30, 14, 102, 0), "more items": (9, 40, 52, 1)}
+BATCH, EPOCH = 50, 2
+
+
+def plain_of(data: Dataset, train: Interactions, config: dict[str, Any]) -> Plain:
+    """The transcription, its inputs read and counted without the method's code."""
+    tokens = {}
+    for name in ("text", "image"):
+        values, count, _ = data.token_rows(f"{name}-tokens", 0, data.items)
+        mask = [[place < max(1, length) for place in range(values.shape[1])] for length in count.tolist()]
+        tokens |= {name: torch.from_numpy(values).double(), f"{name}_mask": torch.tensor(mask)}
+    histories: dict[int, list[int]] = {}
+    for user, item in zip(train.user.tolist(), train.item.tolist(), strict=True):
+        histories.setdefault(user, []).append(item)
+    counts = torch.zeros(data.items, dtype=torch.float64)
+    for history in histories.values():
+        for item in history[-config["length"] - 1 :] if len(history) > 1 else []:
+            counts[item] += 1
+    return Plain(**tokens, popularity=counts / counts.sum(), config=config)
+
+
+def worker(folder: str, cases: dict[str, dict[str, Any]]) -> dict[tuple[str, str], Any]:
+    """By dataset and case: terms (shares summed), gradients of their sum, and the batch's windows and whole weights."""
+    quiet()
+    out: dict[tuple[str, str], Any] = {}
+    for dataset in DATASETS:
+        for case, settings in cases.items():
+            bare = Bare(World.current(), Dataset.open(str(Path(folder, dataset))), settings)
+            batch = bare.batch(BATCH, EPOCH)
+            terms = bare.method.loss(batch)
+            grads = bare.gradients(torch.stack(list(terms.values())).sum())
+            whole = {name: bare.whole(table, bare.items).double() for name, table in bare.tables.items()}
+            found = {name: torch.zeros_like(x) for name, x in (bare.tables | bare.dense).items()}
+            found |= {name: grad for name, grad in grads.items() if grad is not None}
+            summed = {name: bare.world.sum_(grad.clone()) for name, grad in found.items() if name in bare.dense}
+            summed |= {name: bare.whole(found[name], bare.items) for name in bare.tables}
+            total = {name: float(bare.world.sum_(term.detach().clone())) for name, term in terms.items()}
+            weights = whole | {name: x.detach().double() for name, x in bare.dense.items()}
+            out[dataset, case] = total, summed, batch.windows, weights, bare.method.config.model_dump()
+    return out
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data")
+    for name, shape in DATASETS.items():
+        write_random(path / name, *shape)
+    return path
+
+
+def agree(folder: Path, results: dict[tuple[str, str], Any]) -> None:
+    for (dataset, case), (total, grads, windows, weights, config) in results.items():
+        data = Dataset.open(str(folder / dataset))
+        leaves = {name: x.clone().requires_grad_() for name, x in weights.items()}
+        terms = plain_of(data, data.interactions("train"), config).terms(leaves, windows, EPOCH + 1)
+        assert total == pytest.approx({name: float(x.detach()) for name, x in terms.items()}, rel=2e-6), (dataset, case)
+        torch.stack(list(terms.values())).sum().backward()
+        for name, leaf in leaves.items():
+            wanted = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+            scale = float(wanted.abs().max())
+            assert float((grads[name] - wanted).abs().max()) <= 1e-5 * max(scale, 1e-2), (dataset, case, name)
+
+
+def test_terms_and_gradients_are_those_of_the_transcription(folder: Path):
+    results = worker(str(folder), CASES)
+    agree(folder, results)
+    values = [round(sum(total.values()), 3) for (dataset, _), (total, *_) in results.items() if dataset == "more items"]
+    assert len(set(values)) == len(values) - 1  # one case repeats the first without `dedupe`
+
+
+@pytest.fixture(scope="module")
+def several(folder: Path):
+    """What some number of workers find, made once."""
+    return cache(lambda size: run_workers(worker, size, str(folder), CASES | LOCAL)[0])
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("size", [2, 3])
+def test_any_number_of_workers_computes_the_same(folder: Path, several, size: int):
+    agree(folder, {(data, case): found for (data, case), found in several(size).items() if case in CASES})
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("size", [2, 3])
+def test_local_negatives_are_the_mean_of_that_many_processes(folder: Path, several, size: int):
+    for (dataset, case), (total, _, windows, weights, config) in several(size).items():
+        if case not in LOCAL:
+            continue
+        data = Dataset.open(str(folder / dataset))
+        plain = plain_of(data, data.interactions("train"), config)
+        shares = [windows[slice(*share(len(windows), rank, size))] for rank in range(size)]
+        alone = [plain.terms(weights, part, EPOCH + 1) for part in shares]
+        means = {name: float(np.mean([float(terms[name]) for terms in alone])) for name in total}
+        assert total == pytest.approx(means, rel=2e-6), (dataset, case)
+        whole = plain.terms(weights, windows, EPOCH + 1)
+        assert total["ce_id"] != pytest.approx(float(whole["ce_id"]), rel=1e-2)
+
+
+def test_one_worker_has_no_local_negatives_of_its_own(folder: Path):
+    found = worker(str(folder), {kind: ODMT | {"negatives": kind} for kind in ("global", "local")})
+    for dataset in DATASETS:
+        assert found[dataset, "global"][0] == pytest.approx(found[dataset, "local"][0], rel=1e-7)
+
+
+def made(folder: Path, **settings: Any) -> Bare:
+    return Bare(World(0, 1), Dataset.open(str(folder / "more items")), ODMT | settings)
+
+
+@pytest.mark.parametrize(("version", "sees"), [("v1", False), ("v3", True)])
+def test_only_v3_lets_texts_and_images_see_the_id(folder: Path, version: str, sees: bool):
+    bare = made(folder, version=version)
+    before = bare.final().items.clone()
+    with torch.no_grad():
+        bare.tables["item"].normal_(generator=torch.Generator().manual_seed(1))
+    after = bare.final().items
+    changed = {name: bool((before[:, part] != after[:, part]).any()) for name, part in bare.method.branches().items()}
+    assert changed == {"id": True, "text": sees, "image": sees}
+
+
+@pytest.mark.parametrize("dedupe", [True, False])
+def test_identical_users_leave_nothing_to_tell_the_label_from(folder: Path, dedupe: bool):
+    bare = made(folder, dedupe=dedupe)
+    windows = np.tile([[-1, -1, 3, 0, 5, 1]], (4, 1))
+    batch = batch_of(bare.world, bare.users, bare.items, Windows(np.arange(4), windows, np.arange(4)), 4, SEED, 0, 0)
+    terms = bare.method.loss(batch)
+    assert [float(terms[f"ce_{name}"].detach()) for name in bare.method.branches()] == pytest.approx([0] * 3, abs=1e-6)
+    assert float(terms["kd"].detach()) == pytest.approx(0, abs=1e-6)
+
+
+def test_many_rows_are_cut_into_blocks_without_a_change(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    bare = made(folder)
+    whole = bare.gradients(sum(bare.method.loss(bare.batch(BATCH)).values()))
+    monkeypatch.setattr("distrec.methods.distillation._BLOCK_ELEMENTS", 50)  # two or so rows of the columns here
+    cut = bare.gradients(sum(bare.method.loss(bare.batch(BATCH)).values()))
+    for name, grad in whole.items():
+        torch.testing.assert_close(cut[name], grad, rtol=1e-4, atol=1e-6)
+
+
+def test_with_dropout_a_slot_has_its_own_draw_only_without_dedupe(folder: Path):
+    for dedupe in (True, False):
+        bare = made(folder, dedupe=dedupe, dropout=0.5)
+        windows = np.array([[0, 1, 2, 0, 3, 4], [5, 0, 1, 6, 2, 7]])
+        batch = batch_of(
+            bare.world, bare.users, bare.items, Windows(np.arange(2), windows, np.arange(2)), 2, SEED, 0, 0
+        )
+        read = bare.method.read(batch)
+        vectors = read.columns[read.column]
+        assert bool((vectors[0, 0] == vectors[0, 3]).all()) == dedupe == (len(read.columns) == 8)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "epoch", "weight"),
+    [(60, 30, np.exp(-1.25)), (50, 40, 0.8187), (20, 20, 1), (20, 31, 1), (1, 1, 1), (0.25, 7, 0.25), (0, 3, 0)],
+)
+def test_distillation_grows_over_its_epochs(alpha: float, epoch: int, weight: float):
+    assert distillation_weight(alpha, epoch) == pytest.approx(weight, abs=1e-4)
+
+
+def test_ranking_means_the_newest_position_and_users_without_a_history_score_zero(folder: Path):
+    bare = made(folder)
+    final, config = bare.final(), bare.method.config.model_dump()
+    plain = plain_of(bare.method.data, bare.train, config)
+    weights = {name: x.detach().double() for name, x in (bare.tables | bare.dense).items()}
+    vectors = plain.items(weights, torch.arange(bare.items.rows))
+    windows = torch.from_numpy(Histories([bare.train], bare.users.rows).newest(np.arange(bare.users.rows), 5))
+    scores = torch.zeros(bare.users.rows, bare.items.rows, dtype=torch.float64)
+    for name, e in zip(("id", "text", "image"), vectors, strict=True):
+        scores += plain.users(weights, name, e[windows], windows >= 0)[:, -1] @ e.t() / 3
+    torch.testing.assert_close(bare.method.score(final.users, final.items).double(), scores, rtol=1e-4, atol=1e-5)
+    none = Interactions(*(np.empty(0, kind) for kind in (np.int32, np.int32, np.int64)))
+    with torch.no_grad():
+        strangers = bare.method.representations(Histories([none], bare.users.rows))
+    assert not strangers.users.any()
+    assert strangers.items.equal(final.items)
+
+
+@pytest.mark.parametrize("init", [1, 2, 3])
+def test_the_id_table_starts_from_first_tokens(folder: Path, init: int):
+    bare = made(folder, init=init)
+    text, image = (bare.method.data.token_rows(f"{name}-tokens", 0, 40)[0][:, 0] for name in ("text", "image"))
+    wanted = {1: (text.astype(np.float32) + image.astype(np.float32)) / 2, 2: image, 3: text}[init]
+    np.testing.assert_allclose(bare.tables["item"].detach().numpy(), wanted, rtol=1e-6)
+
+
+def test_it_says_which_items_lack_a_modality(folder: Path):
+    data = Dataset.open(str(folder / "more items"))
+    lacking = {name: data.feature(name).missing for name in ("text-tokens", "image-tokens")}
+    assert all(lacking.values())
+    assert method_of(data, **ODMT).degradations() == [
+        f"{count} of 40 items lack '{name}'; one zero vector stands in as their only token"
+        for name, count in lacking.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"alpha": -1}, "key 'method.alpha' is -1"),
+        ({"tau": 0}, "key 'method.tau' is 0"),
+        ({"length": 0}, "key 'method.length' is 0"),
+        ({"dim": 9}, "key 'method.dim' is 9, which 2 heads ('method.merged_att_layers') do not divide"),
+        ({"user_heads": 3}, "key 'method.dim' is 8, which 3 heads ('method.user_heads') do not divide"),
+        ({"id_dim": 4, "init": 3}, "key 'method.init' is 3, which starts the ID table from 'text-tokens', 8 wide"),
+        ({"init": 2}, "from 'image-tokens', 5 wide, but 'method.id_dim' is 8; set it to 5, or 'method.init' to 0"),
+        ({"init": 1}, "but 'text-tokens' is 8 wide and 'image-tokens' 5; use 'method.init' 0, 2 or 3"),
+        ({"init": 4}, "key 'method.init' is 4"),
+        ({"init": 0, "tie_cls_feature": True}, "key 'method.tie_cls_feature' is true, but with 'method.init' 0"),
+        ({"text_tokens": "words"}, "key 'method.text_tokens' is 'words', which is not in the dataset"),
+        ({"image_tokens": "image"}, "key 'method.image_tokens' is 'image', which has one vector per item"),
+        ({"image_tokens": "image"}, "--tokens' and name a set it writes"),
+    ],
+)
+def test_wrong_settings_are_refused_in_words(tmp_path: Path, settings: dict[str, Any], told: str):
+    data = Dataset.open(write_small(tmp_path))
+    with pytest.raises(InputError) as error:
+        method_of(data, **(ODMT | {"id_dim": 8, "init": 3} | settings))
+    assert told in str(error.value)
