@@ -29,7 +29,8 @@ from tests.distributed import own_cluster, run_workers
 from tests.training import small
 from tests.training.test_checkpoint import full, train_steps
 
-STEPS = 9  # of an epoch of the small dataset in batches of 64
+STEPS = 9  # of an epoch of the small dataset: 64 of its pairs each, or 7 of its users
+BATCHES = {"odmt": 7}
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +38,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return small.write_small(tmp_path_factory.mktemp("data"))
 
 
-@pytest.mark.parametrize("method", ["lightgcn", "alignrec", "stair", "mentor"])
+@pytest.mark.parametrize("method", ["lightgcn", "alignrec", "stair", "mentor", "odmt"])
 @pytest.mark.parametrize("seed", range(5))
 def test_crashes_anywhere_change_nothing(tmp_path: Path, data: str, method: str, seed: int) -> None:
     """A few crashes at random steps; the parts together train what one uninterrupted run trains, to the last bit."""
     rng = np.random.default_rng(seed)
     epochs, every, crashes = 4, int(rng.integers(0, 6)), int(rng.integers(1, 5))
     config = small.write_config(
-        tmp_path / "run.yaml", data, tmp_path, method, train={"epochs": epochs, "seed": seed, "checkpoint_every": every},
-        optimizer={"lr_decay": {"factor": 0.5, "epochs": 2}},
+        tmp_path / "run.yaml", data, tmp_path, method, optimizer={"lr_decay": {"factor": 0.5, "epochs": 2}},
+        train={"epochs": epochs, "seed": seed, "checkpoint_every": every, "global_batch": BATCHES.get(method, 64)},
     )  # fmt: skip
     assert main(["train", config, "run.name=whole"]) == 0
     places = sorted((int(rng.integers(0, epochs)), int(rng.integers(0, STEPS))) for _ in range(crashes))
