@@ -98,6 +98,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     encode.add_argument("--text-tokens", type=int, metavar="N", help="with --tokens: tokens of a text; 30 by default")
     encode.add_argument("--image-pool", type=int, metavar="N", help="with --tokens: average feature maps down to N x N")
+    encode.add_argument(
+        "--cut",
+        type=int,
+        metavar="N",
+        help="with --tokens: write 'text-tokens-cutN' and 'image-tokens-cutN', what stands before the last N layers, for a "
+        "method that trains these",
+    )
     encode.add_argument("--workers", type=int, default=2, help="Ray actors; 0 encodes in this process")
     encode.add_argument("--threads", type=int, default=1, help="CPU threads per worker")
     encode.add_argument("--batch", type=int, help="contents per forward pass; the encoder's own by default")

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from distrec.config import digest
+from distrec.data.dataset import TOKENS
 
 # Weights come from packages and local folders. Set before the first import of transformers, which reads them then.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -19,6 +20,13 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 Modality = Literal["text", "image"]
 MODALITIES: tuple[Modality, ...] = ("text", "image")
+ENCODED = "encoder "
+"""How the source of a feature set that was encoded begins."""
+
+
+def cut_name(modality: str, cut: int) -> str:
+    """The name of a modality's token set: the last layer's, or what stands before the last `cut` layers."""
+    return f"{modality}{TOKENS}" + (f"-cut{cut}" if cut else "")
 
 
 class Encoder(ABC):
@@ -33,6 +41,8 @@ class Encoder(ABC):
         width: Length of a vector.
         batch: How many items it likes to take at once on a CPU.
         settings: Everything besides the weights that changes its vectors.
+        cut: Layers that are left out at the end; its vectors are what stands before them.
+        side: Cells a side to which a feature map is averaged down; None: it stays as it is.
     """
 
     modality: ClassVar[Modality]
@@ -41,12 +51,33 @@ class Encoder(ABC):
     tokens: int = 1
     width: int
     settings: dict[str, Any]
+    cut: int = 0
+    side: int | None = None
     _model: Any = None
 
     @property
     def key(self) -> str:
         """Hash of the weights and settings: two encoders with one key give the same vectors."""
         return digest({"weights": self.weights_hash(), "width": self.width, **self.settings})[:16]
+
+    @property
+    def source(self) -> str:
+        """What a manifest says of a feature set made by it, from which `distrec.encoders.tail` finds it again."""
+        pool = f" pool={self.side}" if self.side else ""
+        return f"{ENCODED}{self.name} {self.key}" + (f" cut={self.cut}{pool}" if self.cut else "")
+
+    @property
+    def last_width(self) -> int:
+        """Length of the last layer's vectors, which `tail` makes; `width` unless it was cut."""
+        return self.width
+
+    def tail(self) -> Any:
+        """The layers that were cut off, a new `distrec.encoders.tail.Tail` on the CPU in evaluation mode.
+
+        Raises:
+            InputError: it cannot be loaded.
+        """
+        raise NotImplementedError
 
     @property
     def row_bytes(self) -> int:

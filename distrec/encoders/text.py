@@ -21,12 +21,13 @@ class TransformerText(Encoder):
         name: How the user named it.
         path: A folder with the model and its tokenizer.
         max_tokens: A longer text is cut here, or where the model's positions end.
+        cut: With `pooled` false, layers left out at the end.
     """
 
     modality = "text"
     batch = 8
 
-    def __init__(self, name: str, path: str, max_tokens: int, pooled: bool = True):
+    def __init__(self, name: str, path: str, max_tokens: int, pooled: bool = True, cut: int = 0):
         self.name, self.folder = name, ModelFolder(path)
         config = self.folder.config
         tower = config.get("text_config") or config
@@ -34,6 +35,9 @@ class TransformerText(Encoder):
         self.max_tokens = min(max_tokens, int(tower.get("max_position_embeddings", max_tokens)))
         self.settings = {"pooling": "mean", "length": 1} if pooled else {"pooling": "none"}
         self.settings["max_tokens"] = self.max_tokens
+        if cut:
+            self.folder.check_cut(self.modality, cut)
+            self.cut, self.settings["cut"] = cut, cut
         self.pooled, self.tokens = pooled, 1 if pooled else self.max_tokens
 
     def weights_hash(self) -> str:
@@ -42,7 +46,10 @@ class TransformerText(Encoder):
     def load(self) -> Any:
         from transformers import AutoTokenizer
 
-        return self.folder.open(AutoTokenizer), self.folder.model()
+        return self.folder.open(AutoTokenizer), self.folder.model(self.modality, self.cut)
+
+    def tail(self) -> Any:
+        return self.folder.tail(self.modality, self.cut)
 
     def forward(self, model: Any, batch: Sequence[str]) -> np.ndarray:
         import torch

@@ -142,7 +142,7 @@ def test_the_default_encoders_are_30_tokens_of_minilm_and_50_of_efficientnet(tmp
     pixels = np.asarray(Image.open(io.BytesIO(images[1])).convert("RGB").resize((224, 224), Image.Resampling.BICUBIC))
     with torch.inference_mode():
         inputs = torch.from_numpy((pixels.astype(np.float32) - 127) / 128).permute(2, 0, 1)[None]
-        feature_map = model.extract_features(inputs)[0]
+        feature_map = model(inputs)[0]
     close(values[1, 1 + 7 * 2 + 5], feature_map[:, 2, 5])
 
 

@@ -93,10 +93,11 @@ def rows(path: str, name: str) -> tuple[np.ndarray, np.ndarray]:
     return dataset.feature_rows(name, 0, dataset.items)
 
 
-def text_model(folder: Path, seed: int = 0) -> str:
-    """A BERT of 24 dimensions and its word-piece tokenizer."""
+def text_model(folder: Path, seed: int = 0, kind: str = "Bert", **settings: float) -> str:
+    """A BERT (or its like) of 24 dimensions and its word-piece tokenizer; `settings` go to its config."""
     import torch
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    import transformers
+    from transformers import BertTokenizerFast
 
     folder.mkdir(parents=True, exist_ok=True)
     pieces = [
@@ -114,20 +115,22 @@ def text_model(folder: Path, seed: int = 0) -> str:
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     torch.manual_seed(seed)
     shape = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    config = BertConfig(vocab_size=len(pieces), max_position_embeddings=40, initializer_range=0.3, **shape)
-    BertModel(config).eval().save_pretrained(folder)
+    shape |= {"vocab_size": len(pieces), "max_position_embeddings": 40, "pad_token_id": 0}
+    config = getattr(transformers, f"{kind}Config")(initializer_range=0.3, **shape, **settings)
+    getattr(transformers, f"{kind}Model")(config).eval().save_pretrained(folder)
     return str(folder)
 
 
-def vit_model(folder: Path) -> str:
-    """A ViT of 16 dimensions on 32 x 32 pixels."""
+def vit_model(folder: Path, kind: str = "ViT") -> str:
+    """A ViT (or its like) of 16 dimensions on 32 x 32 pixels."""
     import torch
-    from transformers import ViTConfig, ViTModel
+    import transformers
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
     torch.manual_seed(1)
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    ViTModel(ViTConfig(image_size=32, patch_size=8, initializer_range=0.3, **shape)).save_pretrained(folder)
+    config = getattr(transformers, f"{kind}Config")(image_size=32, patch_size=8, initializer_range=0.3, **shape)
+    getattr(transformers, f"{kind}Model")(config).save_pretrained(folder)
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
     return str(folder)
 

@@ -1,0 +1,149 @@
+"""The last layers of an encoder as a module that trains: from the hidden states that `distrec encode --tokens --cut N`
+keeps to the last hidden states that `--tokens` keeps.
+
+Transformer layers keep the dropout of their own config, in training mode. In EfficientNet the statistics of batch
+normalisation are frozen and folded, with its scale and shift, into the weight and bias of the convolution before it, which
+train: what an item becomes never depends on the others of its batch.
+"""
+
+from __future__ import annotations
+
+import re
+from math import isqrt
+from operator import attrgetter
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from distrec.data.dataset import Dataset
+from distrec.encoders.base import ENCODED, Encoder, Modality, cut_name
+from distrec.encoders.image import map_tokens
+from distrec.encoders.registry import make_encoder
+from distrec.errors import InputError
+
+# `Encoder.source`, as it stands in a manifest.
+_SOURCE = re.compile(rf"{ENCODED}(?P<encoder>.+) (?P<key>[0-9a-f]{{16}}) cut=(?P<cut>\d+)(?: pool=(?P<pool>\d+))?")
+
+
+class Tail(nn.Module):
+    """The last layers of one encoder: `[items, tokens, width]` to `[items, tokens of the last layer, its width]`."""
+
+    recompute: ClassVar[bool] = True
+    """With activation checkpointing, its inner values are computed anew for the backward pass."""
+
+    def forward(self, states: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Last hidden states, zeros where they are not real, and where they are.
+
+        Args:
+            states: hidden states before the last layers `[items, tokens, width]`.
+            real: tokens that are not padding, bool `[items, tokens]`; an item without any lacks the modality, and its
+                first token, a zero vector, stands in as its only one.
+        """
+        there = real.any(1, keepdim=True)
+        # Attention over no token at all has no value, so that such an item's first token stands in on the way, too.
+        last, known = self.run(states, real | _first(real))
+        known = known & there
+        return last * known.unsqueeze(2), known | _first(known)
+
+    def run(self, states: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `forward`, where every item has a real token; values of the others may be any finite ones."""
+        raise NotImplementedError
+
+
+class TransformerTail(Tail):
+    """The last layers of a `transformers` model, and the normalisation that stands behind them, if one does."""
+
+    def __init__(self, layers: nn.ModuleList, norm: nn.Module):
+        super().__init__()
+        self.layers, self.norm = layers, norm
+
+    def run(self, states: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        nothing, never = torch.zeros((), dtype=states.dtype), torch.finfo(states.dtype).min
+        mask = nothing.where(real[:, None, None, :], never)
+        for layer in self.layers:
+            states = layer(states, mask)
+        return self.norm(states), real
+
+
+class ConvolutionTail(Tail):
+    """The last blocks of a convolutional network over its feature map, whose cells come as tokens, row by row.
+
+    Args:
+        side: the last map averaged down to `side` x `side` tokens.
+    """
+
+    def __init__(self, blocks: nn.Sequential, side: int | None):
+        super().__init__()
+        self.blocks, self.side = blocks, side
+
+    def run(self, states: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        height = isqrt(states.shape[1])
+        maps = states.transpose(1, 2).unflatten(2, (height, height))
+        last = map_tokens(self.blocks(maps), self.side)
+        return last, real[:, :1].expand(-1, last.shape[1])
+
+
+def _first(real: torch.Tensor) -> torch.Tensor:
+    """The first token of every item, bool `[1, tokens]`."""
+    return torch.arange(real.shape[1], device=real.device).unsqueeze(0) == 0
+
+
+def split_transformer(model: Any, layers: str, norm: str | None, cut: int) -> Tail:
+    """Take the last `cut` layers off a `transformers` model, whose last hidden states then are those before them.
+
+    Args:
+        layers: where the model has its layers, dotted.
+        norm: where it has the normalisation behind them; None: nowhere.
+    """
+    owner, name = _place(model, layers)
+    stack = getattr(owner, name)
+    setattr(owner, name, stack[:-cut])
+    last: nn.Module = nn.Identity()
+    if norm is not None:
+        owner, name = _place(model, norm)
+        last = getattr(owner, name)
+        setattr(owner, name, nn.Identity())
+    return TransformerTail(stack[-cut:], last).eval()
+
+
+def _place(model: Any, dotted: str) -> tuple[Any, str]:
+    owner, _, name = dotted.rpartition(".")
+    return attrgetter(owner)(model) if owner else model, name
+
+
+def stored_encoder(data: Dataset, key: str, name: str, modality: Modality, layers: int) -> Encoder:
+    """The encoder whose hidden states before its last `layers` layers token set `name` holds; `tail()` gives those layers.
+
+    Reads the encoder's files, no network.
+
+    Args:
+        key: of the config, which names the set.
+
+    Raises:
+        InputError: no such set or one that was not cut there, the encoder is gone, or it is not what it was.
+    """
+    entry, command = data.manifest.features.get(name), f"'distrec encode {data.folder} --tokens --cut {layers}'"
+    if entry is None:
+        raise InputError(
+            f"key '{key}' is '{name}', which is not in the dataset, but 'method.train_encoder_layers' is {layers}; run {command} and name '{cut_name(modality, layers)}'."
+        )
+    found = _SOURCE.fullmatch(entry.source)
+    if found is None or int(found["cut"]) != layers:
+        state = "holds no encoder's inner states" if found is None else f"was cut before the last {found['cut']}"
+        raise InputError(
+            f"key '{key}' is '{name}', which {state}, but 'method.train_encoder_layers' is {layers}; run {command} and name '{cut_name(modality, layers)}'."
+        )
+    pool = int(found["pool"]) if found["pool"] else None
+    try:
+        encoder = make_encoder(modality, found["encoder"], entry.tokens, pooled=False, image_pool=pool, cut=layers)
+        same = encoder.key == found["key"]
+    except (InputError, OSError) as error:
+        raise InputError(
+            f"key '{key}' is '{name}', whose encoder '{found['encoder']}' is not there any more ({error}); bring it back, or run {command} with another one."
+        ) from None
+    if not same:
+        raise InputError(
+            f"key '{key}' is '{name}', whose encoder '{found['encoder']}' has other weights or settings than when it was encoded; run {command} again."
+        )
+    return encoder
