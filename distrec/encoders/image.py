@@ -139,9 +139,12 @@ class EfficientNetLite0(ImageEncoder):
         return layers[: len(layers) - self.cut].to(device())
 
     def tail(self) -> Any:
+        import torch
+
         from distrec.encoders.tail import ConvolutionTail
 
-        return ConvolutionTail(self._loaded()[-self.cut :], self.side).eval()
+        blocks = self._loaded()[-self.cut :].to(memory_format=torch.contiguous_format)  # what partitions weights wants
+        return ConvolutionTail(blocks, self.side).eval()
 
     def run(self, model: Any, images: list[Image.Image]) -> Any:
         import torch

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from distrec.data.dataset import Dataset
+from distrec.data.dataset import Dataset, FeatureEntry
 from distrec.encoders.base import ENCODED, Encoder, Modality, cut_name
 from distrec.encoders.image import map_tokens
 from distrec.encoders.registry import make_encoder
@@ -40,6 +40,10 @@ class Tail(nn.Module):
             real: tokens that are not padding, bool `[items, tokens]`; an item without any lacks the modality, and its
                 first token, a zero vector, stands in as its only one.
         """
+        if not len(states):
+            # Not every layer takes no items, and who has none still exchanges weights and gradients: a made-up one.
+            last, known = self.forward(states.new_zeros(1, *states.shape[1:]), real.new_ones(1, real.shape[1]))
+            return last[:0], known[:0]
         there = real.any(1, keepdim=True)
         # Attention over no token at all has no value, so that such an item's first token stands in on the way, too.
         last, known = self.run(states, real | _first(real))
@@ -52,11 +56,18 @@ class Tail(nn.Module):
 
 
 class TransformerTail(Tail):
-    """The last layers of a `transformers` model, and the normalisation that stands behind them, if one does."""
+    """The last layers of a `transformers` model, and the normalisation that stands behind them, if one does.
+
+    Their keys lose their bias: it adds the same to all of a query's logits, which softmax does not see, so that its gradient
+    is rounding alone, of which Adam would make whole steps that differ by the number of workers.
+    """
 
     def __init__(self, layers: nn.ModuleList, norm: nn.Module):
         super().__init__()
         self.layers, self.norm = layers, norm
+        for name, module in layers.named_modules():
+            if name.rpartition(".")[2] in ("key", "k_proj"):
+                module.bias = None
 
     def run(self, states: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         nothing, never = torch.zeros((), dtype=states.dtype), torch.finfo(states.dtype).min
@@ -75,7 +86,7 @@ class ConvolutionTail(Tail):
 
     def __init__(self, blocks: nn.Sequential, side: int | None):
         super().__init__()
-        self.blocks, self.side = blocks, side
+        self.blocks, self.side = blocks.requires_grad_(), side  # biases from folding come without
 
     def run(self, states: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         height = isqrt(states.shape[1])
@@ -112,6 +123,12 @@ def _place(model: Any, dotted: str) -> tuple[Any, str]:
     return attrgetter(owner)(model) if owner else model, name
 
 
+def cut_of(entry: FeatureEntry) -> int:
+    """Before how many last layers the states of a feature set stand; 0: behind them, or of no known encoder."""
+    found = _SOURCE.fullmatch(entry.source)
+    return int(found["cut"]) if found else 0
+
+
 def stored_encoder(data: Dataset, key: str, name: str, modality: Modality, layers: int) -> Encoder:
     """The encoder whose hidden states before its last `layers` layers token set `name` holds; `tail()` gives those layers.
 
@@ -129,7 +146,7 @@ def stored_encoder(data: Dataset, key: str, name: str, modality: Modality, layer
             f"key '{key}' is '{name}', which is not in the dataset, but 'method.train_encoder_layers' is {layers}; run {command} and name '{cut_name(modality, layers)}'."
         )
     found = _SOURCE.fullmatch(entry.source)
-    if found is None or int(found["cut"]) != layers:
+    if found is None or cut_of(entry) != layers:
         state = "holds no encoder's inner states" if found is None else f"was cut before the last {found['cut']}"
         raise InputError(
             f"key '{key}' is '{name}', which {state}, but 'method.train_encoder_layers' is {layers}; run {command} and name '{cut_name(modality, layers)}'."

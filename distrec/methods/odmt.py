@@ -17,13 +17,16 @@ from pydantic import Field
 from distrec.data.dataset import Dataset, Interactions
 from distrec.data.histories import PADDING, Histories
 from distrec.data.sampling import Sampler, UserWindows
+from distrec.encoders.base import MODALITIES, Modality, cut_name
+from distrec.encoders.tail import Tail
 from distrec.errors import InputError
-from distrec.methods.base import Method, MethodConfig, Representations, Space, require_tokens
+from distrec.methods.base import Method, MethodConfig, Representations, Space
 from distrec.methods.batch import WindowBatch
 from distrec.methods.distillation import Candidates, distilled_softmax
 from distrec.methods.imt import SOURCES, Branches
 from distrec.methods.sequential import next_items, user_vectors
-from distrec.tables.features import token_block
+from distrec.methods.tails import EndToEnd, encoders_to_train, first_tokens
+from distrec.tables.features import TokenBlock, token_block
 from distrec.tables.spec import Table, xavier_normal
 
 _AT_ONCE = 1 << 22  # elements of one block's input where all items are encoded for ranking
@@ -56,8 +59,17 @@ class ODMT(Method):
     """Scores are the mean of the three branches' inner products, without popularity correction."""
 
     class Config(MethodConfig):
-        text_tokens: str = Field("text-tokens", description="the token set of texts")
-        image_tokens: str = Field("image-tokens", description="the token set of images")
+        train_encoder_layers: int = Field(
+            0, ge=0, description="last layers of both encoders that train too, with the dropout of their own configs"
+        )
+        text_tokens: str = Field(
+            default_factory=lambda known: cut_name("text", known.get("train_encoder_layers", 0)),
+            description="the token set of texts; text-tokens, or text-tokens-cutN where the last N layers train",
+        )
+        image_tokens: str = Field(
+            default_factory=lambda known: cut_name("image", known.get("train_encoder_layers", 0)),
+            description="the token set of images, likewise",
+        )
         dim: int = Field(768, ge=1, description="width of everything behind the projections")
         id_dim: int = Field(
             768, ge=1, description="width of the ID table; of the tokens it starts from with init 1 to 3"
@@ -89,9 +101,9 @@ class ODMT(Method):
 
     def __init__(self, config: ODMT.Config, data: Dataset):
         super().__init__(config, data)
-        _check_heads(config)
-        sets = {"method.text_tokens": config.text_tokens, "method.image_tokens": config.image_tokens}
-        require_tokens(data, sets, "odmt")
+        _check_choices(config)
+        sets: dict[Modality, str] = {"text": config.text_tokens, "image": config.image_tokens}
+        self.encoders = encoders_to_train(data, sets, config.train_encoder_layers)
         self._check_widths()
 
     def features(self) -> list[str]:
@@ -106,7 +118,7 @@ class ODMT(Method):
 
     def dense(self) -> torch.nn.Module:
         config, (text, image) = self.config, self._widths()
-        return Branches(
+        branches = Branches(
             (config.id_dim, text, image),
             config.dim,
             config.length,
@@ -116,10 +128,14 @@ class ODMT(Method):
             config.dropout,
             hide_id=config.version == "v1",
         )
+        return EndToEnd(branches, self.tails) if self.tails else branches
 
     def build(self, space: Space) -> None:
         super().build(space)
-        self.text, self.image = (token_block(space.world, space.items, self.data, name) for name in self.features())
+        self.tails: dict[Modality, Tail] = {name: encoder.tail() for name, encoder in self.encoders.items()}
+        self.text, self.image = (
+            token_block(space.world, space.items, self.data, name, stand_in=not self.tails) for name in self.features()
+        )
         self.log_popularity = self._log_popularity()
 
     def loss(self, batch: WindowBatch) -> dict[str, torch.Tensor]:
@@ -181,6 +197,8 @@ class ODMT(Method):
         ]
 
     def _widths(self) -> tuple[int, int]:
+        if self.encoders:
+            return self.encoders["text"].last_width, self.encoders["image"].last_width
         text, image = (self.data.feature(name).width for name in self.features())
         return text, image
 
@@ -192,7 +210,7 @@ class ODMT(Method):
                 f"key 'method.init' is 1, the mean of both modalities, but '{config.text_tokens}' is {text} wide and '{config.image_tokens}' {image}; use 'method.init' 0, 2 or 3."
             )
         for name in wanted:
-            width = self.data.feature(name).width
+            width = text if name == config.text_tokens else image
             if width != config.id_dim:
                 raise InputError(
                     f"key 'method.init' is {config.init}, which starts the ID table from '{name}', {width} wide, but 'method.id_dim' is {config.id_dim}; set it to {width}, or 'method.init' to 0."
@@ -200,8 +218,11 @@ class ODMT(Method):
 
     def _first_tokens(self) -> torch.Tensor:
         """My items' first tokens, from which the ID table starts `[my items, id_dim]` (3.1)."""
-        blocks = {1: [self.image, self.text], 2: [self.image], 3: [self.text]}[self.config.init]
-        return torch.stack([block.values[:, 0].float() for block in blocks]).mean(0)
+        blocks: dict[Modality, TokenBlock] = {"image": self.image, "text": self.text}
+        chosen: tuple[Modality, ...] = {1: MODALITIES, 2: MODALITIES[1:], 3: MODALITIES[:1]}[self.config.init]
+        if self.tails:
+            return torch.stack([first_tokens(self.tails[name], blocks[name]) for name in chosen]).mean(0)
+        return torch.stack([blocks[name].values[:, 0].float() for name in chosen]).mean(0)
 
     def _tokens(self) -> tuple[torch.Tensor, ...]:
         return self.text.values, self.image.values, self.text.mask, self.image.mask
@@ -263,13 +284,17 @@ def _own(column: torch.Tensor, real: torch.Tensor, ids: torch.Tensor, distinct: 
     return held[:, number]
 
 
-def _check_heads(config: ODMT.Config) -> None:
+def _check_choices(config: ODMT.Config) -> None:
     for key in ("merged_att_layers", "user_heads"):
         heads = getattr(config, key)
         if config.dim % heads:
             raise InputError(
                 f"key 'method.dim' is {config.dim}, which {heads} heads ('method.{key}') do not divide; change one of the two."
             )
+    if config.tie_cls_feature and config.train_encoder_layers:
+        raise InputError(
+            f"key 'method.tie_cls_feature' is true, which ties the ID table to a frozen feature, but 'method.train_encoder_layers' is {config.train_encoder_layers}; set one of them to false or 0."
+        )
     if config.tie_cls_feature and config.init in (0, 1):
         raise InputError(
             f"key 'method.tie_cls_feature' is true, but with 'method.init' {config.init} the ID table shares memory with no feature; use 2 (image) or 3 (text), or set it to false."

@@ -35,17 +35,17 @@ class TokenBlock:
     Attributes:
         values: `[my items, tokens, width]` float16, as stored; zeros where a token is not real.
         mask: `[my items, tokens]` bool, True for real tokens. An item without the modality keeps its first token, a
-            zero vector: attention over no token at all has no value.
+            zero vector: attention over no token at all has no value. With `stand_in` false it has none.
     """
 
     values: torch.Tensor
     mask: torch.Tensor
 
 
-def token_block(world: World, items: Partition, data: Dataset, name: str) -> TokenBlock:
+def token_block(world: World, items: Partition, data: Dataset, name: str, stand_in: bool = True) -> TokenBlock:
     """My rows of token set `name`, no other rank's. Not collective."""
     values, count, _ = data.token_rows(name, items.start(world.rank), items.stop(world.rank))
-    mask = np.arange(values.shape[1]) < np.maximum(count, 1)[:, None]
+    mask = np.arange(values.shape[1]) < np.maximum(count, int(stand_in))[:, None]
     return TokenBlock(torch.from_numpy(values), torch.from_numpy(mask))
 
 

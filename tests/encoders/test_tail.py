@@ -111,6 +111,17 @@ def test_minilm_goes_through_its_last_layers(tmp_path: Path) -> None:
     same(data, "text", 2, tail, 1e-2)
 
 
+def test_no_items_have_no_states_and_give_no_gradient(tmp_path: Path, models: dict[str, str]) -> None:
+    """A worker may own none of a batch's items."""
+    for modality, name, tokens, last in (("text", models["bert"], 9, 9), ("image", "efficientnet-lite0", 49, 10)):
+        encoder = make_encoder(modality, name, 9, False, 3 if modality == "image" else None, 1)  # type: ignore[arg-type]
+        tail = encoder.tail().train()
+        states, real = tail(torch.zeros(0, tokens, encoder.width), torch.ones(0, tokens, dtype=torch.bool))
+        assert (states.shape, real.shape) == ((0, last, encoder.last_width), (0, last))
+        states.sum().backward()
+        assert all(x.grad is not None and not x.grad.any() for x in tail.parameters())
+
+
 def test_what_cannot_be_cut_is_refused(tmp_path: Path, models: dict[str, str]) -> None:
     data = tiny.write_dataset(str(tmp_path / "data"), tiny.texts(4), [tiny.jpeg(seed) for seed in range(4)])
     for options, message in (
