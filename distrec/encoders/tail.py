@@ -40,15 +40,15 @@ class Tail(nn.Module):
             real: tokens that are not padding, bool `[items, tokens]`; an item without any lacks the modality, and its
                 first token, a zero vector, stands in as its only one.
         """
-        if not len(states):
-            # Not every layer takes no items, and who has none still exchanges weights and gradients: a made-up one.
-            last, known = self.forward(states.new_zeros(1, *states.shape[1:]), real.new_ones(1, real.shape[1]))
-            return last[:0], known[:0]
+        items = len(states)
+        if not items:
+            # Who has no items exchanges weights and gradients all the same, and not every layer runs on none: a made-up one.
+            states, real = states.new_zeros(1, *states.shape[1:]), real.new_ones(1, real.shape[1])
         there = real.any(1, keepdim=True)
         # Attention over no token at all has no value, so that such an item's first token stands in on the way, too.
         last, known = self.run(states, real | _first(real))
         known = known & there
-        return last * known.unsqueeze(2), known | _first(known)
+        return (last * known.unsqueeze(2))[:items], (known | _first(known))[:items]
 
     def run(self, states: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """As `forward`, where every item has a real token; values of the others may be any finite ones."""
@@ -70,8 +70,7 @@ class TransformerTail(Tail):
                 module.bias = None
 
     def run(self, states: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        nothing, never = torch.zeros((), dtype=states.dtype), torch.finfo(states.dtype).min
-        mask = nothing.where(real[:, None, None, :], never)
+        mask = states.new_zeros(()).where(real[:, None, None, :], torch.finfo(states.dtype).min)
         for layer in self.layers:
             states = layer(states, mask)
         return self.norm(states), real

@@ -254,13 +254,14 @@ def test_the_wrong_kind_of_set_is_refused(tmp_path: Path, models: dict[str, str]
         encode(data, text=models["bert"], workers=0, tokens=kind)
     dataset = Dataset.open(data)
     require_features(dataset, ["text"], "alignrec")
-    require_tokens(dataset, ["text-tokens"], "odmt")
+    require_tokens(dataset, {"method.text_tokens": "text-tokens"}, "odmt")
     with pytest.raises(InputError, match="names 'text-tokens', which has 30 vectors per item, but alignrec reads one"):
         require_features(dataset, ["text", "text-tokens"], "alignrec")
-    with pytest.raises(InputError, match="names 'text', which has one vector per item, but odmt reads several"):
-        require_tokens(dataset, ["text"], "odmt")
-    with pytest.raises(InputError, match=r"'method.features' is empty but odmt needs"):
-        require_tokens(dataset, [], "odmt")
+    for name, state in (("text", "has one vector per item"), ("words", "is not in the dataset")):
+        with pytest.raises(
+            InputError, match=f"'method.key' is '{name}', which {state}, but odmt reads several vectors"
+        ):
+            require_tokens(dataset, {"method.key": name}, "odmt")
 
 
 def test_unusable_options_are_refused(tmp_path: Path, models: dict[str, str]) -> None:
