@@ -2,7 +2,8 @@
 
 ```
 manifest.json                      written last: a folder without it is an unfinished prepare
-interactions/{train,valid,test}/part-00000.parquet   user, item: int32; timestamp: int64
+interactions/{train,valid,test}/part-00000.parquet   user, item: int32; timestamp: int64; `context` beside them where
+                                   the split has one: known before valid and test, and never trained
 users.parquet, items.parquet       index: int32; original: string; items also title: string (nullable)
 features/<name>/part-00000.parquet item: int32; vector: fixed-size list of float16/32; missing: bool;
                                    with several vectors (tokens) per item also count: int32
@@ -31,6 +32,8 @@ from distrec.errors import InputError
 FORMAT = 1
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+CONTEXT: Literal["context"] = "context"
+"""Interactions of held-out users that a ranking may read and training may not; absent from most datasets."""
 TOKENS = "-tokens"
 """How the name of a modality's token set ends: `text-tokens` beside `text`."""
 _BYTES_PER_GROUP = 8 << 20
@@ -148,8 +151,8 @@ class Dataset:
             )
         return pa.parquet.read_table(pa.BufferReader(data))
 
-    def interactions(self, split: Split) -> Interactions:
-        """All rows of a split as int32 / int32 / int64 arrays, verified against checksum and id range."""
+    def interactions(self, split: Split | Literal["context"]) -> Interactions:
+        """All rows of a split, or of the context, as int32 / int32 / int64 arrays, verified against checksum and id range."""
         parts = [
             self.read_table(name) for name in sorted(self.manifest.files) if name.startswith(f"interactions/{split}/")
         ]

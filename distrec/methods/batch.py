@@ -10,7 +10,6 @@ import torch
 from distrec.data.histories import PADDING
 from distrec.data.sampling import Samples, Triples, Windows
 from distrec.parallel.exchange import BoundaryExchange, batch_exchange
-from distrec.parallel.linear import linear
 from distrec.parallel.partition import Partition, share
 from distrec.parallel.world import World
 
@@ -102,12 +101,7 @@ class OwnedRows:
 
     def spread(self, values: torch.Tensor) -> torch.Tensor:
         """From every rank's values `[mine, width]` those of all ids `[n, width]`, in their order, with gradient."""
-        gathered = linear(
-            values,
-            lambda x: self._world.gather_rows(x, self._counts),
-            lambda x: self._world.reduce_rows(x, self._counts),
-        )
-        return gathered.index_select(0, self._place)
+        return self._world.gathered(values, self._counts).index_select(0, self._place)
 
 
 class Batch:
@@ -143,6 +137,12 @@ class Batch:
     def mine(self) -> range:
         """Which rows of this batch are my share."""
         return range(*share(self.rows, self.world.rank, self.world.size))
+
+    @property
+    def counts(self) -> list[int]:
+        """Rows of every rank's share."""
+        shares = (share(self.size, rank, self.world.size) for rank in range(self.world.size))
+        return [stop - start for start, stop in shares]
 
     def mean(self, per_row: torch.Tensor) -> torch.Tensor:
         """My share of the mean over the global batch of `per_row` `[my rows]`."""

@@ -9,6 +9,7 @@ from distrec.data.dataset import Dataset
 from distrec.errors import InputError
 from distrec.methods.alignrec import AlignRec
 from distrec.methods.base import Method
+from distrec.methods.bivrec import BiVRec
 from distrec.methods.bprmf import BprMf
 from distrec.methods.lightgcn import LightGCN
 from distrec.methods.mentor import MENTOR
@@ -22,6 +23,7 @@ METHODS: dict[str, type[Method]] = {
     "mentor": MENTOR,
     "stair": STAIR,
     "odmt": ODMT,
+    "bivrec": BiVRec,
     "lightgcn": LightGCN,
     "sasrec": SASRec,
     "bprmf": BprMf,

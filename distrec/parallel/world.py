@@ -79,6 +79,10 @@ class World:
         self._swap([mine.contiguous()] * self.size, parts)
         return out
 
+    def gathered(self, mine: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+        """`gather_rows` with gradient: what every rank does with my rows comes back to them."""
+        return linear(mine, lambda x: self.gather_rows(x, counts), lambda x: self.reduce_rows(x, counts))
+
     def reduce_rows(self, rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
         """My rows of the sum over ranks of `rows`, laid out as `gather_rows` returns them; its adjoint; no gradient."""
         if self.size == 1:

@@ -32,8 +32,17 @@ def xavier_uniform(key: tuple[str | int, ...], rows: int, dim: int, start: int, 
 
 def xavier_normal(key: tuple[str | int, ...], rows: int, dim: int, start: int, stop: int) -> np.ndarray:
     """Normal with standard deviation sqrt(2 / (rows + dim)) (Glorot & Bengio 2010)."""
-    draws = keyed.normal(key, start * dim, (stop - start) * dim)
-    return (draws * math.sqrt(2 / (rows + dim))).astype(np.float32).reshape(-1, dim)
+    return normal(math.sqrt(2 / (rows + dim)))(key, rows, dim, start, stop)
+
+
+def normal(std: float) -> Initializer:
+    """Normal with standard deviation `std`."""
+
+    def init(key: tuple[str | int, ...], rows: int, dim: int, start: int, stop: int) -> np.ndarray:
+        draws = keyed.normal(key, start * dim, (stop - start) * dim)
+        return (draws * std).astype(np.float32).reshape(-1, dim)
+
+    return init
 
 
 def side_by_side(parts: Sequence[tuple[str, Initializer]]) -> Initializer:

@@ -11,7 +11,7 @@ import torch
 
 from distrec.config.run import RunConfig
 from distrec.data import keyed
-from distrec.data.dataset import SPLITS, Dataset, Split
+from distrec.data.dataset import CONTEXT, SPLITS, Dataset, Split
 from distrec.data.histories import Histories
 from distrec.data.sampling import Samples, cut
 from distrec.errors import NonFiniteLoss
@@ -164,9 +164,9 @@ class Engine:
         return self.method.representations(self.histories(split))
 
     def histories(self, split: Split) -> Histories:
-        """What users have had before `split`: the interactions of the splits before it."""
+        """What users have had before `split`: the interactions of the splits before it, and the context."""
         if split not in self._histories:
-            earlier = SPLITS[1 : SPLITS.index(split)]
+            earlier = (CONTEXT, *SPLITS[1 : SPLITS.index(split)])
             rows = [self.train_rows, *(self.space.data.interactions(name) for name in earlier)]
             self._histories[split] = Histories(rows, self.space.users.rows)
         return self._histories[split]

@@ -9,11 +9,17 @@ from types import ModuleType
 
 from distrec.runtime import quiet
 from tests.distributed import run_workers
-from tests.oracle import alignrec, mentor, odmt, stair
+from tests.oracle import alignrec, bivrec, mentor, odmt, stair
 from tests.oracle.compare import Row
 from tests.oracle.fixture import Fixture
 
-METHODS: dict[str, ModuleType] = {"alignrec": alignrec, "mentor": mentor, "stair": stair, "odmt": odmt}
+METHODS: dict[str, ModuleType] = {
+    "alignrec": alignrec,
+    "mentor": mentor,
+    "stair": stair,
+    "odmt": odmt,
+    "bivrec": bivrec,
+}
 
 
 def work(method: str, path: str, zero_stage: int, data: str) -> list[Row]:

@@ -1,0 +1,334 @@
+"""BiVRec (Hu et al. 2024), at two levels that are two methods (section numbers: bivrec.md). Results name the level.
+
+`prototype` is what the authors' public code computes. It is eight months older than the paper and lacks four of its parts:
+patches at several scales, Gaussian attention, the allocation term and recommendation by content. Its slips, each behind a
+switch of its own (on at this level):
+
+    pad_collision        item 0 is also the padding id: look-ups never send it a gradient, and it is never recommended
+    unmasked_content     places without an item carry item 0's features into the content view
+    padded_sums          such places count when an interest's items are counted
+    noise_in_evaluation  Gumbel noise is drawn when ranking too (here by user, so that a ranking can be repeated)
+    zero_tokens          the content view's interest tokens start at zero, so noise alone assigns items at first
+    cluster_norm         `released`: a second softmax nearly flattens the assignment
+    nce                  `released`: the contrast pulls all pairs together, not a history's two views
+
+`reconstruction` is our definition of the paper's method (4), whose body could not be obtained: its results are those of a
+reconstruction, not of BiVRec.
+
+    L = lambda_id CE_id + lambda_mm CE_mm + lambda_c L_c + lambda_f L_f        full softmax over all items in both views
+
+Frozen features are never moved between workers: a row's owner projects it, and what travels is `dim` wide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, field_validator, model_validator
+
+from distrec.data import keyed
+from distrec.data.dataset import Dataset, Interactions
+from distrec.data.histories import Histories
+from distrec.data.sampling import RandomWindows, Sampler
+from distrec.errors import InputError
+from distrec.methods.base import Method, MethodConfig, Representations, Space, require_features
+from distrec.methods.batch import Lookup, WindowBatch
+from distrec.methods.interests import ClusterAttention, Content, GaussianAttention, Patches, TwoViews, View
+from distrec.methods.losses import info_nce
+from distrec.methods.sequential import user_vectors
+from distrec.methods.softmax import full_softmax
+from distrec.tables.features import Fill, feature_block, unit_rows
+from distrec.tables.spec import Table, normal
+
+VIEWS = ("id", "mm")
+_FIRST = 4  # a training target has at least as many items before it (2)
+_NEVER = -1e30  # a score below every other, and finite
+
+# What level `prototype` starts from instead of the defaults below, and what it can not have.
+_RELEASED: dict[str, Any] = {
+    "modality": "image",
+    "dropout": 0.5,
+    "cluster_norm": "released",
+    "nce": "released",
+    "pad_collision": True,
+    "unmasked_content": True,
+    "padded_sums": True,
+    "noise_in_evaluation": True,
+    "zero_tokens": True,
+}
+_ABSENT: dict[str, Any] = {
+    "scales": [1],
+    "positions": False,
+    "gaussian": "off",
+    "lambda_mm": 0.0,
+    "lambda_f": 0.0,
+    "allocation": "co_allocation",
+    "tau_a": 1.0,
+    "rank_by": "id",
+}
+
+
+class Draws:
+    """Gumbel noise, keyed by what it is for: the same at any number of workers."""
+
+    def training(self, batch: WindowBatch, view: str, interests: int, tokens: int) -> torch.Tensor:
+        """For my rows of the batch, by their positions in the epoch `[my rows, interests, tokens]`."""
+        first = batch.step * batch.configured + batch.mine.start
+        return _gumbel(("gumbel", batch.seed, batch.epoch, view), first, len(batch.mine), interests, tokens)
+
+    def evaluation(self, users: np.ndarray, view: str, interests: int, tokens: int) -> torch.Tensor:
+        """For consecutive users `[users, interests, tokens]`."""
+        first = int(users[0]) if len(users) else 0
+        return _gumbel(("evaluation gumbel", view), first, len(users), interests, tokens)
+
+
+def _gumbel(key: tuple[str | int, ...], first: int, rows: int, interests: int, tokens: int) -> torch.Tensor:
+    each = interests * tokens
+    draws = torch.from_numpy(keyed.uniform32(key, first * each, rows * each)).view(rows, interests, tokens)
+    return draws.clamp_(min=torch.finfo(torch.float32).tiny).log_().neg_().log_().neg_()
+
+
+class BiVRec(Method):
+    """Scores are inner products of the item's vector and the nearest of the user's interests."""
+
+    class Config(MethodConfig):
+        level: Literal["prototype", "reconstruction"] = Field(
+            "reconstruction", description="the authors' public code, or our reconstruction of the paper"
+        )
+        image: str = Field("image", description="feature set of images")
+        text: str = Field("text", description="feature set of texts")
+        fill: Fill = Field("mean", description="what a missing feature row becomes")
+        modality: Literal["image", "text", "both"] = Field("both", description="which of them the content view reads")
+        mm_type: Literal["concat", "sum"] = Field("concat", description="how both are joined")
+        dim: int = Field(64, ge=1)
+        interests: int = Field(4, ge=1, description="K")
+        length: int = Field(20, ge=1, description="items of a history that are read, the newest ones")
+        gumbel: Literal["open", "close"] = Field("open", description="close: items are assigned without noise")
+        tau: float = Field(1.0, gt=0, description="of the assignment's softmax")
+        shelter: int = Field(1, ge=1, description="interests that an item is assigned to")
+        temperature: float = Field(0.07, ge=0.03, description="of the contrast")
+        dropout: float = Field(0.2, ge=0, lt=1)
+        lambda_id: float = Field(1.0, ge=0, description="recommendation by IDs; the prototype's lambda1")
+        lambda_c: float = Field(1.0, ge=0, description="contrast of the views; the prototype's lambda2")
+        nce: Literal["released", "intended", "clip"] = "clip"
+        cluster_norm: Literal["groupvit", "released"] = "groupvit"
+        pad_collision: bool = False
+        unmasked_content: bool = False
+        padded_sums: bool = False
+        noise_in_evaluation: bool = False
+        zero_tokens: bool = False
+        scales: list[int] = Field([1, 2, 4], min_length=1, description="sizes of patches, ascending")
+        positions: bool = Field(True, description="learned vectors of place and scale")
+        gaussian: Literal["feature", "position", "off"] = "feature"
+        lambda_mm: float = Field(1.0, ge=0, description="recommendation by content")
+        lambda_f: float = Field(0.1, ge=0, description="how alike the views allocate items to interests")
+        allocation: Literal["co_allocation", "aligned"] = "co_allocation"
+        tau_a: float = Field(1.0, gt=0, description="of the allocation's softmax")
+        rank_by: Literal["id", "mm", "both"] = Field("id", description="the view that ranks; both: the sum, our extra")
+
+        @model_validator(mode="before")
+        @classmethod
+        def _of_level(cls, tree: Any) -> Any:
+            """Fill in the prototype's own defaults."""
+            if not isinstance(tree, Mapping) or tree.get("level") != "prototype":
+                return tree
+            for key, value in _ABSENT.items():
+                if tree.get(key, value) != value:
+                    raise InputError(
+                        f"key 'method.{key}' is {tree[key]!r} but level 'prototype' has no such part; remove the key or "
+                        "set 'method.level' to 'reconstruction'."
+                    )
+            return _RELEASED | dict(tree) | _ABSENT
+
+        @field_validator("scales")
+        @classmethod
+        def _ascending(cls, scales: list[int]) -> list[int]:
+            if any(p < 1 for p in scales) or sorted(set(scales)) != scales:
+                raise ValueError("must be sizes in ascending order, each at least 1")
+            return scales
+
+    config: BiVRec.Config
+
+    def __init__(self, config: BiVRec.Config, data: Dataset):
+        super().__init__(config, data)
+        require_features(data, self.features(), "bivrec")
+        if config.shelter > config.interests:
+            raise InputError(
+                f"key 'method.shelter' is {config.shelter} but there are {config.interests} interests; lower it."
+            )
+        self.draws = Draws()
+        self._ranked = list(VIEWS) if config.rank_by == "both" else [config.rank_by]
+
+    def title(self) -> str:
+        view = "" if self.config.level == "prototype" else f", ranked by {self.config.rank_by}"
+        return f"bivrec ({self.config.level}{view})"
+
+    def features(self) -> list[str]:
+        names = {"image": self.config.image, "text": self.config.text}
+        return list(names.values()) if self.config.modality == "both" else [names[self.config.modality]]
+
+    def sampler(self, train: Interactions, seed: int) -> Sampler:
+        return RandomWindows(Histories([train], self.data.users), self.config.length + 1, _FIRST, seed)
+
+    def tables(self) -> list[Table]:
+        return [Table("item", "item", self.config.dim, normal(0.02))]
+
+    def dense(self) -> torch.nn.Module:
+        config = self.config
+        content = Content([self.data.feature(name).width for name in self.features()], config.dim, config.mm_type)
+        self.net = TwoViews(content, {name: self._view(name) for name in VIEWS}, config.dim, config.dropout)
+        return self.net
+
+    def _view(self, name: str) -> View:
+        config = self.config
+        patches = Patches(config.dim, config.length, config.scales, config.positions)
+        self._tokens = patches.tokens
+        gaussian = None
+        if config.gaussian != "off":
+            gaussian = GaussianAttention(config.dim, config.interests, config.gaussian, patches.centres())
+        cluster = ClusterAttention(
+            config.dim, config.gumbel, config.tau, config.shelter, config.cluster_norm, config.padded_sums, config.dropout
+        )  # fmt: skip
+        masked = name == "id" or not config.unmasked_content
+        zero = name == "mm" and config.zero_tokens
+        return View(config.dim, config.interests, patches, gaussian, cluster, masked, zero, config.dropout)
+
+    def build(self, space: Space) -> None:
+        super().build(space)
+        self.inputs = [
+            feature_block(space.world, space.items, space.data, name, self.config.fill) for name in self.features()
+        ]
+
+    def loss(self, batch: WindowBatch) -> dict[str, torch.Tensor]:
+        config, space = self.config, self.space
+        seen: dict[str, torch.Tensor] = self.dense_module(lambda net: self._read(net, batch))
+        targets, counts = batch.windows[:, -1], batch.counts
+        catalogues = {"id": (config.lambda_id, self.block("item")), "mm": (config.lambda_mm, seen["content"])}
+        terms = {
+            f"ce_{view}": weight
+            / batch.size
+            * full_softmax(
+                self.net.readout(seen[f"interests_{view}"], seen[f"target_{view}"]),
+                rows,
+                targets,
+                counts,
+                space.items,
+                space.world,
+            )
+            for view, (weight, rows) in catalogues.items()
+            if view == "id" or weight
+        }
+        terms["contrast"] = config.lambda_c * self._contrast(batch, seen["z_id"], seen["z_mm"])
+        if config.lambda_f:
+            terms["allocation"] = config.lambda_f * batch.mean(seen["allocation"])
+        return terms
+
+    def _read(self, net: TwoViews, batch: WindowBatch) -> dict[str, torch.Tensor]:
+        """What the loss needs of my share of the batch, and of my items, from the dense module."""
+        config, lookup, real = self.config, batch.lookup(), batch.real[:, :-1]
+        content = self._content(net, None if config.lambda_mm else lookup)
+        ids, contents = lookup.rows(self.block("item"), content)
+        if config.pad_collision:
+            ids = torch.where((lookup.mine == 0).unsqueeze(-1), ids.detach(), ids)
+        seen, logits, there = {"content": content}, {}, real
+        for view, rows in (("id", ids), ("mm", contents)):
+            noise = (
+                self.draws.training(batch, view, config.interests, self._tokens) if config.gumbel == "open" else None
+            )
+            interests, logits[view], there = net.interests(view, rows[:, :-1], real, noise)
+            seen |= {f"interests_{view}": interests, f"target_{view}": rows[:, -1].detach()}
+            seen[f"z_{view}"] = net.pooled(view, interests)
+        if config.lambda_f:
+            first, second = ((logits[view] / config.tau_a).log_softmax(1) for view in VIEWS)
+            seen["allocation"] = allocation_distance(first, second, there, config.allocation)
+        return seen
+
+    def _content(self, net: TwoViews, lookup: Lookup | None) -> torch.Tensor:
+        """Content vectors of my items `[my items, dim]`: of all, or of those that a look-up names, zeros elsewhere."""
+        if lookup is None:
+            content: torch.Tensor = net.content(*self.inputs)
+            return content
+        mine = self.space.mine("item")
+        ids = torch.unique(lookup.ids)
+        place = ids[(ids >= mine.start) & (ids < mine.stop)] - mine.start
+        return torch.zeros(len(mine), self.config.dim).index_copy(
+            0, place, net.content(*(rows.index_select(0, place) for rows in self.inputs))
+        )
+
+    def _contrast(self, batch: WindowBatch, ids: torch.Tensor, contents: torch.Tensor) -> torch.Tensor:
+        """My share of the contrast of both views over the global batch (4); S is cosine / temperature.
+
+        `released`: mean_i log sum_{j != i} exp S_ij - mean_ij S_ij. `intended`: mean_i [ -S_ii + log sum_{j != i} exp S_ij ].
+        `clip`: cross-entropy with the diagonal as target, half over rows and half over columns.
+        """
+        temperature, first = self.config.temperature, batch.mine.start
+        ids, contents = unit_rows(ids), unit_rows(contents)
+        all_contents = batch.world.gathered(contents, batch.counts)
+        if self.config.nce == "clip":
+            all_ids, ones = batch.world.gathered(ids, batch.counts), torch.ones(batch.size)
+            rows = info_nce(ids, all_contents, ones, first, temperature)
+            return (rows + info_nce(contents, all_ids, ones, first, temperature)) / (2 * batch.size)
+        similar = ids @ all_contents.t() / temperature
+        mine = torch.arange(len(ids))
+        pull = similar.mean(1) if self.config.nce == "released" else similar[mine, first + mine]
+        own = torch.zeros_like(similar, dtype=torch.bool)
+        own[mine, first + mine] = True
+        if batch.size == 1:  # nothing to push away from
+            return -pull.sum()
+        return batch.mean(similar.masked_fill(own, -torch.inf).logsumexp(1) - pull)
+
+    def representations(self, histories: Histories) -> Representations:
+        config, table = self.config, self.block("item").detach()
+        blocks = {"id": table}
+        if "mm" in self._ranked:
+            blocks["mm"] = self.dense_module(lambda net: self._content(net, None))
+        inputs = torch.cat([blocks[view] for view in self._ranked], 1)
+        noisy = config.gumbel == "open" and config.noise_in_evaluation
+
+        def interests(rows: torch.Tensor, real: torch.Tensor, users: np.ndarray) -> torch.Tensor:
+            found = []
+            for view, x in zip(self._ranked, rows.split(config.dim, -1), strict=True):
+                noise = self.draws.evaluation(users, view, config.interests, self._tokens) if noisy else None
+                found.append(self.dense_module(lambda net: net.interests(view, x, real, noise))[0])  # noqa: B023
+            return torch.stack(found, 1)
+
+        users = user_vectors(self.space, histories, config.length, inputs, interests)
+        items = inputs.unflatten(1, (len(self._ranked), config.dim))
+        if config.pad_collision:  # a further column that only item 0 has
+            users, items = (
+                torch.nn.functional.pad(rows, (0, 1), value=value) for rows, value in ((users, 1), (items, 0))
+            )
+            items[: int(self.space.mine("item").start == 0 and len(items) > 0), :, -1] = _NEVER
+        return Representations(users, items.contiguous())
+
+    def score(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """Scores `[users, items]`: of users' interests `[users, views, K, dim]` the best, added over views `[items, views, dim]`."""
+        interests = users.shape[2]
+        best = [
+            (users[:, view].flatten(0, 1) @ items[:, view].t()).unflatten(0, (-1, interests)).amax(1)
+            for view in range(items.shape[1])
+        ]
+        return torch.stack(best).sum(0)
+
+
+def allocation_distance(
+    first: torch.Tensor, second: torch.Tensor, there: torch.Tensor, kind: Literal["co_allocation", "aligned"]
+) -> torch.Tensor:
+    """How differently two views allocate tokens to interests (4, B7), `[rows]`; 0 for rows with too few tokens.
+
+    `co_allocation`: the mean over pairs of tokens of the squared difference of the probabilities that both are of one
+    interest, which does not ask how interests are numbered. `aligned`: the mean over tokens of the symmetric KL divergence.
+
+    Args:
+        first, second: log-probabilities over interests `[rows, interests, tokens]`.
+        there: which tokens hold an item, bool `[rows, tokens]`.
+    """
+    if kind == "aligned":
+        divergence = ((first.exp() - second.exp()) * (first - second)).sum(1) / 2
+        return (divergence * there).sum(1) / there.sum(1).clamp(min=1)
+    one, other = (logs.exp().transpose(1, 2) @ logs.exp() for logs in (first, second))
+    pairs = there.unsqueeze(1) & there.unsqueeze(2) & ~torch.eye(there.shape[1], dtype=torch.bool)
+    return ((one - other).square() * pairs).sum((1, 2)) / pairs.sum((1, 2)).clamp(min=1)
