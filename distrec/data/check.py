@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distrec.data.dataset import SPLITS, Dataset, vectors
+from distrec.data.dataset import CONTEXT, SPLITS, Dataset, vectors
 from distrec.data.importers.source import file_sha256
 from distrec.data.storage import open_parquet
 from distrec.errors import InputError
@@ -98,9 +98,10 @@ def _check_ids(dataset: Dataset, what: str, count: int) -> None:
 
 def _check_interactions(dataset: Dataset, warnings: list[str]) -> None:
     pairs: dict[str, np.ndarray] = {}
-    trained = np.zeros(dataset.users, bool)
+    known = np.zeros(dataset.users, bool)
     rows = np.zeros(dataset.items, np.int64)
-    for split in SPLITS:
+    context = [CONTEXT] if CONTEXT in dataset.manifest.interactions else []
+    for split in ("train", *context, *SPLITS[1:]):
         for name in _parts(dataset, f"interactions/{split}/"):
             _check_schema(dataset, name, _INTERACTIONS)
         found = dataset.interactions(split)
@@ -123,23 +124,25 @@ def _check_interactions(dataset: Dataset, warnings: list[str]) -> None:
                     f"data '{dataset.folder}': {_pair(dataset, both[0])} is in '{other}' and in '{split}' ({len(both)} such pairs leak); {_AGAIN}."
                 )
         pairs[split] = pair
-        if split == "train":
-            trained[found.user] = True
-            rows = np.bincount(found.item, minlength=dataset.items)
-        elif not trained[found.user].all():
-            user = int(found.user[~trained[found.user]][0])
+        if split in ("train", CONTEXT):
+            known[found.user] = True
+        elif not known[found.user].all():
+            user = int(found.user[~known[found.user]][0])
             raise InputError(f"data '{dataset.folder}': user {user} is in '{split}' but not in train; {_AGAIN}.")
+        if split == "train":
+            rows = np.bincount(found.item, minlength=dataset.items)
     total = sum(len(pair) for pair in pairs.values())
     counts = ", ".join(f"{split} {len(pair):,}" for split, pair in pairs.items())
     print(
         f"  interactions  {counts}; {total / dataset.users:.1f} per user, density {total / dataset.users / dataset.items:.3%}"
     )
-    print(f"  split         {dataset.manifest.split}; no pair twice, every user has train rows")
+    every = "every user has train or context rows" if context else "every user has train rows"
+    print(f"  split         {dataset.manifest.split}; no pair twice, {every}")
     print(
         f"  cold items    {int((rows == 0).sum()):,} without a train row, {int((rows < 5).sum()):,} with fewer than 5"
     )
-    if not trained.all():
-        warnings.append(f"{int((~trained).sum()):,} users have no interactions at all")
+    if not known.all():
+        warnings.append(f"{int((~known).sum()):,} users have no interactions at all")
 
 
 def _pair(dataset: Dataset, pair: np.int64) -> str:

@@ -21,6 +21,7 @@ from distrec.config import Section, apply_overrides, decode, load_file
 from distrec.data import splits
 from distrec.data.check import damaged_file
 from distrec.data.dataset import (
+    CONTEXT,
     FORMAT,
     SPLITS,
     Dataset,
@@ -65,7 +66,7 @@ class DataConfig(Section):
     keep_items: Literal["interacted", "all"] = Field("interacted", description="all: also items without a row")
     split: SplitSection
     id_order: IdOrder = "sorted"
-    seed: int = Field(1, ge=0, lt=2**63, description="of per_user_random and of shuffled ids")
+    seed: int = Field(1, ge=0, lt=2**63, description="of per_user_random, by_user and shuffled ids")
 
 
 @dataclass
@@ -129,7 +130,7 @@ def prepare(config: str, source: str, out: str, overrides: Sequence[str] = ()) -
             name=settings.name,
             users=len(chosen.users),
             items=len(chosen.items),
-            interactions={name: int((chosen.label == label).sum()) for label, name in enumerate(SPLITS)},
+            interactions={name: int((chosen.label == label).sum()) for label, name in _named(chosen.label)},
             split=settings.split.name,
             id_order=settings.id_order,
             features=features,
@@ -207,11 +208,16 @@ def _check_split(raw: RawDataset, config: DataConfig, user: np.ndarray, label: n
             raise InputError(
                 f"split '{name}' of rule '{config.split.name}' is empty ({len(label):,} interactions in all); correct the labels or choose another rule."
             )
-    lost = splits.users_without_train(user, label)
+    lost = splits.users_unknown(user, label)
     if len(lost):
         raise InputError(
             f"user {raw.interactions.user_ids[int(lost[0])]} has no train interaction in the given split ({len(lost)} such users); give each user one, or remove the user."
         )
+
+
+def _named(label: np.ndarray) -> list[tuple[int, str]]:
+    """Label and name of every set of rows that is written: the splits, and the context if there is one."""
+    return [*enumerate(SPLITS), *([(splits.CONTEXT, CONTEXT)] if (label == splits.CONTEXT).any() else [])]
 
 
 def _index(codes: np.ndarray, total: int) -> np.ndarray:
@@ -273,7 +279,7 @@ def _write_tables(writer: _Writer, raw: RawDataset, chosen: _Chosen) -> None:
     items["title"] = pa.nulls(len(rows), pa.string()) if raw.titles is None else raw.titles.take(rows)
     writer.part("users.parquet", pa.table(ids(source.user_ids, chosen.users)))
     writer.part("items.parquet", pa.table(items))
-    for label, name in enumerate(SPLITS):
+    for label, name in _named(chosen.label):
         here = np.flatnonzero(chosen.label == label)
         for part, start in enumerate(range(0, len(here), _ROWS_PER_PART)):
             at = here[start : start + _ROWS_PER_PART]

@@ -5,6 +5,9 @@
   order of the original item id. Of n rows, fewer than 10 give 1 + 1; otherwise h = n // 5 are held out, h // 2 valid.
 * `per_user_random`: the same numbers, in an order drawn from the seed; independent of the order of the source.
 * `leave_last_out`: the last row of each user is test, the one before it valid.
+* `by_user`: users are dealt out, in an order drawn from the seed, until train has 80 % and valid 10 % of all rows; test has
+  the rest. Of a valid or test user with n rows the first floor(0.8 n) in time order are context, known when ranking and
+  never trained; those after them are held out (bivrec.md 2).
 * `global_time`: two points in time for everybody; rows of one time never part. Valid and test rows of users who have no
   row before the first point are left out.
 
@@ -23,14 +26,14 @@ from distrec.config import Section
 from distrec.data import keyed
 from distrec.errors import InputError
 
-TRAIN, VALID, TEST, LEFT_OUT = 0, 1, 2, -1
+TRAIN, VALID, TEST, CONTEXT, LEFT_OUT = 0, 1, 2, 3, -1
 _Counts = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # from a user's rows to its valid and test rows
 
 
 class SplitSection(Section):
     """`split:` of a data config."""
 
-    name: Literal["given", "per_user_random", "per_user_time", "leave_last_out", "global_time"]
+    name: Literal["given", "per_user_random", "per_user_time", "leave_last_out", "by_user", "global_time"]
     valid: float | None = Field(None, gt=0, lt=1, description="share of the rows, for global_time; 0.1")
     test: float | None = Field(None, gt=0, lt=1, description="share of the rows, for global_time; 0.1")
 
@@ -51,10 +54,10 @@ def assign(
         item: `[rows]` codes in ascending order of the original ids.
         time: `[rows]`, or None where the source has none.
         label: `[rows]` labels of a given split, or None.
-        seed: Names the draw of `per_user_random`.
+        seed: Names the draws of `per_user_random` and `by_user`.
 
     Returns:
-        `[rows]` int8: TRAIN, VALID, TEST or LEFT_OUT.
+        `[rows]` int8: TRAIN, VALID, TEST, CONTEXT or LEFT_OUT.
 
     Raises:
         InputError: the rule needs times or labels that the source does not give, or shares that leave nothing.
@@ -77,14 +80,16 @@ def assign(
         return _per_user(user, (item, time), _benchmark_counts)
     if split.name == "leave_last_out":
         return _per_user(user, (item, time), _leave_last_out_counts)
+    if split.name == "by_user":
+        return _by_user(user, item, time, seed)
     return _global_time(
         user, time, 0.1 if split.valid is None else split.valid, 0.1 if split.test is None else split.test
     )
 
 
-def users_without_train(user: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Codes of the users who have rows but none in train, ascending."""
-    return np.setdiff1d(user[label > TRAIN], user[label == TRAIN])
+def users_unknown(user: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Codes of the users who have held-out rows but none in train or context, ascending."""
+    return np.setdiff1d(user[np.isin(label, (VALID, TEST))], user[np.isin(label, (TRAIN, CONTEXT))])
 
 
 def _benchmark_counts(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -111,6 +116,18 @@ def _per_user(user: np.ndarray, keys: tuple[np.ndarray, ...], counts: _Counts) -
     return label
 
 
+def _by_user(user: np.ndarray, item: np.ndarray, time: np.ndarray, seed: int) -> np.ndarray:
+    rows = np.bincount(user)
+    dealt = np.argsort(keyed.uniform(("split by user", seed), 0, len(rows)), kind="stable")
+    before = np.empty(len(rows), np.int64)  # rows of the users dealt out before each
+    before[dealt] = np.cumsum(rows[dealt]) - rows[dealt]
+    group = np.digitize(before / len(user), [0.8, 0.9])
+    group[rows < 3] = TRAIN
+    known = rows * 8 // 10
+    in_time = _per_user(user, (item, time), lambda count: (count - known, np.zeros_like(count)))
+    return np.where(group[user] == TRAIN, TRAIN, np.where(in_time == TRAIN, CONTEXT, group[user])).astype(np.int8)
+
+
 def _global_time(user: np.ndarray, time: np.ndarray, valid: float, test: float) -> np.ndarray:
     if valid + test >= 1:
         raise InputError(
@@ -119,5 +136,5 @@ def _global_time(user: np.ndarray, time: np.ndarray, valid: float, test: float) 
     in_order = np.sort(time)
     to_valid, to_test = (in_order[int(len(time) * share)] for share in (1 - valid - test, 1 - test))
     label = np.where(time >= to_test, TEST, np.where(time >= to_valid, VALID, TRAIN)).astype(np.int8)
-    label[np.isin(user, users_without_train(user, label)) & (label > TRAIN)] = LEFT_OUT
+    label[np.isin(user, users_unknown(user, label)) & (label > TRAIN)] = LEFT_OUT
     return label

@@ -146,6 +146,24 @@ def test_a_user_without_train_rows(out: Path) -> None:
     refuse(out, "user 6 is in 'valid' but not in train")
 
 
+def test_context_that_leaks_and_held_out_users_without_it(tmp_path: Path) -> None:
+    write(tmp_path / "raw/interactions.parquet", interactions(seed=2))
+    prepared(tmp_path, split={"name": "by_user"})
+    out = tmp_path / "out"
+    context, valid = (f"interactions/{name}/part-00000.parquet" for name in ("context", "valid"))
+    rows = pq.read_table(out / context)
+    user = pq.read_table(out / valid)["user"][0].as_py()
+    item = rows.filter(pa.compute.equal(rows["user"], user))["item"][0].as_py()
+    whole = pq.read_table(out / valid)
+    edit(out, valid, with_value("item", 0, item))
+    refuse(out, rf"user {user} with item {item} is in 'context' and in 'valid' \(1 such pairs leak\)")
+    edit(out, valid, lambda _: whole)
+    others = rows.filter(pa.compute.not_equal(rows["user"], user))
+    edit(out, context, lambda _: others)
+    edit_manifest(out, lambda tree: tree["interactions"].update(context=others.num_rows))
+    refuse(out, f"user {user} is in 'valid' but not in train")
+
+
 def test_widths_and_types_of_features(out: Path) -> None:
     edit_manifest(out, lambda tree: tree["features"]["f"].update(width=5))
     refuse(out, r"column 'vector' is fixed_size_list.*\[4\], must be fixed_size_list.*\[5\]")

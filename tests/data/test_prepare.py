@@ -49,6 +49,28 @@ def test_every_row_arrives_once_and_in_order(tmp_path: Path, seed: int, suffix: 
     assert keys == sorted(keys)
 
 
+def test_context_is_written_beside_the_splits_and_checked(tmp_path: Path, raw: dict) -> None:
+    dataset = prepared(tmp_path, split={"name": "by_user"})
+    check(str(tmp_path / "out"))
+    counts = dataset.manifest.interactions
+    assert list(counts) == ["train", "valid", "test", "context"]
+    assert {name: len(dataset.interactions(name)) for name in counts} == counts
+    assert sum(counts.values()) == len(raw["u"])
+    known, held_out = (dataset.interactions(name) for name in ("context", "valid"))
+    assert set(held_out.user.tolist()) < set(known.user.tolist())
+    assert not set(held_out.user.tolist()) & set(dataset.interactions("train").user.tolist())
+    part = tmp_path / "out/interactions/context/part-00000.parquet"
+    part.write_bytes(part.read_bytes()[:-1] + b"?")
+    with pytest.raises(InputError, match=r"checksum of 'interactions/context/part-00000\.parquet' differs"):
+        check(str(tmp_path / "out"))
+
+
+def test_without_a_rule_that_makes_one_there_is_no_context(tmp_path: Path, raw: dict) -> None:
+    dataset = prepared(tmp_path)
+    assert len(dataset.interactions("context")) == 0
+    assert list(dataset.manifest.interactions) == ["train", "valid", "test"]
+
+
 def test_the_split_does_not_depend_on_the_numbering_or_the_order_of_the_source(tmp_path: Path, raw: dict) -> None:
     expected = original_rows(prepared(tmp_path))
     for rule in ("first_seen", "shuffled"):
@@ -157,8 +179,8 @@ def test_unknown_keys_rules_and_importers(tmp_path: Path, raw: dict) -> None:
         prepared(tmp_path, {"name": "table"})
     with pytest.raises(InputError, match=r"unknown key 'importer.interactions.usr'; did you mean 'user'"):
         prepared(tmp_path, {"interactions": {"files": "interactions.parquet", "usr": "u"}})
-    with pytest.raises(InputError, match=r"key 'split.name' is 'by_user' but must be 'given'"):
-        prepared(tmp_path, split={"name": "by_user"})
+    with pytest.raises(InputError, match=r"key 'split.name' is 'per_item' but must be 'given'"):
+        prepared(tmp_path, split={"name": "per_item"})
     with pytest.raises(InputError, match=r"key 'importer.interactions.files' is 3"):
         prepared(tmp_path, {"interactions": {"files": 3}})
     with pytest.raises(InputError, match=r"source '.*nowhere' does not exist"):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from distrec.data.filters import distinct, k_core
-from distrec.data.splits import LEFT_OUT, TEST, TRAIN, VALID, SplitSection, assign
+from distrec.data.splits import CONTEXT, LEFT_OUT, TEST, TRAIN, VALID, SplitSection, assign
 from distrec.errors import InputError
 
 
@@ -46,7 +46,7 @@ def test_per_user_rules_against_a_plain_loop(name: str, seed: int) -> None:
             assert label[in_order].tolist() == expected
 
 
-@pytest.mark.parametrize("name", ["per_user_time", "per_user_random", "leave_last_out", "global_time"])
+@pytest.mark.parametrize("name", ["per_user_time", "per_user_random", "leave_last_out", "by_user", "global_time"])
 def test_the_order_of_the_source_does_not_matter(name: str) -> None:
     user, item, time = rows(7)
     shuffle = np.random.default_rng(0).permutation(len(user))
@@ -62,6 +62,28 @@ def test_the_seed_changes_the_random_split() -> None:
     one, two, again = (assign(split, user, item, None, None, seed) for seed in (1, 2, 1))
     assert np.array_equal(one, again)
     assert not np.array_equal(one, two)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_by_user_deals_out_whole_users_and_holds_out_the_last_fifth_of_some(seed: int) -> None:
+    user, item, time = rows(seed)
+    label = assign(SplitSection(name="by_user"), user, item, time, None, seed)
+    shares = dict.fromkeys((TRAIN, VALID, TEST), 0)
+    for u in np.unique(user):
+        mine = np.flatnonzero(user == u)
+        (group,) = set(label[mine].tolist()) - {CONTEXT}
+        shares[group] += len(mine)
+        if len(mine) < 3:
+            assert group == TRAIN
+        in_order = sorted(mine, key=lambda row: (time[row], item[row]))
+        known = len(mine) if group == TRAIN else int(0.8 * len(mine))
+        before = TRAIN if group == TRAIN else CONTEXT
+        assert label[in_order].tolist() == [before] * known + [group] * (len(mine) - known)
+    largest = np.bincount(user).max()  # a user is never divided, so a share is exact up to one
+    for group, share in ((TRAIN, 0.8), (VALID, 0.1), (TEST, 0.1)):
+        assert abs(shares[group] - share * len(user)) <= largest
+    other = assign(SplitSection(name="by_user"), user, item, time, None, seed + 1)
+    assert not np.array_equal(label, other)
 
 
 @pytest.mark.parametrize("seed", range(3))
