@@ -141,7 +141,7 @@ class Batch:
     @property
     def counts(self) -> list[int]:
         """Rows of every rank's share."""
-        shares = (share(self.size, rank, self.world.size) for rank in range(self.world.size))
+        shares = (share(self.rows, rank, self.world.size) for rank in range(self.world.size))
         return [stop - start for start, stop in shares]
 
     def mean(self, per_row: torch.Tensor) -> torch.Tensor:

@@ -62,7 +62,7 @@ _RELEASED: dict[str, Any] = {
 _ABSENT: dict[str, Any] = {
     "scales": [1],
     "positions": False,
-    "gaussian": "off",
+    "gaussian": "none",
     "lambda_mm": 0.0,
     "lambda_f": 0.0,
     "allocation": "co_allocation",
@@ -122,7 +122,7 @@ class BiVRec(Method):
         zero_tokens: bool = False
         scales: list[int] = Field([1, 2, 4], min_length=1, description="sizes of patches, ascending")
         positions: bool = Field(True, description="learned vectors of place and scale")
-        gaussian: Literal["feature", "position", "off"] = "feature"
+        gaussian: Literal["feature", "position", "none"] = "feature"
         lambda_mm: float = Field(1.0, ge=0, description="recommendation by content")
         lambda_f: float = Field(0.1, ge=0, description="how alike the views allocate items to interests")
         allocation: Literal["co_allocation", "aligned"] = "co_allocation"
@@ -187,7 +187,7 @@ class BiVRec(Method):
         patches = Patches(config.dim, config.length, config.scales, config.positions)
         self._tokens = patches.tokens
         gaussian = None
-        if config.gaussian != "off":
+        if config.gaussian != "none":
             gaussian = GaussianAttention(config.dim, config.interests, config.gaussian, patches.centres())
         cluster = ClusterAttention(
             config.dim, config.gumbel, config.tau, config.shelter, config.cluster_norm, config.padded_sums, config.dropout
@@ -263,22 +263,25 @@ class BiVRec(Method):
 
         `released`: mean_i log sum_{j != i} exp S_ij - mean_ij S_ij. `intended`: mean_i [ -S_ii + log sum_{j != i} exp S_ij ].
         `clip`: cross-entropy with the diagonal as target, half over rows and half over columns.
+
+        In float64: at the start all vectors are alike, and gradients are small differences of them, blown up by 1 / norm.
         """
         temperature, first = self.config.temperature, batch.mine.start
-        ids, contents = unit_rows(ids), unit_rows(contents)
+        ids, contents = unit_rows(ids.double()), unit_rows(contents.double())
         all_contents = batch.world.gathered(contents, batch.counts)
         if self.config.nce == "clip":
-            all_ids, ones = batch.world.gathered(ids, batch.counts), torch.ones(batch.size)
+            all_ids, ones = batch.world.gathered(ids, batch.counts), ids.new_ones(batch.size)
             rows = info_nce(ids, all_contents, ones, first, temperature)
-            return (rows + info_nce(contents, all_ids, ones, first, temperature)) / (2 * batch.size)
+            columns = info_nce(contents, all_ids, ones, first, temperature)
+            return ((rows + columns) / (2 * batch.size)).float()
         similar = ids @ all_contents.t() / temperature
         mine = torch.arange(len(ids))
         pull = similar.mean(1) if self.config.nce == "released" else similar[mine, first + mine]
+        if batch.size == 1:  # nothing to push away from
+            return -pull.sum().float()
         own = torch.zeros_like(similar, dtype=torch.bool)
         own[mine, first + mine] = True
-        if batch.size == 1:  # nothing to push away from
-            return -pull.sum()
-        return batch.mean(similar.masked_fill(own, -torch.inf).logsumexp(1) - pull)
+        return batch.mean(similar.masked_fill(own, -torch.inf).logsumexp(1) - pull).float()
 
     def representations(self, histories: Histories) -> Representations:
         config, table = self.config, self.block("item").detach()

@@ -33,12 +33,22 @@ STAIR_TEXT: dict[str, Any] = {"name": "stair", "dim": 8, "features": ["text"], "
 MENTOR: dict[str, Any] = {"name": "mentor", "dim": 8, "knn_k": 4, "mask_weight_g": 0.1}
 SASREC: dict[str, Any] = {"name": "sasrec", "dim": 8, "length": 6, "dropout": 0.0}
 ODMT: dict[str, Any] = {"name": "odmt", "dim": 8, "id_dim": 6, "length": 5, "dropout": 0.0, "alpha": 3, "init": 0}
+BIVREC: dict[str, Any] = {"name": "bivrec", "dim": 8, "length": 6, "dropout": 0.0, "interests": 3}
+PROTOTYPE = BIVREC | {"level": "prototype", "modality": "both"}
+POSITION = BIVREC | {
+    "gaussian": "position",
+    "allocation": "aligned",
+    "gumbel": "close",
+    "rank_by": "both",
+    "mm_type": "sum",
+}
+GENTLE = {"name": "sgd", "lr": 1e-3}  # the released contrast starts with huge gradients: its vectors lie near zero
 UNPERTURBED = MENTOR | {"mask_weight_g": 0.0, "item_layers": 2}
 INTENT = MENTOR | {"variant": "intent"}
 
 
 def title(method: dict[str, Any]) -> str:
-    return " ".join([method["name"], *([method["variant"]] if "variant" in method else [])])
+    return " ".join([method["name"], *(method[key] for key in ("variant", "level", "gaussian") if key in method)])
 
 
 # Three workers train every other run: each method's are on both sides of that line.
@@ -54,6 +64,8 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any], int]] = {
         + [("more users", SASREC, ADAM), ("more items", SASREC, SGD), ("few users", SASREC, ADAMW)]
         + [("more users", ODMT, CLIPPED), ("more items", ODMT | {"init": 1, "version": "v3"}, SGD)]
         + [("few users", ODMT | {"init": 3, "tie_cls_feature": True, "dedupe": False}, ADAM)]
+        + [("more users", BIVREC, ADAM), ("more users", PROTOTYPE, ADAM), ("few users", PROTOTYPE, ADAMW)]
+        + [("few users", BIVREC, ADAMW), ("more items", PROTOTYPE, GENTLE), ("more items", POSITION, GENTLE)]
     )
 }
 SPARSE = "bprmf, sparse tables"
@@ -61,6 +73,7 @@ RUNS[SPARSE] = ("more users", BPRMF, {"tables": "sparse", "lr": 0.05}, 50)
 ZERO = ["alignrec, adam, more users", "alignrec, adamw, more users", "alignrec, sgd, more items"]
 ZERO += ["mentor, adam, more users", "mentor intent, adam, more users", "sasrec, adam, more users"]
 ZERO += ["odmt, adamw, more users"]
+ZERO += ["bivrec, adam, more users", "bivrec prototype, adam, more users"]
 
 Result = dict[str, Any]
 
