@@ -29,8 +29,8 @@ from tests.distributed import own_cluster, run_workers
 from tests.training import small
 from tests.training.test_checkpoint import full, train_steps
 
-STEPS = 9  # of an epoch of the small dataset: 64 of its pairs each, or 7 of its users
-BATCHES = {"odmt": 7}
+STEPS = 9  # of an epoch of the small dataset: 64 of its pairs each, 7 of its users, or 35 windows
+BATCHES = {"odmt": 7, "bivrec": 35}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return small.write_small(tmp_path_factory.mktemp("data"))
 
 
-@pytest.mark.parametrize("method", ["lightgcn", "alignrec", "stair", "mentor", "odmt"])
+@pytest.mark.parametrize("method", ["lightgcn", "alignrec", "stair", "mentor", "odmt", "bivrec"])
 @pytest.mark.parametrize("seed", range(5))
 def test_crashes_anywhere_change_nothing(tmp_path: Path, data: str, method: str, seed: int) -> None:
     """A few crashes at random steps; the parts together train what one uninterrupted run trains, to the last bit."""
