@@ -97,6 +97,7 @@ class ODMT(Method):
             True, description="encode an item once a step; if not, each place where it stands, with its own dropout"
         )
 
+    whole_tables = False
     config: ODMT.Config
 
     def __init__(self, config: ODMT.Config, data: Dataset):

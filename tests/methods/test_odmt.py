@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from distrec.cli import main
 from distrec.data.dataset import Dataset, Interactions
 from distrec.data.histories import Histories
 from distrec.data.sampling import Windows
@@ -22,8 +23,8 @@ from distrec.runtime import quiet
 from tests.distributed import run_workers
 from tests.methods.bare import SEED, Bare, method_of
 from tests.methods.plain_odmt import Plain
+from tests.training import small
 from tests.training.random_data import write_random
-from tests.training.small import write_small
 
 ODMT: dict[str, Any] = {"name": "odmt", "dim": 8, "id_dim": 6, "length": 5, "dropout": 0.0, "alpha": 4}
 CASES: dict[str, dict[str, Any]] = {
@@ -253,7 +254,20 @@ def test_it_says_which_items_lack_a_modality(folder: Path):
     ],
 )
 def test_wrong_settings_are_refused_in_words(tmp_path: Path, settings: dict[str, Any], told: str):
-    data = Dataset.open(write_small(tmp_path))
+    data = Dataset.open(small.write_small(tmp_path))
     with pytest.raises(InputError) as error:
         method_of(data, **(ODMT | {"id_dim": 8, "init": 3} | settings))
     assert told in str(error.value)
+
+
+def test_evaluation_tells_each_branch_beside_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    data = small.write_small(tmp_path / "data")
+    assert main(["train", small.write_config(tmp_path / "run.yaml", data, tmp_path, "odmt", train={"epochs": 1})]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[0] for row in rows[-4:]] == ["fused", "id", "text", "image"]
+    found = small.read(tmp_path / "run/evaluation", "test.json")
+    alone = [found["branches"][name]["metrics"] for name in ("id", "text", "image")]
+    assert all(metrics.keys() == found["metrics"].keys() for metrics in alone)
+    assert all(metrics != found["metrics"] for metrics in alone)

@@ -70,6 +70,7 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any], int]] = {
 }
 SPARSE = "bprmf, sparse tables"
 RUNS[SPARSE] = ("more users", BPRMF, {"tables": "sparse", "lr": 0.05}, 50)
+RUNS["odmt, sparse tables"] = ("more users", ODMT | {"id_dim": 8}, {"tables": "sparse", "lr": 2e-3}, 51)
 ZERO = ["alignrec, adam, more users", "alignrec, adamw, more users", "alignrec, sgd, more items"]
 ZERO += ["mentor, adam, more users", "mentor intent, adam, more users", "sasrec, adam, more users"]
 ZERO += ["odmt, adamw, more users"]
