@@ -127,7 +127,9 @@ class BiVRec(Method):
         lambda_f: float = Field(0.1, ge=0, description="how alike the views allocate items to interests")
         allocation: Literal["co_allocation", "aligned"] = "co_allocation"
         tau_a: float = Field(1.0, gt=0, description="of the allocation's softmax")
-        rank_by: Literal["id", "mm", "both"] = Field("id", description="the view that ranks; both: the sum, our extra")
+        rank_by: Literal["id", "mm", "both"] = Field(
+            "id", description="the view that ranks; both: the sum, our extra, and each view is reported beside it"
+        )
 
         @model_validator(mode="before")
         @classmethod
@@ -315,6 +317,9 @@ class BiVRec(Method):
             for view in range(items.shape[1])
         ]
         return torch.stack(best).sum(0)
+
+    def branches(self) -> dict[str, slice]:
+        return {view: slice(place, place + 1) for place, view in enumerate(VIEWS)} if len(self._ranked) == 2 else {}
 
 
 def allocation_distance(

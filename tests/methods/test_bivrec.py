@@ -322,6 +322,9 @@ def test_a_ranking_repeats_itself_and_joins_the_views_by_adding(data: Dataset):
         best = (interests.unsqueeze(2) * items).sum(-1).amax(1)
         assert torch.allclose(best, scores["mm" if view == "both" else view], atol=1e-4)
     assert torch.allclose(scores["both"], scores["id"] + scores["mm"], atol=1e-4)
+    assert {view: slice(place, place + 1) for place, view in enumerate(VIEWS)} == bare.method.branches()
+    for view, part in bare.method.branches().items():
+        assert torch.allclose(bare.method.score(first.users[:, part], first.items[:, part]), scores[view], atol=1e-4)
     assert method_of(data, **PROTOTYPE).title() == "bivrec (prototype)"
 
 
