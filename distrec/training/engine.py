@@ -192,4 +192,4 @@ class Engine:
             return [lookup.rows(self.tables.block(table))[0] for lookup in lookups]
         joined = self.tables.lookup(table, torch.cat([lookup.mine.flatten() for lookup in lookups]))
         parts = joined.split([lookup.mine.numel() for lookup in lookups])
-        return [part.view(*lookup.mine.shape, -1) for lookup, part in zip(lookups, parts, strict=True)]
+        return [part.view(*lookup.mine.shape, part.shape[-1]) for lookup, part in zip(lookups, parts, strict=True)]
