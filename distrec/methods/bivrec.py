@@ -8,7 +8,7 @@ switch of its own (on at this level):
     unmasked_content     places without an item carry item 0's features into the content view
     padded_sums          such places count when an interest's items are counted
     noise_in_evaluation  Gumbel noise is drawn when ranking too (here by user, so that a ranking can be repeated)
-    zero_tokens          the content view's interest tokens start at zero, so noise alone assigns items at first
+    zero_tokens          the content view's interest tokens start at zero, so noise alone (with `close`, rounding) assigns items at first
     cluster_norm         `released`: a second softmax nearly flattens the assignment
     nce                  `released`: the contrast pulls all pairs together, not a history's two views
 
