@@ -19,7 +19,7 @@ from distrec.methods.batch import WindowBatch
 from distrec.methods.sequential import next_items, user_vectors
 from distrec.methods.softmax import full_softmax
 from distrec.methods.transformer import SequenceEncoder
-from distrec.tables.spec import Table, xavier_normal
+from distrec.tables.spec import Table, normal
 
 
 class SASRec(Method):
@@ -45,7 +45,9 @@ class SASRec(Method):
         return UserWindows(Histories([train], self.data.users), self.config.length + 1, seed)
 
     def tables(self) -> list[Table]:
-        return [Table("item", "item", self.config.dim, xavier_normal)]
+        # As large as the position vectors: a table of many rows by Xavier's rule starts so small that the norm over their
+        # sum sees positions only, and training takes many epochs to find the items.
+        return [Table("item", "item", self.config.dim, normal(self.config.dim**-0.5))]
 
     def dense(self) -> torch.nn.Module:
         config = self.config
