@@ -37,7 +37,7 @@ def missing_items(dataset: Dataset) -> dict[str, np.ndarray]:
     """
     out: dict[str, np.ndarray] = {}
     for name, feature in sorted(dataset.manifest.features.items(), key=lambda entry: entry[1].tokens > 1):
-        modality = name.removesuffix(TOKENS) if feature.tokens > 1 else name
+        modality = name.partition(TOKENS)[0] if feature.tokens > 1 else name  # also of `text-tokens-cut2`
         if feature.missing and modality not in out:
             parts: list[pq.ParquetFile] = [open_parquet(dataset.folder, part) for part in feature.parts]
             out[modality] = np.concatenate([part.read(columns=["missing"])["missing"].to_numpy() for part in parts])
