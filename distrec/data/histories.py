@@ -32,6 +32,11 @@ class Histories:
         self.lengths = np.bincount(user, minlength=users)
         self._ends = np.cumsum(self.lengths)
 
+    @property
+    def predictable(self) -> np.ndarray:
+        """Users with an item that comes after another, ascending: those that next-item prediction can train on."""
+        return np.flatnonzero(self.lengths >= 2)
+
     def newest(self, users: np.ndarray, length: int) -> np.ndarray:
         """The last `length` items of each of `users`: int64 `[users, length]`, the newest last, `PADDING` before the first."""
         return self.up_to(users, self.lengths[users], length)

@@ -150,11 +150,11 @@ class PairSampler(Sampler):
 
 
 class UserWindows(Sampler):
-    """The newest `length` items of each user's history: each user with at least `least` items once an epoch."""
+    """The newest `length` items of each user's history: each user with at least two items once an epoch."""
 
-    def __init__(self, histories: Histories, length: int, seed: int, least: int = 2):
+    def __init__(self, histories: Histories, length: int, seed: int):
         self._histories, self._length = histories, length
-        self._users = np.flatnonzero(histories.lengths >= least)
+        self._users = histories.predictable
         super().__init__(len(self._users), seed)
 
     def _samples(self, epoch: int, start: int, rows: np.ndarray) -> Windows:

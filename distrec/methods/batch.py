@@ -173,10 +173,10 @@ class WindowBatch(Batch):
         super().__init__(world, users, items, samples, *where)
         self.windows = torch.from_numpy(samples.items)
 
-    def lookup(self, columns: slice = slice(None), padding: int = 0) -> Lookup:
-        """Some columns of the windows, with an item (whose rows the caller masks) in place of padding."""
+    def lookup(self, columns: slice = slice(None)) -> Lookup:
+        """Some columns of the windows, with item 0 (whose rows the caller masks) in place of padding."""
         ids = self.windows[:, columns]
-        return Lookup(self.world, self._items, ids.masked_fill(ids == PADDING, padding).numpy())
+        return Lookup(self.world, self._items, ids.masked_fill(ids == PADDING, 0).numpy())
 
     @property
     def real(self) -> torch.Tensor:

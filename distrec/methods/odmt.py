@@ -190,12 +190,17 @@ class ODMT(Method):
         return {name: slice(place * dim, (place + 1) * dim) for place, name in enumerate(SOURCES)}
 
     def degradations(self) -> list[str]:
-        missing = {name: self.data.feature(name).missing for name in self.features()}
-        return [
+        config, missing = self.config, {name: self.data.feature(name).missing for name in self.features()}
+        told = [
             f"{count} of {self.data.items} items lack '{name}'; one zero vector stands in as their only token"
             for name, count in missing.items()
             if count
         ]
+        if config.dedupe and config.dropout:
+            told.append("an item of a batch is encoded once, so its copies there share their dropout ('method.dedupe')")
+        if config.negatives == "local":
+            told.append("candidates are a worker's own part of the batch, so results depend on the number of workers")
+        return told
 
     def _widths(self) -> tuple[int, int]:
         if self.encoders:
@@ -261,8 +266,7 @@ class ODMT(Method):
     def _log_popularity(self) -> torch.Tensor:
         """Logarithm of each item's popularity `[items]`: its part of all places in training windows; 0 where it stands in none."""
         histories = Histories([self.space.train], self.data.users)
-        users = np.flatnonzero(histories.lengths >= 2)
-        windows = histories.newest(users, self.config.length + 1)
+        windows = histories.newest(histories.predictable, self.config.length + 1)
         counts = torch.from_numpy(np.bincount(windows[windows != PADDING], minlength=self.data.items))
         return (counts / counts.sum()).log().where(counts > 0, 0.0).float()
 

@@ -235,6 +235,18 @@ def test_it_says_which_items_lack_a_modality(folder: Path):
     ]
 
 
+def test_it_says_where_copies_share_dropout_and_where_the_number_of_workers_matters(folder: Path):
+    data = Dataset.open(str(folder / "more items"))
+
+    def told(**settings: Any) -> str:
+        return " ".join(method_of(data, **(ODMT | settings)).degradations())
+
+    assert "share their dropout" in told(dropout=0.1)
+    assert "share their dropout" not in told(dropout=0.1, dedupe=False)
+    assert "number of workers" in told(negatives="local")
+    assert "number of workers" not in told()
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
