@@ -117,6 +117,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--print-config", action="store_true", help="show the resolved config and stop")
     train.set_defaults(run=_train)
 
+    tune = verbs.add_parser("tune", help="search over methods and their settings, or continue a sweep")
+    tune.add_argument("config", metavar="SWEEP", help="a sweep config, such as configs/sweeps/demo.yaml")
+    tune.add_argument("overrides", nargs="*", metavar="key=value")
+    tune.set_defaults(run=_tune)
+
     evaluate = verbs.add_parser("evaluate", help="rank a split with the best weights of trained runs")
     evaluate.add_argument("runs", nargs="+", metavar="RUN", help="<run.storage>/<run.name>; several are compared")
     evaluate.add_argument("--split", choices=("valid", "test"), default="test")
@@ -181,6 +186,13 @@ def _train(arguments: argparse.Namespace) -> None:
     from distrec.training.launch import train
 
     print(summary_table(train(arguments.config, arguments.overrides)))
+
+
+def _tune(arguments: argparse.Namespace) -> None:
+    from distrec.tuning.tune import tune
+
+    folder = tune(arguments.config, arguments.overrides)
+    print(f"done. The report: distrec report {folder.folder}")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from distrec.errors import InputError
 
@@ -121,8 +122,12 @@ def disable_shm_comm() -> None:
 
 
 @contextmanager
-def ray_cluster() -> Iterator[None]:
-    """The cluster that is connected or that RAY_ADDRESS names; otherwise a local one that ends with the block."""
+def ray_cluster(runtime_env: dict[str, Any] | None = None) -> Iterator[None]:
+    """The cluster that is connected or that RAY_ADDRESS names; otherwise a local one that ends with the block.
+
+    Args:
+        runtime_env: of all processes that this one starts there, where it is not connected yet.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
@@ -132,7 +137,13 @@ def ray_cluster() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     dashboard = None if address else False
     on_term = signal.getsignal(signal.SIGTERM)
-    ray.init(address or "local", include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
+    ray.init(
+        address or "local",
+        include_dashboard=dashboard,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        runtime_env=runtime_env,
+    )
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_term)  # Ray's own would end this process with status 1
     try:

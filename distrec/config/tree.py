@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,20 +78,27 @@ def load_file(path: str | Path) -> dict[str, Any]:
 
 def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """A copy of `tree` with each `dotted.key=value` set; the value is read as YAML."""
-    tree = _copy(tree)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise InputError(f"override '{override}' is not of the form key=value, for example train.epochs=10.")
+        tree = set_keys(tree, {key: parse_scalar(text, f"override '{override}'")}, f"override '{override}'")
+    return _copy(tree)
+
+
+def set_keys(tree: dict[str, Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A copy of `tree` with each dotted key set; `where` names their source in errors."""
+    tree = _copy(tree)
+    for key, value in values.items():
         *parents, leaf = key.split(".")
         node = tree
         for depth, part in enumerate(parents):
             node = node.setdefault(part, {})
             if not isinstance(node, dict):
                 raise InputError(
-                    f"override '{override}': '{'.'.join(parents[: depth + 1])}' is a value, not a section; remove '.{leaf}'."
+                    f"{where}: '{'.'.join(parents[: depth + 1])}' is a value, not a section; remove '.{leaf}'."
                 )
-        node[leaf] = parse_scalar(text, f"override '{override}'")
+        node[leaf] = value
     return tree
 
 

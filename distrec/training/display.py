@@ -5,9 +5,9 @@ Workers note their progress in the run folder; the driver shows it from there, w
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from tqdm import tqdm
@@ -32,10 +32,14 @@ def banner(config: RunConfig, title: str, data: Dataset, run: RunFolder, degrada
 
 
 class Display:
-    """Shows the progress of a run until the block ends."""
+    """Shows the progress of a run until the block ends.
 
-    def __init__(self, run: RunFolder):
-        self._run = run
+    Args:
+        on_epoch: called with each epoch's record of `metrics.jsonl`, also those of earlier attempts.
+    """
+
+    def __init__(self, run: RunFolder, on_epoch: Callable[[dict[str, Any]], None] | None = None):
+        self._run, self._on_epoch = run, on_epoch
         self._seconds = 0.5 if run.folder.local else 5.0
         self._done = threading.Event()
         self._shown = 0
@@ -43,7 +47,10 @@ class Display:
         self._bar: tqdm[Any] | None = None
 
     def __enter__(self) -> Display:
-        self._shown = len(self._records())
+        before = self._run.read_metrics()
+        self._shown = len(before)
+        for record in before:
+            self._told(record)
         if self._shown:
             print(f"continuing after epoch {self._shown}", flush=True)
         self._thread.start()
@@ -74,15 +81,14 @@ class Display:
         self._bar.refresh()
 
     def _show_epochs(self) -> None:
-        for record in self._records()[self._shown :]:
+        for record in self._run.read_metrics()[self._shown :]:
             tqdm.write(epoch_line(record))
             self._shown += 1
+            self._told(record)
 
-    def _records(self) -> list[dict[str, Any]]:
-        try:
-            return [json.loads(line) for line in self._run.folder.read_bytes("metrics.jsonl").splitlines()]
-        except (OSError, ValueError):
-            return []
+    def _told(self, record: dict[str, Any]) -> None:
+        if self._on_epoch is not None:
+            self._on_epoch(record)
 
 
 def epoch_line(record: dict[str, Any]) -> str:

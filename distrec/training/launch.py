@@ -28,12 +28,17 @@ from distrec.training.run_folder import STOP_REQUEST, RunFolder
 Work = Callable[[RunConfig], None]
 
 
-def train(config: RunConfig | str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def train(
+    config: RunConfig | str | Path,
+    overrides: Sequence[str] = (),
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
     """Train a model and return its `summary.json`. The same config again continues the run.
 
     Args:
         config: a run config, or the path of its YAML file.
         overrides: `dotted.key=value` settings, applied to a file.
+        on_epoch: called, from another thread, with the record of each epoch that is done.
 
     Raises:
         InputError: bad input, before any worker starts.
@@ -49,7 +54,7 @@ def train(config: RunConfig | str | Path, overrides: Sequence[str] = ()) -> dict
         run.open_attempt(run_config, data.hash)
         run.update_record(versions=versions(), degradations=degradations)
         print(banner(run_config, method.title(), data, run, degradations), flush=True)
-        with _stop_on_signal(run), Display(run):
+        with _stop_on_signal(run), Display(run, on_epoch):
             start(train_worker, run_config)
     _raise_outcome(run)
     summary: dict[str, Any] = run.folder.read_json("summary.json")

@@ -86,7 +86,7 @@ class RunFolder:
         return dict(record)
 
     def _check_identity(self, old: dict[str, Any], new: dict[str, Any], config: RunConfig) -> None:
-        flat_old, flat_new = _flat(old), _flat(new)
+        flat_old, flat_new = flat(old), flat(new)
         for key in {**flat_new, **flat_old}:  # a section that became null, such as lr_decay, has keys on one side only
             before, value = flat_old.get(key), flat_new.get(key)
             if before == value:
@@ -114,6 +114,13 @@ class RunFolder:
         """Write `metrics.jsonl` whole, so that it always tells one trajectory."""
         self.folder.write_bytes("".join(json.dumps(record) + "\n" for record in history).encode(), "metrics.jsonl")
 
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The epochs in `metrics.jsonl`; none where there is no such file yet."""
+        try:
+            return [json.loads(line) for line in self.folder.read_bytes("metrics.jsonl").splitlines()]
+        except (OSError, ValueError):
+            return []
+
     def write_progress(self, progress: dict[str, Any]) -> None:
         """Note where training stands: every step on a local disk, now and then on an object store."""
         if self.folder.local:
@@ -133,11 +140,12 @@ class RunFolder:
         return progress if isinstance(progress, dict) else {}
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested sections by dotted key."""
     out: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            out |= _flat(value, f"{prefix}{key}.")
+            out |= flat(value, f"{prefix}{key}.")
         else:
             out[f"{prefix}{key}"] = value
     return out

@@ -1,32 +1,152 @@
-"""Search spaces: what `configs/<method>/search.yaml` holds."""
+"""Search spaces: what `configs/<method>/search.yaml` holds, and the points in them.
+
+A space gives dotted run config keys their candidates: a list of values, or a range `{low, high}` with `log: true` where
+the order of magnitude counts and `integer: true` where only whole numbers do. Points of a space are named by (seed,
+entry, number), so that the same sweep draws the same points whatever ran before.
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
 from pathlib import Path
 from typing import Any
 
-from distrec.config.tree import load_file
+from pydantic import model_validator
+
+from distrec.config.tree import Section, decode, load_file
+from distrec.data import keyed
 from distrec.errors import InputError
 
-Space = dict[str, list[Any]]
-"""Candidate values of dotted run config keys; a grid is all their combinations."""
+Values = dict[str, Any]
+"""A point: values of dotted run config keys."""
+
+_FIXED = ("data", "run", "tracking", "evaluate", "train.seed", "train.workers", "train.metric", "method.name")
+
+
+class Range(Section):
+    """All numbers from `low` to `high`."""
+
+    low: float
+    high: float
+    log: bool = False
+    integer: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers(cls, tree: Any) -> Any:
+        ends = {name: float(tree[name]) for name in ("low", "high") if isinstance(tree.get(name), int)}
+        return {**tree, **ends}
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if self.low >= self.high:
+            raise ValueError("must have 'low' below 'high'")
+        if self.log and self.low <= 0:
+            raise ValueError("must have 'low' above 0 with 'log: true'")
+        if self.integer and (self.low % 1 or self.high % 1):
+            raise ValueError("must have whole numbers as 'low' and 'high' with 'integer: true'")
+        return self
+
+    def at(self, fraction: float) -> float | int:
+        """The value below which lies `fraction` in [0, 1) of the range, on its own scale."""
+        if self.integer:
+            count = int(self.high - self.low) + 1
+            if not self.log:
+                return int(self.low) + min(int(fraction * count), count - 1)
+            value = math.exp(math.log(self.low) + fraction * math.log((self.high + 1) / self.low))
+            return int(min(value, self.high))
+        if self.log:
+            return float(f"{math.exp(math.log(self.low) + fraction * math.log(self.high / self.low)):.6g}")
+        return float(f"{self.low + fraction * (self.high - self.low):.6g}")
+
+
+Candidates = list[Any] | Range
+Space = dict[str, Candidates]
 
 
 def load_spaces(path: str | Path) -> dict[str, Space]:
     """The spaces in a file, by name.
 
     Raises:
-        InputError: unreadable, empty, or a key has no list of different values.
+        InputError: unreadable or empty, or a key has neither different values nor a range.
     """
     spaces = load_file(path)
     if not spaces:
         raise InputError(f"search file '{path}' holds no space; name one and its keys.")
-    for name, space in spaces.items():
-        if not isinstance(space, dict) or not space:
-            raise InputError(f"search file '{path}': space '{name}' has no keys; give each a list of values.")
-        for key, values in space.items():
-            if not isinstance(values, list) or not values or any(values.count(value) > 1 for value in values):
-                raise InputError(
-                    f"search file '{path}': key '{name}: {key}' is {values}; give a list of different values."
-                )
-    return spaces
+    return {name: parse_space(space, f"search file '{path}': space '{name}'") for name, space in spaces.items()}
+
+
+def parse_space(tree: Any, where: str) -> Space:
+    """A space from its YAML form; `where` names it in errors.
+
+    Raises:
+        InputError: empty, a key that a sweep decides itself, or candidates that are no choice.
+    """
+    if not isinstance(tree, dict) or not tree:
+        raise InputError(f"{where} has no keys; give each key a list of values or a range.")
+    space: Space = {}
+    for key, candidates in tree.items():
+        if any(key == fixed or key.startswith(f"{fixed}.") for fixed in _FIXED):
+            raise InputError(
+                f"{where}: key '{key}' is not searched, since a sweep sets it for all its trials; remove it."
+            )
+        if isinstance(candidates, dict):
+            space[key] = decode(Range, candidates, f"{where}: {key}")
+        elif (
+            isinstance(candidates, list) and candidates and not any(candidates.count(value) > 1 for value in candidates)
+        ):
+            space[key] = candidates
+        else:
+            raise InputError(
+                f"{where}: key '{key}' is {candidates}; give a list of different values, or a range {{low, high}}."
+            )
+    return space
+
+
+def grid(space: Space) -> list[Values]:
+    """All combinations, the last key fastest; a space without keys has one, the empty one.
+
+    Raises:
+        InputError: a key has a range, which has no grid.
+    """
+    for key, candidates in space.items():
+        if isinstance(candidates, Range):
+            raise InputError(
+                f"key '{key}' has a range, of which there is no grid; list its values, or use another 'searcher'."
+            )
+    return [dict(zip(space, point)) for point in itertools.product(*space.values())]
+
+
+def size(space: Space) -> float:
+    """How many different points the space has."""
+    return math.prod(math.inf if isinstance(candidates, Range) else len(candidates) for candidates in space.values())
+
+
+def random_point(space: Space, key: tuple[str | int, ...], number: int) -> Values | None:
+    """Point `number` (from 0) of the random sequence that `key` names.
+
+    Without a range the sequence is the grid in random order, so that no point comes twice; it is None past its end.
+    """
+    if size(space) < 1 << 20:
+        points = int(size(space))
+        if number >= points:
+            return None
+        return _nth(space, int(keyed.permutation(("space", *key), points)[number]))
+    out: Values = {}
+    for name, candidates in space.items():
+        fraction = float(keyed.uniform(("space", *key, name), number, 1)[0])
+        out[name] = (
+            candidates.at(fraction) if isinstance(candidates, Range) else candidates[int(fraction * len(candidates))]
+        )
+    return out
+
+
+def _nth(space: Space, index: int) -> Values:
+    """Point `index` of the grid, without the grid."""
+    out: Values = {}
+    for name, candidates in reversed(space.items()):
+        assert isinstance(candidates, list)
+        index, place = divmod(index, len(candidates))
+        out[name] = candidates[place]
+    return {name: out[name] for name in space}

@@ -1,0 +1,315 @@
+"""Running trials with Ray Tune: each is a driver function that starts an ordinary training run.
+
+What lasts is the sweep folder alone. Ray Tune gives the processes, their placement, retries and the scheduler; a new
+attempt of the sweep is a new Tune experiment, which starts what the folder shows as unended.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ray import tune
+from ray.tune.callback import Callback
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from distrec.config.run import RunConfig
+from distrec.config.tree import decode
+from distrec.data.storage import open_folder
+from distrec.errors import InputError, Interrupted, NonFiniteLoss
+from distrec.training.run_folder import STOP_REQUEST
+from distrec.tuning.folder import ERROR_FILE, Phase, SweepFolder, Trial
+from distrec.tuning.sweep import SweepConfig
+
+Source = Callable[[], tuple[Trial, RunConfig] | None]
+"""The next trial to start, or None when there is nothing left."""
+
+_NOTE_SECONDS = 5.0  # between two notes of a running trial's time
+_STOP_SECONDS = 120.0  # that trials have to save a checkpoint when the sweep is stopped
+
+
+class Execution:
+    """Runs the trials of one phase until its source is dry.
+
+    Args:
+        concurrent: trials at once.
+        on_end: called when a trial has ended.
+    """
+
+    def __init__(
+        self,
+        sweep: SweepConfig,
+        folder: SweepFolder,
+        phase: Phase,
+        source: Source,
+        concurrent: int,
+        on_end: Callable[[Trial], None],
+    ):
+        self.sweep, self.folder, self.phase, self.source = sweep, folder, phase, source
+        self.concurrent, self.on_end = concurrent, on_end
+        self.stopping = False
+        self.running: dict[str, _Running] = {}  # by Ray Tune's id
+
+    def run(self) -> None:
+        """Run to the end.
+
+        Raises:
+            Interrupted: Ctrl-C or SIGTERM; running trials saved checkpoints first.
+        """
+        tuner = tune.Tuner(
+            tune.with_resources(run_trial, self._resources()),
+            tune_config=tune.TuneConfig(
+                search_alg=_Feed(self),
+                scheduler=self._scheduler(),
+                num_samples=-1,
+                max_concurrent_trials=self.concurrent,
+                trial_dirname_creator=lambda trial: trial.config["name"],
+                trial_name_creator=lambda trial: trial.config["name"],
+            ),
+            run_config=self._run_config(),
+        )
+        failures: list[BaseException] = []
+
+        def fit() -> None:
+            try:
+                tuner.fit()
+            except BaseException as error:
+                failures.append(error)
+
+        # Off the main thread, so that Ray leaves signals alone: a stop lets trials save a checkpoint first.
+        thread = threading.Thread(target=fit, daemon=True)
+        with self._stop_on_signal():
+            thread.start()
+            while thread.is_alive():
+                thread.join(0.2)
+        if failures:
+            raise failures[0]
+        if self.stopping:
+            raise Interrupted("stopped; the same command continues the sweep.")
+
+    def _resources(self) -> dict[str, float]:
+        """In the trial's own process: its CPUs. With Ray Train workers none, since these ask for their own; but not nothing."""
+        resources = self.sweep.resources
+        return {"CPU": resources.cpus_per_worker} if resources.workers == 0 else {"CPU": 0, "memory": 1 << 20}
+
+    def _scheduler(self) -> TrialScheduler:
+        if self.sweep.scheduler == "none" or self.phase == "final":
+            return FIFOScheduler()
+        return _PerMethod(self.sweep)
+
+    def _run_config(self) -> tune.RunConfig:
+        from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+        os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+        os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its own display comes even at verbosity 0
+        logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it looks for the logs of callbacks that are not used
+        logs = self.folder.folder.folder("tune")
+        callbacks: list[Callback] = [_Failures(self)]
+        tracking = self.sweep.tracking
+        if tracking.tensorboard:
+            from ray.tune.logger import TBXLoggerCallback
+
+            callbacks.append(TBXLoggerCallback())
+        if tracking.mlflow:
+            from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+            callbacks.append(MLflowLoggerCallback(tracking_uri=tracking.mlflow, experiment_name=self.sweep.run.name))
+        return tune.RunConfig(
+            name=f"{self.phase}-{len(self.folder.record['attempts'])}",
+            storage_path=logs.path,
+            storage_filesystem=PyFileSystem(FSSpecHandler(logs.fs)),
+            failure_config=tune.FailureConfig(max_failures=self.sweep.retries),
+            callbacks=callbacks,
+            verbose=0,
+            log_to_file=True,
+        )
+
+    @contextmanager
+    def _stop_on_signal(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(signum: int, frame: Any) -> None:
+            if self.stopping and signum == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.stopping = True
+            print("\nstopping: trials save a checkpoint first (Ctrl-C again to stop without)", flush=True)
+            for running in list(self.running.values()):
+                run = self.folder.run(self.phase, running.trial)
+                run.folder.write_bytes(str(os.getpid()).encode(), STOP_REQUEST)
+
+        before = {signum: signal.signal(signum, ask) for signum in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+
+class _Running:
+    """A trial that Ray Tune has, and how long it has had it."""
+
+    def __init__(self, trial: Trial):
+        self.trial, self._since, self._noted = trial, time.monotonic(), 0.0
+
+    def add_time(self) -> bool:
+        """Add the time since the last call to the trial's; whether a note on disk is due."""
+        now = time.monotonic()
+        self.trial.seconds += now - self._since
+        self._since = now
+        due = now - self._noted > _NOTE_SECONDS
+        if due:
+            self._noted = now
+        return due
+
+
+class _Feed(Searcher):
+    """Hands trials to Ray Tune and notes how they end."""
+
+    def __init__(self, execution: Execution):
+        super().__init__()
+        self.execution = execution
+
+    def suggest(self, trial_id: str) -> Any:
+        execution = self.execution
+        found = None if execution.stopping else execution.source()
+        if found is None:
+            return Searcher.FINISHED
+        trial, config = found
+        trial.status = "running"
+        execution.folder.write_trial(execution.phase, trial)
+        execution.running[trial_id] = _Running(trial)
+        return {
+            "name": trial.id,
+            "entry": trial.entry,
+            "run": config.model_dump(),
+            "metric": execution.sweep.metric,
+            "evaluate": execution.phase == "final",
+        }
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        running = self.execution.running[trial_id]
+        running.trial.value = result.get("best", running.trial.value)
+        if running.add_time():
+            self.execution.folder.write_trial(self.execution.phase, running.trial)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        execution, result = self.execution, result or {}
+        running = execution.running.pop(trial_id)
+        trial = running.trial
+        running.add_time()
+        trial.value = result.get("best", trial.value)  # a result that ends a trial comes here only
+        if error:
+            trial.status = "failed"
+            trial.reason = execution.folder.error(execution.phase, trial) or "its process died without a word"
+        elif "refused" in result:
+            trial.status, trial.reason = "failed", result["refused"]
+        elif "interrupted" in result:
+            trial.status = "waiting"
+        else:
+            trial.status = "done" if "finished" in result else "stopped"
+        execution.folder.write_trial(execution.phase, trial)
+        execution.on_end(trial)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the sweep folder is what lasts."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, likewise."""
+
+
+class _Failures(Callback):
+    """Counts how often a trial's process failed, also where it is started again."""
+
+    def __init__(self, execution: Execution):
+        self.execution = execution
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._count(trial)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._count(trial)
+
+    def _count(self, trial: Any) -> None:
+        running = self.execution.running.get(trial.trial_id)
+        if running is not None:
+            running.trial.failures += 1
+            self.execution.folder.write_trial(self.execution.phase, running.trial)
+
+
+class _PerMethod(FIFOScheduler):
+    """Asynchronous successive halving (Li et al. 2020) among the trials of each method: methods learn at their own pace."""
+
+    def __init__(self, sweep: SweepConfig):
+        super().__init__()
+        self._sweep = sweep
+        self._schedulers: dict[str, ASHAScheduler] = {}
+
+    def _of(self, trial: Any) -> ASHAScheduler:
+        label = trial.config["entry"]
+        if label not in self._schedulers:
+            epochs = max(trial.config["run"]["train"]["epochs"], self._sweep.asha.grace)
+            self._schedulers[label] = ASHAScheduler(
+                time_attr="epoch",
+                metric="best",
+                mode="max",
+                max_t=epochs,
+                grace_period=self._sweep.asha.grace,
+                reduction_factor=self._sweep.asha.factor,
+                stop_last_trials=False,
+            )
+        return self._schedulers[label]
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        self._of(trial).on_trial_add(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        return str(self._of(trial).on_trial_result(tune_controller, trial, result))
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        self._of(trial).on_trial_complete(tune_controller, trial, result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        self._of(trial).on_trial_remove(tune_controller, trial)
+
+
+def run_trial(task: dict[str, Any]) -> None:
+    """One trial, in a process of its own: train, and evaluate where the task says so, telling Ray Tune of each epoch."""
+    from distrec.training.evaluate import evaluate
+    from distrec.training.launch import train
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    config, metric = decode(RunConfig, task["run"]), task["metric"]
+    folder = open_folder(config.run.storage).folder(config.run.name)
+    best = -1.0
+
+    def report(record: dict[str, Any]) -> None:
+        nonlocal best
+        if "valid" in record:
+            value = record["valid"][metric]
+            best = max(best, value)
+            tune.report({metric: value, "best": best, "epoch": record["epoch"]})
+
+    try:
+        summary = train(config, on_epoch=report)
+        if task["evaluate"]:
+            evaluate(str(folder), "test", config.train.workers)
+    except Interrupted:
+        tune.report({"interrupted": True})
+    except (InputError, NonFiniteLoss) as error:  # the same again would end the same: not worth a retry
+        tune.report({"refused": f"{type(error).__name__}: {error}"})
+    except Exception:
+        folder.write_bytes(traceback.format_exc().encode(), ERROR_FILE)
+        raise
+    else:
+        value = summary["valid"][metric]
+        tune.report({metric: value, "best": max(best, value), "epoch": summary["epochs"], "finished": True})

@@ -1,0 +1,212 @@
+"""A sweep at rest: `<run.storage>/<run.name>/` and what lies in it.
+
+`sweep.yaml` the resolved config of the last attempt; `sweep.json` identity, attempts, dataset, methods, state;
+`trials/<id>/` the search's runs and `final/<id>/` the winners' seeds, ordinary run folders with a `trial.json` beside
+what `distrec.training.run_folder` writes; `winners/<method>.yaml` run configs; `graphs/` neighbour lists that trials
+share; `tune/` Ray Tune's own logs. The driver alone writes `sweep.json` and every `trial.json`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import yaml
+
+from distrec.config.run import RunConfig, digest
+from distrec.data.storage import Folder, open_folder
+from distrec.errors import InputError
+from distrec.training.run_folder import RunFolder, flat
+from distrec.tuning.space import Values
+from distrec.tuning.sweep import Entry, SweepConfig
+
+Status = Literal["waiting", "running", "done", "stopped", "failed"]
+Phase = Literal["trials", "final"]
+ERROR_FILE = "error.txt"  # written by a trial that raised, read by the driver
+
+
+@dataclass
+class Trial:
+    """One trial; `trial.json`. "stopped": by the scheduler, before its last epoch."""
+
+    id: str
+    entry: str
+    number: int
+    values: Values
+    cpus: float
+    seed: int
+    status: Status = "waiting"
+    value: float | None = None  # best validation metric so far
+    reason: str | None = None
+    failures: int = 0
+    seconds: float = 0.0
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ("done", "stopped", "failed")
+
+    @property
+    def finished(self) -> bool:
+        """Ended with a value that selection can use."""
+        return self.status in ("done", "stopped") and self.value is not None
+
+
+class SweepFolder:
+    """Files of one sweep."""
+
+    def __init__(self, folder: Folder):
+        self.folder = folder
+
+    @classmethod
+    def of(cls, sweep: SweepConfig) -> SweepFolder:
+        """The folder of a sweep config."""
+        return cls(open_folder(sweep.run.storage).folder(sweep.run.name))
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The contents of `sweep.json`."""
+        value: dict[str, Any] = self.folder.read_json("sweep.json")
+        return value
+
+    def update_record(self, **values: Any) -> None:
+        """Set fields of `sweep.json`."""
+        self.folder.write_json({**self.record, **values}, "sweep.json")
+
+    def open_attempt(self, sweep: SweepConfig, entries: dict[str, Entry], data_hash: str) -> bool:
+        """Record an attempt; returns whether the sweep is a new one.
+
+        Raises:
+            InputError: the folder holds another sweep or something else, or it cannot be written.
+        """
+        identity = _identity(sweep, entries, data_hash)
+        try:
+            self.folder.make()
+            new = not self.folder.exists("sweep.json")
+            if new and self.folder.names():
+                raise InputError(
+                    f"'{self.folder}' holds {self.folder.names()[0]!r} but no sweep; choose another 'run.name', or clear it."
+                )
+            record: dict[str, Any] = {
+                "identity": identity,
+                "attempts": [],
+                "seconds": 0.0,
+                "closed": None,
+                "done": None,
+            }
+            if not new:
+                record = self.record
+                self._check(record["identity"], identity)
+            self.folder.write_bytes(yaml.safe_dump(sweep.model_dump(), sort_keys=False).encode(), "sweep.yaml")
+            record["attempts"].append({"started": now(), "resources": sweep.resources.model_dump()})
+            self.folder.write_json(record, "sweep.json")
+        except OSError as error:
+            raise InputError(
+                f"key 'run.storage' is '{self.folder}', which cannot be written ({error}); give a writable folder."
+            ) from None
+        return new
+
+    def _check(self, old: dict[str, Any], new: dict[str, Any]) -> None:
+        before, after = flat(old), flat(new)
+        for key in {**after, **before}:
+            if before.get(key) != after.get(key):
+                raise InputError(
+                    f"'{self.folder}' holds another sweep: {key} is {before.get(key)!r} there, now {after.get(key)!r}; "
+                    "choose another 'run.name', restore the value, or delete the folder."
+                )
+
+    def trials(self, phase: Phase) -> list[Trial]:
+        """Every trial of a phase, by method and number; one whose record was torn has never started."""
+        out = []
+        for name in self.folder.names(phase):
+            try:
+                record = self.folder.read_json(phase, name, "trial.json")
+            except (OSError, ValueError):
+                continue
+            known = {field.name for field in fields(Trial)}
+            out.append(Trial(**{key: value for key, value in record.items() if key in known}))
+        return sorted(out, key=lambda trial: (trial.entry, trial.number))
+
+    def write_trial(self, phase: Phase, trial: Trial) -> None:
+        """Write a trial's record."""
+        self.folder.write_json(asdict(trial), phase, trial.id, "trial.json")
+
+    def run(self, phase: Phase, trial: Trial) -> RunFolder:
+        """The run folder of a trial."""
+        return RunFolder(self.folder.folder(phase, trial.id))
+
+    def error(self, phase: Phase, trial: Trial) -> str | None:
+        """The last error that the trial raised, where it could still write it: one line."""
+        if not self.folder.exists(phase, trial.id, ERROR_FILE):
+            return None
+        lines = self.folder.read_bytes(phase, trial.id, ERROR_FILE).decode().strip().splitlines()
+        return lines[-1] if lines else None
+
+    def read_result(self, phase: Phase, trial: Trial, metric: str) -> None:
+        """Bring a trial that another attempt left unended up to what its run folder says."""
+        run = self.run(phase, trial)
+        values = [record["valid"][metric] for record in run.read_metrics() if "valid" in record]
+        if run.folder.exists("summary.json"):
+            values.append(run.folder.read_json("summary.json")["valid"][metric])
+            if phase == "trials" or run.folder.exists("evaluation", "test.json"):
+                trial.status = "done"
+        trial.value = max(values, default=None)
+        if not trial.ended:
+            trial.status = "waiting"
+
+    def write_winners(self, winners: dict[str, str], configs: dict[str, RunConfig]) -> None:
+        """Note each method's winner and write its run config, ready to run."""
+        for label, config in configs.items():
+            text = yaml.safe_dump(config.model_dump(), sort_keys=False)
+            self.folder.write_bytes(text.encode(), "winners", f"{label}.yaml")
+        self.update_record(winners=winners, closed=now())
+
+    def prune(self, trials: Iterable[Trial]) -> None:
+        """Delete the checkpoints of every finished or failed trial but each method's best so far."""
+        trials = list(trials)
+        best = best_trials(trials)
+        for trial in trials:
+            if trial.ended and best.get(trial.entry) != trial.id:
+                self.folder.remove("trials", trial.id, "checkpoints")
+
+
+def best_trials(trials: Iterable[Trial]) -> dict[str, str]:
+    """Each method's best trial by validation value; of equal ones the earliest. Methods without a finished trial lack."""
+    best: dict[str, Trial] = {}
+    for trial in sorted(trials, key=lambda trial: trial.number):
+        if trial.finished:
+            leader = best.get(trial.entry)
+            if leader is None or (trial.value or 0.0) > (leader.value or 0.0):
+                best[trial.entry] = trial
+    return {label: trial.id for label, trial in best.items()}
+
+
+def now() -> str:
+    """The time, in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _identity(sweep: SweepConfig, entries: dict[str, Entry], data_hash: str) -> dict[str, Any]:
+    """What makes two attempts the same sweep. Budget, seeds, resources and retries may change between them."""
+    return {
+        "data": data_hash,
+        "metric": sweep.metric,
+        "evaluate": {"mask": sweep.evaluate.mask, "ks": sweep.evaluate.ks},
+        "seed": sweep.seed,
+        "searcher": sweep.searcher,
+        "scheduler": sweep.scheduler,
+        "asha": sweep.asha.model_dump() if sweep.scheduler == "asha" else None,
+        "methods": {label: _entry_identity(entry, data_hash) for label, entry in entries.items()},
+    }
+
+
+def _entry_identity(entry: Entry, data_hash: str) -> dict[str, Any]:
+    train = entry.base.train
+    return {
+        **entry.base.identity(data_hash),
+        "train.epochs": train.epochs,
+        "train.patience": train.patience,
+        "train.eval_every": train.eval_every,
+        "space": digest({key: repr(candidates) for key, candidates in entry.space.items()}),
+    }

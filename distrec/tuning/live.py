@@ -1,0 +1,120 @@
+"""What a person sees while a sweep runs: a table on a terminal, otherwise a line for each trial that ended."""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+from rich.console import Console, Group
+from rich.live import Live as RichLive
+from rich.table import Table
+from rich.text import Text
+
+from distrec.tuning.folder import Phase, SweepFolder, Trial
+from distrec.tuning.sweep import SweepConfig
+
+_SECONDS = 1.0
+_ROWS = 12  # of ended trials
+
+
+class Live:
+    """Shows the trials of a sweep until the block ends; reads the sweep folder only."""
+
+    def __init__(self, sweep: SweepConfig, folder: SweepFolder):
+        self._sweep, self._folder = sweep, folder
+        self._console = Console(file=sys.stdout)
+        self._phase: Phase = "trials"
+        self._total, self._told = math.inf, set[str]()
+        self._started, self._before = time.monotonic(), 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._live: RichLive | None = None
+
+    def __enter__(self) -> Live:
+        print(
+            f"sweep {self._folder.folder}: {len(self._sweep.methods)} methods, by {self._sweep.metric} on validation",
+            flush=True,
+        )
+        self._thread.start()
+        if self._console.is_terminal:
+            self._live = RichLive(console=self._console, auto_refresh=False, transient=False)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self._show()
+        if self._live is not None:
+            self._live.stop()
+
+    def phase(self, phase: Phase, total: float, trials: Sequence[Trial]) -> None:
+        """Begin to show a phase of `total` trials, of which `trials` exist."""
+        self._show()
+        ended = {trial.id for trial in trials if trial.ended}
+        self._phase, self._total, self._told, self._before = phase, total, ended, len(ended)
+        self._started = time.monotonic()
+        what = "search" if phase == "trials" else "winners with fresh seeds, read on test"
+        count = f" of at most {total:g} trials" if math.isfinite(total) else ""
+        print(f"{what}{count}{f', {len(ended)} of them done before' if ended else ''}", flush=True)
+
+    def _watch(self) -> None:
+        while not self._done.wait(_SECONDS if self._folder.folder.local else 5 * _SECONDS):
+            self._show()
+
+    def _show(self) -> None:
+        trials = self._folder.trials(self._phase)
+        if self._live is not None:
+            self._live.update(Group(self._table(trials), Text(self._summary(trials))), refresh=True)
+            return
+        for trial in trials:
+            if trial.ended and trial.id not in self._told:
+                self._told.add(trial.id)
+                print(f"{_line(trial, self._sweep.metric)}  | {self._summary(trials)}", flush=True)
+
+    def _table(self, trials: Sequence[Trial]) -> Table:
+        table = Table(title=f"{self._sweep.run.name}: {self._phase}")
+        for name in ("trial", "method", "progress", self._sweep.metric, "minutes", "settings"):
+            table.add_column(name, justify="left" if name in ("trial", "method", "settings") else "right")
+        for trial in [t for t in trials if t.status == "running"]:
+            table.add_row(*self._row(trial), style="bold")
+        ended = sorted((t for t in trials if t.ended), key=lambda trial: -(trial.value or 0.0))
+        for trial in ended[:_ROWS]:
+            table.add_row(*self._row(trial))
+        if len(ended) > _ROWS:
+            table.add_row(f"and {len(ended) - _ROWS} more", *[""] * 5)
+        return table
+
+    def _row(self, trial: Trial) -> list[str]:
+        value = "-" if trial.value is None else f"{trial.value:.4f}"
+        settings = ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in trial.values.items()) or "as shipped"
+        return [trial.id, trial.entry, self._progress(trial), value, f"{trial.seconds / 60:.1f}", settings]
+
+    def _progress(self, trial: Trial) -> str:
+        if trial.status != "running":
+            return trial.status
+        progress = self._folder.run(self._phase, trial).read_progress()
+        return f"epoch {progress['epoch']}/{progress['epochs']}" if progress else "starting"
+
+    def _summary(self, trials: Sequence[Trial]) -> str:
+        """Best so far, how many, and when it will end at this pace."""
+        ended = [trial for trial in trials if trial.ended]
+        finished = [trial for trial in ended if trial.finished]
+        parts = [f"{len(ended)}{f' of {self._total:g}' if math.isfinite(self._total) else ''} ended"]
+        if finished:
+            best = max(finished, key=lambda trial: trial.value or 0.0)
+            parts.append(f"best so far {best.value:.4f} ({best.id})")
+        new = len(ended) - self._before
+        if new and math.isfinite(self._total):
+            left = (time.monotonic() - self._started) / new * (self._total - len(ended))
+            parts.append(f"about {left / 60:.0f} minutes left")
+        return ", ".join(parts)
+
+
+def _line(trial: Trial, metric: str) -> str:
+    value = "" if trial.value is None else f"  valid {metric} {trial.value:.4f}"
+    reason = f": {trial.reason}" if trial.reason else ""
+    return f"{trial.id:<20} {trial.status}{value}  {trial.seconds / 60:.1f} minutes{reason}"

@@ -1,0 +1,168 @@
+"""Which trial comes next: pure decisions from what has ended so far.
+
+The method is the top choice, and each method's own space lies under it. Every method first gets `budget.min_trials`
+finished trials; then the better half of the methods stays, by best validation value, and gets as many again, and so on.
+Number 0 of every method is its run config as it stands, so that a search never ends below what is shipped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from distrec.data import keyed
+from distrec.errors import InputError
+from distrec.tuning.folder import Trial
+from distrec.tuning.space import Range, Space, Values, grid, random_point, size
+from distrec.tuning.sweep import SweepConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rules of one sweep's search.
+
+    Args:
+        spaces: by method, in the order of the sweep config.
+    """
+
+    sweep: SweepConfig
+    spaces: Mapping[str, Space]
+
+    def next_trial(self, trials: Sequence[Trial]) -> Trial | None:
+        """The trial to start now, or None when the search has nothing left to start."""
+        budget = self.sweep.budget.trials
+        if budget is not None and len(trials) >= budget:
+            return None
+        exhausted: set[str] = set()
+        while (label := self._next_method(trials, exhausted)) is not None:
+            number = sum(trial.entry == label for trial in trials)
+            values = self._point(label, number, trials)
+            if values is not None:
+                resources = self.sweep.resources
+                cpus = max(resources.workers, 1) * resources.cpus_per_worker
+                return Trial(f"{label}-{number:03d}", label, number, values, cpus, self.sweep.seed)
+            exhausted.add(label)
+        return None
+
+    def living(self, trials: Sequence[Trial]) -> list[str]:
+        """The methods that have not been dropped, in the order of the sweep config."""
+        ended = {label: [trial for trial in trials if trial.entry == label and trial.ended] for label in self.spaces}
+        best = {
+            label: max((t.value for t in ended[label] if t.finished and t.value is not None), default=-1.0)
+            for label in ended
+        }
+        living, quota = list(self.spaces), self.sweep.budget.min_trials
+        while len(living) > 1 and all(len(ended[label]) >= min(quota, self.points(label)) for label in living):
+            if all(quota >= self.points(label) for label in living):
+                break  # nothing to divide any more
+            ranked = sorted(living, key=lambda label: -best[label])
+            stay = set(ranked[: math.ceil(len(ranked) / 2)])
+            living = [label for label in living if label in stay]
+            quota += self.sweep.budget.min_trials
+        return living
+
+    def points(self, label: str) -> float:
+        """How many trials a method can have: its config as it stands, and the points of its space."""
+        return 1 + (size(self.spaces[label]) if self.spaces[label] else 0)
+
+    def total(self) -> float:
+        """How many trials the search will have at most; infinite where only `hours` end it."""
+        asked = self.sweep.budget.trials
+        return min(math.inf if asked is None else asked, sum(self.points(label) for label in self.spaces))
+
+    def _next_method(self, trials: Sequence[Trial], exhausted: set[str]) -> str | None:
+        """Of the living methods the one with the fewest trials; once their spaces are searched through, of the others."""
+        count = {label: sum(trial.entry == label for trial in trials) for label in self.spaces}
+        living = self.living(trials)
+        for labels in (living, [label for label in self.spaces if label not in living]):
+            candidates = [label for label in labels if label not in exhausted]
+            if candidates:
+                return min(candidates, key=lambda label: count[label])
+        return None
+
+    def _point(self, label: str, number: int, trials: Sequence[Trial]) -> Values | None:
+        """Point `number` of a method; None past the end of its space."""
+        space = self.spaces[label]
+        if number == 0:
+            return {}
+        if not space:
+            return None
+        if self.sweep.searcher == "grid":
+            points = grid(space)
+            return points[number - 1] if number <= len(points) else None
+        if self.sweep.searcher == "random" or number < 1 + _RANDOM_FIRST:
+            return random_point(space, (self.sweep.seed, label), number - 1)
+        mine = [trial for trial in trials if trial.entry == label]
+        return tpe_point(space, (self.sweep.seed, label, number), mine)
+
+
+_RANDOM_FIRST = 4  # random points of a method before the Parzen estimators have something to go by
+
+
+def tpe_point(space: Space, key: tuple[str | int, ...], trials: Sequence[Trial]) -> Values | None:
+    """A point by Optuna's tree-structured Parzen estimator from the trials of one method (Bergstra et al. 2011).
+
+    A pure function of the key and the trials: a fresh study is told all of them, so nothing but the sweep folder needs
+    to survive. A point that was tried is not tried again; None where a space without ranges has no other.
+
+    Raises:
+        InputError: Optuna is not installed.
+    """
+    optuna = require_optuna()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    spread = {name: _distribution(optuna, candidates) for name, candidates in space.items()}
+    tried = [trial.values for trial in trials]
+    if len({repr(values) for values in tried if values}) >= size(space):
+        return None
+    study = optuna.create_study(
+        direction="maximize",
+        sampler=optuna.samplers.TPESampler(seed=keyed.number(("tpe", *key)) % 2**32, multivariate=True),
+    )
+    for trial in trials:
+        if trial.finished and set(trial.values) == set(space):
+            parameters = {name: _encoded(candidates, trial.values[name]) for name, candidates in space.items()}
+            study.add_trial(optuna.trial.create_trial(params=parameters, distributions=spread, value=trial.value))
+    for _ in range(_TRIES):
+        asked = study.ask(spread).params
+        values = {
+            name: candidates[asked[name]] if isinstance(candidates, list) else asked[name]
+            for name, candidates in space.items()
+        }
+        if values not in tried:
+            return values
+    for number in range(int(min(size(space), _TRIES + len(tried)))):
+        values = random_point(space, key, number) or {}
+        if values not in tried:
+            return values
+    return None
+
+
+_TRIES = 32
+
+
+def require_optuna():  # type: ignore[no-untyped-def]  # an optional package has no types
+    """The package Optuna.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import optuna
+    except ImportError:
+        raise InputError(
+            "key 'searcher' is 'tpe' but Optuna is not installed; 'pip install optuna', or use 'searcher: random'."
+        ) from None
+    return optuna
+
+
+def _distribution(optuna, candidates):  # type: ignore[no-untyped-def]
+    if not isinstance(candidates, Range):
+        return optuna.distributions.CategoricalDistribution(list(range(len(candidates))))  # lists are no Optuna choices
+    if candidates.integer:
+        return optuna.distributions.IntDistribution(int(candidates.low), int(candidates.high), log=candidates.log)
+    return optuna.distributions.FloatDistribution(candidates.low, candidates.high, log=candidates.log)
+
+
+def _encoded(candidates, value):  # type: ignore[no-untyped-def]
+    return value if isinstance(candidates, Range) else candidates.index(value)

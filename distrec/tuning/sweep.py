@@ -1,0 +1,231 @@
+"""The configuration of a sweep, as it stands in `configs/sweeps/<name>.yaml`, and the run configs that follow from it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from distrec.config.run import EvaluateSection, RunConfig, RunSection, TrackingSection, TrainSection
+from distrec.config.tree import Section, apply_overrides, decode, load_file, nearest, set_keys
+from distrec.errors import InputError
+from distrec.methods.registry import resolve
+from distrec.tuning.space import Range, Space, Values, load_spaces, parse_space
+
+SEARCH_FILE = "search.yaml"
+
+
+class EntrySection(Section):
+    """One method of the sweep: where its search begins and what it searches."""
+
+    config: str = Field(description="a run config; trial 0 of the entry is this config as it stands")
+    spaces: list[str] = Field([], description="names of spaces in the file search.yaml beside 'config'")
+    space: dict[str, Any] = Field({}, description="further keys, or other candidates for keys of 'spaces'")
+    overrides: dict[str, Any] = Field({}, description="dotted run config keys, set in every trial of the entry")
+
+
+class BudgetSection(Section):
+    """When the search ends: at whichever of `trials` and `hours` comes first. The winners' seeds come on top."""
+
+    trials: int | None = Field(None, ge=1, description="trials of all methods together")
+    hours: float | None = Field(None, gt=0, description="wall time, after which no trial starts any more")
+    epochs: int | None = Field(None, ge=1, description="most epochs of a trial; each run config's own by default")
+    min_trials: int = Field(
+        1,
+        ge=1,
+        description="finished trials before a method may be dropped; each time all methods left have so many more, the "
+        "better half of them stays",
+    )
+
+
+class AshaSection(Section):
+    """Asynchronous successive halving among the trials of one method, never across methods."""
+
+    grace: int = Field(5, ge=1, description="epochs before a trial may be stopped")
+    factor: int = Field(3, ge=2, description="one in so many trials passes each rung")
+
+
+class ResourceSection(Section):
+    """What each trial takes; as many trials run at once as the cluster has room for."""
+
+    workers: int = Field(0, ge=0, description="Ray Train workers of a trial; 0 trains in the trial's own process")
+    cpus_per_worker: float = Field(1.0, gt=0)
+    threads: int = Field(1, ge=1, description="CPU threads of each worker's tensor kernels")
+
+
+class PrepareSection(Section):
+    """How `data` is made where it is not there yet."""
+
+    config: str = Field(description="a data config")
+    source: str = Field(description="folder or s3:// prefix of the raw data; 'demo' generates the demo shop")
+    tokens: bool = Field(False, description="encode word pieces and image patches too")
+    image_pool: int | None = Field(
+        None, ge=1, description="with 'tokens': average feature maps down to so many squared"
+    )
+
+
+class PublishedSection(Section):
+    """Numbers from elsewhere to show beside an entry's. Give them only where dataset and protocol are the same."""
+
+    entry: str
+    source: str
+    metrics: dict[str, float]
+    note: str = ""
+
+
+class SweepConfig(Section):
+    """One sweep: one dataset, one protocol, one metric, one budget, several methods."""
+
+    run: RunSection
+    data: str
+    methods: dict[str, EntrySection] = Field(min_length=1)
+    budget: BudgetSection
+    prepare: PrepareSection | None = None
+    metric: str = "recall@20"
+    evaluate: EvaluateSection = EvaluateSection()
+    overrides: dict[str, Any] = Field({}, description="dotted run config keys, set in every trial of every method")
+    searcher: Literal["random", "grid", "tpe"] = "random"
+    scheduler: Literal["asha", "none"] = "none"
+    asha: AshaSection = AshaSection()
+    seed: int = Field(1, ge=0, lt=2**62, description="of the search and of every trial")
+    seeds: int = Field(5, ge=1, description="fresh seeds that each method's winner is trained and tested with")
+    resources: ResourceSection = ResourceSection()
+    retries: int = Field(2, ge=0, description="times a trial that died is started again, from its last checkpoint")
+    tracking: TrackingSection = TrackingSection()
+    published: list[PublishedSection] = Field([])
+
+    @field_validator("metric")
+    @classmethod
+    def _metric(cls, metric: str) -> str:
+        return TrainSection(metric=metric).metric
+
+    @field_validator("methods")
+    @classmethod
+    def _labels(cls, methods: dict[str, EntrySection]) -> dict[str, EntrySection]:
+        for label in methods:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", label):
+                raise ValueError(f"must have plain labels, since they name folders; '{label}' is not")
+        return methods
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method of the sweep, resolved: the run config that its trials start from, and the space they are drawn from."""
+
+    label: str
+    base: RunConfig
+    space: Space
+
+    def trial(self, values: Values, name: str, storage: str, seed: int, test: bool) -> RunConfig:
+        """The run config of a trial at `values`; `test` for a winner's seed, which reads the test split."""
+        tree = set_keys(self.base.model_dump(), values, f"method '{self.label}'")
+        own = {"run.name": name, "run.storage": storage, "train.seed": seed, "evaluate.test": test}
+        return resolve(decode(RunConfig, set_keys(tree, own, f"method '{self.label}'")))
+
+
+def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
+    """The sweep config in the YAML file `path`, with dotted overrides applied."""
+    return decode(SweepConfig, apply_overrides(load_file(path), overrides))
+
+
+def resolve_entries(sweep: SweepConfig) -> dict[str, Entry]:
+    """Every method's base config and space, with every candidate tried on the config.
+
+    Raises:
+        InputError: an unknown parameter (names the nearest), a contradiction, a metric that is not computed, a budget
+            that cannot run one trial per method.
+    """
+    _check_budget(sweep)
+    return {label: _entry(sweep, label, section) for label, section in sweep.methods.items()}
+
+
+def _check_budget(sweep: SweepConfig) -> None:
+    budget, methods = sweep.budget, len(sweep.methods)
+    if budget.trials is None and budget.hours is None and sweep.searcher != "grid":
+        raise InputError(
+            "section 'budget' gives neither 'trials' nor 'hours'; set one, or use 'searcher: grid', which ends."
+        )
+    if budget.trials is not None and budget.trials < methods * budget.min_trials:
+        raise InputError(
+            f"key 'budget.trials' is {budget.trials} but {methods} methods with 'budget.min_trials' {budget.min_trials} need "
+            f"{methods * budget.min_trials}; raise it, or include fewer methods."
+        )
+    cutoff = int(sweep.metric.partition("@")[2])
+    if cutoff not in sweep.evaluate.ks:
+        raise InputError(
+            f"key 'metric' is '{sweep.metric}' but 'evaluate.ks' is {sweep.evaluate.ks}, so it is not computed; add {cutoff}."
+        )
+    for published in sweep.published:
+        if published.entry not in sweep.methods:
+            raise InputError(
+                f"key 'published' names '{published.entry}', which is no method of the sweep; "
+                f"{nearest(published.entry, list(sweep.methods))}."
+            )
+
+
+def _entry(sweep: SweepConfig, label: str, section: EntrySection) -> Entry:
+    where = f"methods.{label}"
+    tree = load_file(section.config)
+    space = _space(section, where)
+    fixed = {**sweep.overrides, **section.overrides}
+    if sweep.budget.epochs is not None:
+        fixed["train.epochs"] = sweep.budget.epochs
+    for key in space:
+        if key in fixed:
+            source = "'budget.epochs'" if key == "train.epochs" else "'overrides'"
+            raise InputError(f"'{where}' searches '{key}', which {source} sets to {fixed[key]!r}; remove one of them.")
+    tree = set_keys(tree, fixed, f"'{where}.overrides'")
+    own = {
+        "data": sweep.data,
+        "run": {"name": label, "storage": "."},
+        "train.workers": sweep.resources.workers,
+        "train.cpus_per_worker": sweep.resources.cpus_per_worker,
+        "train.threads": sweep.resources.threads,
+        "train.metric": sweep.metric,
+        "evaluate": sweep.evaluate.model_dump(),
+        "tracking": TrackingSection(tensorboard=False).model_dump(),  # Ray Tune's callbacks write for all trials
+    }
+    try:
+        base = resolve(decode(RunConfig, set_keys(tree, own, where)))
+        entry = Entry(label, base, space)
+        for key, candidates in space.items():
+            tried = [candidates.low, candidates.high] if isinstance(candidates, Range) else candidates
+            if isinstance(candidates, Range) and candidates.integer:
+                tried = [int(value) for value in tried]
+            for value in tried:
+                _known(key, value, entry)
+    except InputError as error:
+        raise InputError(f"{where} ('{section.config}'): {error}") from None
+    return entry
+
+
+def _known(key: str, value: Any, entry: Entry) -> None:
+    if value is None or isinstance(value, dict):
+        raise InputError(f"key '{key}' has the candidate {value!r}; give plain values.")
+    entry.trial({key: value}, "trial", ".", 1, False)
+
+
+def _space(section: EntrySection, where: str) -> Space:
+    space: Space = {}
+    if section.spaces:
+        path = Path(section.config).with_name(SEARCH_FILE)
+        shipped = load_spaces(path)
+        for name in section.spaces:
+            if name not in shipped:
+                raise InputError(
+                    f"'{where}.spaces' names '{name}', which '{path}' does not hold; {nearest(name, list(shipped))}."
+                )
+            for key, candidates in shipped[name].items():
+                if space.get(key, candidates) != candidates and key not in section.space:
+                    raise InputError(
+                        f"'{where}.spaces' {section.spaces} give different candidates for '{key}'; "
+                        f"settle it under '{where}.space'."
+                    )
+                space[key] = candidates
+    if section.space:
+        space |= parse_space(section.space, f"'{where}.space'")
+    return space
