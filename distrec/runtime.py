@@ -12,8 +12,9 @@ import os
 import platform
 import signal
 import threading
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -26,6 +27,8 @@ _RECORDED = ("distrec", *FITTING, "torchmetrics", "tensordict", "deepspeed", "ra
 # Ray trains in a thread that is not the main one. glibc would give it heaps of its own, of at most 64 MiB, which
 # `tune_process` does not reach: a step that allocates a few large outputs took a fifth longer.
 WORKER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
+
+_LOOK_SECONDS = 5.0  # between two looks at whether the cluster lives
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # parameter numbers of glibc's mallopt
 
@@ -150,3 +153,32 @@ def ray_cluster(runtime_env: dict[str, Any] | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def on_cluster(work: Callable[[], object]) -> None:
+    """Run `work` off the main thread, so that Ray leaves signals to this process, and raise what it raises.
+
+    Raises:
+        RuntimeError: the connected Ray node died, which Ray's own libraries would wait out without end.
+    """
+    import ray
+
+    failures: list[BaseException] = []
+
+    def attempt() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    node, looked = ray.get_runtime_context().get_node_id(), time.monotonic()
+    while thread.is_alive():
+        thread.join(0.2)
+        if time.monotonic() - looked > _LOOK_SECONDS:
+            looked = time.monotonic()
+            if not any(found["NodeID"] == node and found["Alive"] for found in ray.nodes()):
+                raise RuntimeError("the Ray node of this process died; the same command continues.")
+    if failures:
+        raise failures[0]

@@ -13,13 +13,16 @@ from distrec.config.run import RunConfig
 from distrec.config.tree import apply_overrides, load_file
 from distrec.data.importers import choose_importer
 from distrec.data.prepare import DataConfig
-from distrec.errors import InputError
 from distrec.methods.registry import METHODS, resolve
-from distrec.tuning.space import load_spaces
+from distrec.tuning.space import Range, load_spaces
+from distrec.tuning.sweep import load_sweep, resolve_entries
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SPACES = sorted(CONFIGS.glob("*/search.yaml"))
-RUNS = sorted(path for path in CONFIGS.glob("*/*.yaml") if path.parent.name != "data" and path not in SPACES)
+SWEEPS = sorted((CONFIGS / "sweeps").glob("*.yaml"))
+RUNS = sorted(
+    path for path in CONFIGS.glob("*/*.yaml") if path.parent.name not in ("data", "sweeps") and path not in SPACES
+)
 DATA = sorted((CONFIGS / "data").glob("*.yaml"))
 CONTENT_FREE = {"lightgcn", "bprmf", "popularity", "sasrec"}
 SEQUENTIAL = {"sasrec", "odmt", "bivrec"}  # their datasets hold out users' last items
@@ -62,8 +65,8 @@ def test_every_method_ships_the_named_datasets() -> None:
 def test_every_value_of_a_search_space_resolves(path: Path) -> None:
     tree = load_file(path.parent / "demo.yaml")
     for name, space in load_spaces(path).items():
-        for key, values in space.items():
-            for value in values:
+        for key, candidates in space.items():
+            for value in [candidates.low, candidates.high] if isinstance(candidates, Range) else candidates:
                 section, _, field = key.partition(".")
                 found = resolve(decode(RunConfig, apply_overrides(tree, [f"{key}={value}"]))).model_dump()[section][
                     field
@@ -71,20 +74,17 @@ def test_every_value_of_a_search_space_resolves(path: Path) -> None:
                 assert found == value, f"{name}: {key}"
 
 
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("{}", "holds no space"),
-        ("published: {}", "space 'published' has no keys"),
-        ("published: {optimizer.lr: 1e-3}", "key 'published: optimizer.lr' is 0.001; give a list of different values"),
-        ("published: {optimizer.lr: []}", "give a list of different values"),
-        ("published: {optimizer.lr: [1e-3, 0.001]}", "give a list of different values"),
-    ],
-)
-def test_a_wrong_search_space_is_refused(text: str, told: str, tmp_path: Path) -> None:
-    (tmp_path / "search.yaml").write_text(text)
-    with pytest.raises(InputError, match=told):
-        load_spaces(tmp_path / "search.yaml")
+@pytest.mark.parametrize("path", SWEEPS, ids=label)
+def test_sweep_resolves(path: Path) -> None:
+    sweep = load_sweep(path)
+    assert sweep.run.name == path.stem
+    entries = resolve_entries(sweep)
+    for entry in entries.values():
+        assert entry.base.data == sweep.data
+        assert entry.base.train.metric == sweep.metric
+    if path.stem != "baby-id-only":
+        assert {entry.base.method["name"] for entry in entries.values()} == METHODS.keys()
+    assert Path(sweep.data).parts[0] in ("data", "build")
 
 
 @pytest.mark.parametrize("path", RUNS, ids=label)

@@ -21,7 +21,7 @@ from distrec.data.dataset import SPLITS, Dataset
 from distrec.errors import InputError, Interrupted, NonFiniteLoss, exit_status
 from distrec.methods.base import Method
 from distrec.methods.registry import build_method, resolve
-from distrec.runtime import WORKER_ENVIRONMENT, check_stack, quiet, ray_cluster, tune_process, versions
+from distrec.runtime import WORKER_ENVIRONMENT, check_stack, on_cluster, quiet, ray_cluster, tune_process, versions
 from distrec.training.display import Display, banner
 from distrec.training.run_folder import STOP_REQUEST, RunFolder
 
@@ -199,21 +199,7 @@ def _run_on_ray(work: Work, config: RunConfig) -> None:
             worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},  # type: ignore[call-arg]  # typed as the old config
         ),
     )
-    failures: list[BaseException] = []
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:
-            failures.append(error)
-
-    # Off the main thread, so that Ray leaves signals to `_stop_on_signal`: a stop saves a checkpoint first.
-    thread = threading.Thread(target=fit, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.2)
-    if failures:
-        raise failures[0]
+    on_cluster(trainer.fit)  # a stop saves a checkpoint first, by `_stop_on_signal`
 
 
 def _ray_worker(payload: dict[str, Any]) -> None:

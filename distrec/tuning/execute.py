@@ -25,6 +25,7 @@ from distrec.config.run import RunConfig
 from distrec.config.tree import decode
 from distrec.data.storage import open_folder
 from distrec.errors import InputError, Interrupted, NonFiniteLoss
+from distrec.runtime import on_cluster
 from distrec.training.run_folder import STOP_REQUEST
 from distrec.tuning.folder import ERROR_FILE, Phase, SweepFolder, Trial
 from distrec.tuning.sweep import SweepConfig
@@ -33,7 +34,6 @@ Source = Callable[[], tuple[Trial, RunConfig] | None]
 """The next trial to start, or None when there is nothing left."""
 
 _NOTE_SECONDS = 5.0  # between two notes of a running trial's time
-_STOP_SECONDS = 120.0  # that trials have to save a checkpoint when the sweep is stopped
 
 
 class Execution:
@@ -76,22 +76,8 @@ class Execution:
             ),
             run_config=self._run_config(),
         )
-        failures: list[BaseException] = []
-
-        def fit() -> None:
-            try:
-                tuner.fit()
-            except BaseException as error:
-                failures.append(error)
-
-        # Off the main thread, so that Ray leaves signals alone: a stop lets trials save a checkpoint first.
-        thread = threading.Thread(target=fit, daemon=True)
         with self._stop_on_signal():
-            thread.start()
-            while thread.is_alive():
-                thread.join(0.2)
-        if failures:
-            raise failures[0]
+            on_cluster(tuner.fit)
         if self.stopping:
             raise Interrupted("stopped; the same command continues the sweep.")
 

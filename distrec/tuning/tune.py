@@ -157,8 +157,9 @@ class Search:
             finals = self._finals()
             live.phase("final", len(finals), finals)
             left = [trial for trial in finals if not trial.ended]
-            self._execute("final", lambda: self._take(left))
-            self.folder.update_record(done=now())
+            if left:
+                self._execute("final", lambda: self._take(left))
+                self.folder.update_record(done=now())
 
     def _execute(self, phase: Any, source: Any) -> None:
         from distrec.tuning.execute import Execution

@@ -107,6 +107,11 @@ def read(run: Path, name: str) -> Any:
     return json.loads((run / name).read_text())
 
 
+def read_yaml(path: Path) -> Any:
+    """A YAML file."""
+    return yaml.safe_load(path.read_text())
+
+
 def checkpoints(run: Path) -> list[str]:
     """Names of the checkpoint folders, oldest first."""
     return sorted(path.name for path in (run / "checkpoints").iterdir())
