@@ -40,7 +40,7 @@ def never(*_: Any, **__: Any) -> Lists:
     raise AssertionError("computed what is kept")
 
 
-def lists(folder: Path, k: int = 5, include_self: bool = True, **made_of: Any) -> Lists:
+def lists(folder: Path | str, k: int = 5, include_self: bool = True, **made_of: Any) -> Lists:
     world = World.current()
     partition = Partition(ITEMS, world.size)
     block = VECTORS[partition.start(world.rank) : partition.stop(world.rank)]
@@ -105,6 +105,18 @@ def test_what_is_damaged_is_computed_and_written_again(tmp_path: Path):
 def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path: Path):
     (tmp_path / "taken").write_text("")
     assert same(lists(tmp_path / "taken"), lists(tmp_path / "fine"))
+
+
+def test_an_object_store_keeps_lists_too(s3: str, monkeypatch):
+    folder = f"{s3}/graphs"
+    wanted = lists(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(kept, "cosine_neighbours", never)
+        assert same(lists(folder), wanted)
+    (key,) = open_folder(folder).names()
+    open_folder(folder).write_bytes(b"damage", key, "2")
+    assert same(lists(folder), wanted)
+    assert open_folder(folder).read_bytes(key, "2") != b"damage"
 
 
 def graphs_of(path: str, folder: str | None) -> list[torch.Tensor]:
