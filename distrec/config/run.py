@@ -19,6 +19,10 @@ class RunSection(Section):
 
     name: str
     storage: str = "runs"
+    graphs: str | None = Field(
+        None,
+        description="folder or s3:// prefix where runs keep and share neighbour lists of items; null: each computes its own",
+    )
 
     @field_validator("name")
     @classmethod

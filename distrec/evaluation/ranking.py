@@ -55,16 +55,17 @@ class Ranked:
     masked: np.ndarray
 
     @cached_property
-    def _per_user(self) -> dict[str, np.ndarray]:
+    def per_user(self) -> dict[str, np.ndarray]:
+        """Each metric of each of `user`: float64 `[users]`."""
         return metrics.per_user(self.rank, self.offsets, self.ks)
 
     def metrics(self) -> dict[str, float]:
         """`recall@K`, `ndcg@K`, `precision@K`, `map@K`, `hit@K` for each K: means over users; empty without users."""
-        return metrics.means(self._per_user)
+        return metrics.means(self.per_user)
 
     def intervals(self) -> dict[str, tuple[float, float]]:
         """The 95 % confidence interval of each of `metrics()` over users."""
-        return metrics.intervals(self._per_user)
+        return metrics.intervals(self.per_user)
 
     def keep(self, pairs: np.ndarray) -> Ranked:
         """Only some held-out pairs (bool `[pairs]`) and the users that have any of them.
@@ -159,7 +160,7 @@ class Evaluator:
         # the targets' scores, one to count.
         whole = self.items.rows <= ITEMS_PER_CHUNK
         targets = [torch.empty(len(chunk.pair)) for chunk in planned.chunks]
-        for low, _, items in () if whole else self._item_chunks(item_block):
+        for low, _, items in () if whole else self.item_chunks(item_block):
 
             def read(chunk: Chunk, target: torch.Tensor, low: int = low, items: torch.Tensor = items) -> None:
                 inside = ((chunk.item >= low) & (chunk.item < low + len(items))).nonzero().squeeze(1)
@@ -171,7 +172,7 @@ class Evaluator:
 
         counts = [torch.zeros(len(chunk.pair), dtype=torch.int32) for chunk in planned.chunks]
         not_finite = _NONE
-        for low, _, items in self._item_chunks(item_block):
+        for low, _, items in self.item_chunks(item_block):
 
             def add(
                 chunk: Chunk, target: torch.Tensor, count: torch.Tensor, low: int = low, items: torch.Tensor = items
@@ -184,7 +185,7 @@ class Evaluator:
             not_finite = min([not_finite, *each(add, planned.chunks, targets, counts)])
         return counts, not_finite
 
-    def _item_chunks(self, block: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:
+    def item_chunks(self, block: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:
         """Start, end and representations of each chunk of items. Copied, since a product may depend on alignment."""
         for low in range(0, self.items.rows, ITEMS_PER_CHUNK):
             high = min(low + ITEMS_PER_CHUNK, self.items.rows)

@@ -1,9 +1,13 @@
-"""The result of an evaluation: what `<run>/evaluation/<split>.json` holds, and the table that a terminal shows."""
+"""The result of an evaluation: what `<run>/evaluation/<split>.json` holds, its rows by user, and the table
+that a terminal shows.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import pyarrow as pa
 
 from distrec.evaluation.ranking import Ranked
 from distrec.evaluation.slices import Slice
@@ -37,6 +41,11 @@ def report(
         "slices": {part.name: {"meaning": part.meaning, **_part(part.ranked)} for part in slices},
         **({"branches": alone} if alone else {}),
     }
+
+
+def users_table(ranked: Ranked) -> pa.Table:
+    """Each metric of each user, for comparing runs pair by pair: `user` int64 ascending, a float64 column per metric key."""
+    return pa.table({"user": ranked.user.astype("int64"), **ranked.per_user})
 
 
 def _part(ranked: Ranked) -> dict[str, Any]:

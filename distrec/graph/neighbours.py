@@ -7,29 +7,25 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from distrec.graph.knn import cosine_neighbours
 from distrec.graph.matrix import ShardedMatrix, inverse_sqrt
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
 
 
-def symmetric_neighbour_graph(
-    world: World, items: Partition, features: Sequence[tuple[torch.Tensor, int]]
-) -> ShardedMatrix:
+def symmetric_neighbour_graph(world: World, items: Partition, neighbours: Sequence[torch.Tensor]) -> ShardedMatrix:
     """`D^-1/2 W D^-1/2`: W counts the modalities in which j is among the k nearest of i, or i of j, whichever is more.
 
     An item is not its own neighbour; cosines decide who is near and are then dropped; of equal ones the lower number is
     nearer.
 
     Args:
-        features: of each modality, my rows of unit length `[my items, width]` and k.
+        neighbours: of each modality, the k nearest of each of my items, not itself `[my items, k]`.
     """
     first = items.start(world.rank)
     rows, columns = [], []
-    for block, k in features:
-        _, neighbours = cosine_neighbours(world, items, block, k, include_self=False)
-        rows.append(np.repeat(np.arange(first, first + len(block)), neighbours.shape[1]))
-        columns.append(neighbours.numpy().reshape(-1))
+    for nearest in neighbours:
+        rows.append(np.repeat(np.arange(first, first + len(nearest)), nearest.shape[1]))
+        columns.append(nearest.numpy().reshape(-1))
     keys, counts = np.unique(np.concatenate(rows) * items.rows + np.concatenate(columns), return_counts=True)
     mirrored = _to_owners(world, items, keys % items.rows, keys // items.rows, counts)
     keys = np.concatenate([keys, mirrored[:, 0] * items.rows + mirrored[:, 1]])

@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from distrec.data.dataset import Dataset
 from distrec.data.histories import Histories
-from distrec.graph.knn import cosine_neighbours
 from distrec.graph.matrix import ShardedMatrix
 from distrec.graph.polynomial import mean_of_powers
 from distrec.graph.user_item import UserItemGraph
@@ -77,7 +76,14 @@ class AlignRec(Method):
         ]
         self.initial_content = torch.cat([unit_rows(rows) for rows in sets], 1)
         self.user_item = UserItemGraph(space.world, space.users, space.items, space.train.user, space.train.item)
-        self.item_item = item_graph(space, self.initial_content, self.config.knn_k)
+        config = self.config
+        made_of = {
+            "features": config.features,
+            "fill": config.fill,
+            "rows": "unit rows side by side, unit rows of these",
+        }
+        lists = space.neighbours(unit_rows(self.initial_content), config.knn_k, made_of)
+        self.item_item = item_graph(space, *lists)
         self.layer_weights = mean_of_powers(self.config.user_item_layers)
 
     def tables(self) -> list[Table]:
@@ -150,12 +156,11 @@ class AlignRec(Method):
         return self.my_share(self.space.world.total(squares).sqrt() / batch.size)
 
 
-def item_graph(space: Space, content: torch.Tensor, k: int) -> ShardedMatrix:
+def item_graph(space: Space, cosines: torch.Tensor, neighbours: torch.Tensor) -> ShardedMatrix:
     """S (3.2): the k most similar items of each item, itself included; S_ij = cos_ij / sqrt(r_i r_j), r = row sums.
 
     Not symmetric. Where a row sum is not positive the published formula has no value; its factor is 0 here.
     """
-    cosines, neighbours = cosine_neighbours(space.world, space.items, unit_rows(content), k)
     sums = cosines.sum(1)
     scale = torch.where(sums > 0, sums.clamp(min=1e-30).rsqrt(), 0.0)
     everyone = space.world.gather_blocks(scale, space.items)

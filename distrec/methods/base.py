@@ -21,7 +21,10 @@ from distrec.config import Section
 from distrec.data.dataset import Dataset, Interactions
 from distrec.data.histories import Histories
 from distrec.data.sampling import PairSampler, Sampler
+from distrec.data.storage import open_folder
 from distrec.errors import InputError
+from distrec.graph.kept import kept_neighbours
+from distrec.graph.knn import cosine_neighbours
 from distrec.methods.batch import Lookup, OwnedRows
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
@@ -36,13 +39,14 @@ class MethodConfig(Section):
 
 @dataclass(frozen=True)
 class Space:
-    """Where a method lives on one worker: the group, the partitions, and the data it may read."""
+    """Where a method lives on one worker: the group, the partitions, the data it may read, and where graphs are kept."""
 
     world: World
     users: Partition
     items: Partition
     data: Dataset
     train: Interactions
+    graphs: str | None = None
 
     def partition(self, side: Side) -> Partition:
         """The partition of one side."""
@@ -52,6 +56,21 @@ class Space:
         """The global numbers of my rows of one side."""
         partition, rank = self.partition(side), self.world.rank
         return range(partition.start(rank), partition.stop(rank))
+
+    def neighbours(
+        self, block: torch.Tensor, k: int, made_of: Mapping[str, Any], include_self: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The k most similar items of each of mine, as `cosine_neighbours` finds them; kept where `run.graphs` says. Collective.
+
+        Args:
+            block: my items' vectors, of unit length `[my items, width]`.
+            made_of: all that decides them beside the dataset (names of feature sets, fill rule, steps in between), as a
+                JSON value: two methods that give the same share lists, and must mean the same bits.
+        """
+        if self.graphs is None:
+            return cosine_neighbours(self.world, self.items, block, k, include_self)
+        whole = {"data": self.data.hash, **made_of}
+        return kept_neighbours(open_folder(self.graphs), self.world, self.items, whole, block, k, include_self)
 
 
 @dataclass

@@ -26,7 +26,6 @@ from torch.nn import functional
 from distrec.data import keyed
 from distrec.data.dataset import Dataset
 from distrec.data.histories import Histories
-from distrec.graph.knn import cosine_neighbours
 from distrec.graph.matrix import ShardedMatrix
 from distrec.graph.user_item import UserItemGraph
 from distrec.methods.base import Graph, Method, MethodConfig, Representations, Space, require_features
@@ -132,9 +131,13 @@ class MENTOR(Method):
         self.user_item = UserItemGraph(space.world, space.users, space.items, space.train.user, space.train.item)
         if config.stale_scores:
             self._stale = Representations(*(torch.zeros(len(space.mine(side)), 2 * config.dim) for side in _SIDES))
-        self.item_item = item_graph(
-            space, [(image, config.image_weight), (text, 1 - config.image_weight)], config.knn_k
-        )
+        nearest = [
+            space.neighbours(
+                unit_rows(block), config.knn_k, {"features": [name], "fill": config.fill, "rows": "unit rows"}
+            )[1]
+            for name, block in zip(self.features(), (image, text), strict=True)
+        ]
+        self.item_item = item_graph(space, list(zip(nearest, (config.image_weight, 1 - config.image_weight))))
 
     def tables(self) -> list[Table]:
         dim = self.config.dim
@@ -294,15 +297,17 @@ def modality_weights(key: tuple[str | int, ...], rows: int, dim: int, start: int
     return out
 
 
-def item_graph(space: Space, features: Sequence[tuple[torch.Tensor, float]], k: int) -> ShardedMatrix:
+def item_graph(space: Space, modalities: Sequence[tuple[torch.Tensor, float]]) -> ShardedMatrix:
     """S (3.3): each modality's k nearest items, itself included, at equal weights; the modalities weighed and added.
 
     With fewer items than k every item is everyone's neighbour.
+
+    Args:
+        modalities: of each, my items' nearest `[my items, k]` and its weight.
     """
     mine = space.mine("item")
     rows, columns, values = [], [], []
-    for block, weight in features:
-        _, neighbours = cosine_neighbours(space.world, space.items, unit_rows(block), k)
+    for neighbours, weight in modalities:
         rows.append(np.repeat(np.asarray(mine), neighbours.shape[1]))
         columns.append(neighbours.numpy().reshape(-1))
         values.append(np.full(neighbours.numel(), weight / (neighbours.shape[1] + 1e-7), np.float32))

@@ -79,10 +79,13 @@ class STAIR(Method):
         user, item = pairs // space.items.rows, pairs % space.items.rows
         self.user_item = UserItemGraph(space.world, space.users, space.items, user, item)
         blocks = [feature_block(space.world, space.items, space.data, name, config.fill) for name in config.features]
-        unit = [unit_rows(block) for block in blocks]
-        self.item_item = symmetric_neighbour_graph(
-            space.world, space.items, list(zip(unit, config.neighbours, strict=True))
-        )
+        nearest = [
+            space.neighbours(
+                unit_rows(block), k, {"features": [name], "fill": config.fill, "rows": "unit rows"}, include_self=False
+            )[1]
+            for name, block, k in zip(config.features, blocks, config.neighbours, strict=True)
+        ]
+        self.item_item = symmetric_neighbour_graph(space.world, space.items, nearest)
         backward = stepwise_decay(config.dim, config.gamma)
         self.forward_weights = decaying_powers(1 - backward, config.layers)
         self.backward_weights = decaying_powers(backward, config.layers)

@@ -37,7 +37,7 @@ class Engine:
         self.world, self.config = world, config
         self.train_rows = data.interactions("train")
         users, items = Partition(data.users, world.size), Partition(data.items, world.size)
-        self.space = Space(world, users, items, data, self.train_rows)
+        self.space = Space(world, users, items, data, self.train_rows, config.run.graphs)
         self.method = build_method(config, data)
         self.method.build(self.space)
         seed = config.train.seed

@@ -10,6 +10,7 @@ from typing import Any
 
 from distrec.config.run import RunConfig
 from distrec.data.dataset import Dataset
+from distrec.data.storage import parquet_bytes
 from distrec.errors import InputError
 from distrec.methods.registry import resolve
 from distrec.runtime import check_stack, quiet
@@ -18,6 +19,9 @@ from distrec.training.run_folder import RunFolder
 
 def evaluate(path: str, split: str = "test", workers: int = 0) -> dict[str, Any]:
     """Rank `split`, write `<run>/evaluation/<split>.json`, print the table, and return the JSON value.
+
+    Beside it come `<split>-users.parquet`, every metric of every user, and `<split>-examples.json`, what six users of
+    different activity have had and are recommended; the same users in every run on the same data.
 
     Args:
         path: the run's folder, `<run.storage>/<run.name>`.
@@ -40,11 +44,13 @@ def evaluate(path: str, split: str = "test", workers: int = 0) -> dict[str, Any]
         )
     config = resolve(config.model_copy(update={"train": config.train.model_copy(update={"workers": workers})}))
     identity = run.folder.read_json("run.json")["identity"]
-    if Dataset.open(config.data).hash != identity["data"]:
+    data = Dataset.open(config.data)
+    if data.hash != identity["data"]:
         raise InputError(
             f"run '{path}' was trained on another dataset than '{config.data}' now holds; restore that data or train again."
         )
     check_inputs(config)
+    data.users_table()  # the examples name users: a damaged file is told before any worker starts
     best = run.folder.read_json("summary.json")["best_checkpoint"]
     if best is not None:
         require_complete(run.checkpoints.folder(best))
@@ -87,7 +93,8 @@ def evaluate_worker(config: RunConfig, path: str, split: str) -> None:
     """One worker's part; the process group stands."""
     import torch
 
-    from distrec.evaluation.report import report
+    from distrec.evaluation.recommend import RECOMMENDED, examples, recommend, spread_users
+    from distrec.evaluation.report import report, users_table
     from distrec.evaluation.slices import missing_items, slices
     from distrec.parallel.world import World
     from distrec.training.checkpoint import Checkpoints
@@ -110,8 +117,14 @@ def evaluate_worker(config: RunConfig, path: str, split: str) -> None:
             )
             for name, part in engine.method.branches().items()
         }
+    chosen = spread_users(evaluator.pairs.user, engine.train_rows)
+    shown = recommend(evaluator, chosen, final.users, final.items, engine.method.score, RECOMMENDED)
     if world.rank == 0:
         parts = slices(ranked, engine.train_rows, data.users, data.items, missing_items(data))
         result = report(ranked, parts, split, config.evaluate.mask, branches)
+        ids = data.users_table()["original"].take(evaluator.pairs.user[chosen]).to_pylist()
+        shown_users = examples(evaluator, chosen, engine.histories(split), ids, shown)  # type: ignore[arg-type]
+        run.folder.write_bytes(parquet_bytes(users_table(ranked)), "evaluation", f"{split}-users.parquet")
+        run.folder.write_json(shown_users, "evaluation", f"{split}-examples.json")
         run.folder.write_json(result, "evaluation", f"{split}.json")
     world.barrier()

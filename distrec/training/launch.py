@@ -18,7 +18,9 @@ from distrec.config.run import RunConfig, load_run
 from distrec.config.tree import decode
 from distrec.data.check import damaged_file
 from distrec.data.dataset import SPLITS, Dataset
+from distrec.data.storage import open_folder
 from distrec.errors import InputError, Interrupted, NonFiniteLoss, exit_status
+from distrec.graph.kept import NOTE
 from distrec.methods.base import Method
 from distrec.methods.registry import build_method, resolve
 from distrec.runtime import WORKER_ENVIRONMENT, check_stack, on_cluster, quiet, ray_cluster, tune_process, versions
@@ -49,6 +51,7 @@ def train(
     quiet()
     run_config = _located(resolve(config if isinstance(config, RunConfig) else load_run(config, overrides)))
     data, method, degradations = check_inputs(run_config)
+    _check_graphs(run_config)
     run = RunFolder.of(run_config)
     with workers_for(run_config) as start:
         run.open_attempt(run_config, data.hash)
@@ -63,9 +66,24 @@ def train(
 
 def _located(config: RunConfig) -> RunConfig:
     """`config` with absolute local paths: workers do not share this process's working folder."""
-    paths = {path: path if "://" in path else os.path.abspath(path) for path in (config.data, config.run.storage)}
-    run = config.run.model_copy(update={"storage": paths[config.run.storage]})
-    return config.model_copy(update={"data": paths[config.data], "run": run})
+
+    def located(path: str) -> str:
+        return path if "://" in path else os.path.abspath(path)
+
+    graphs = config.run.graphs and located(config.run.graphs)
+    run = config.run.model_copy(update={"storage": located(config.run.storage), "graphs": graphs})
+    return config.model_copy(update={"data": located(config.data), "run": run})
+
+
+def _check_graphs(config: RunConfig) -> None:
+    """Refuse a `run.graphs` where nothing can be kept: every run would silently compute its lists."""
+    if config.run.graphs is not None:
+        try:
+            open_folder(config.run.graphs).write_json(NOTE, "about.json")
+        except OSError as error:
+            raise InputError(
+                f"key 'run.graphs' is '{config.run.graphs}', which cannot be written ({error}); give a writable folder or leave it out."
+            ) from None
 
 
 def check_inputs(config: RunConfig) -> tuple[Dataset, Method, list[str]]:

@@ -66,9 +66,9 @@ def cases() -> dict[str, Features]:
     }
 
 
-def blocks(features: Features, partition: Partition, rank: int) -> Features:
-    mine = slice(partition.start(rank), partition.stop(rank))
-    return [(vectors[mine], k) for vectors, k in features]
+def nearest_of(world: World, partition: Partition, features: Features) -> list[torch.Tensor]:
+    mine = slice(partition.start(world.rank), partition.stop(world.rank))
+    return [cosine_neighbours(world, partition, vectors[mine], k, include_self=False)[1] for vectors, k in features]
 
 
 def graphs() -> dict[str, dict[tuple[int, int], float]]:
@@ -76,7 +76,7 @@ def graphs() -> dict[str, dict[tuple[int, int], float]]:
     world, found = World.current(), {}
     for name, features in cases().items():
         partition = Partition(len(features[0][0]), world.size)
-        matrix = symmetric_neighbour_graph(world, partition, blocks(features, partition, world.rank))
+        matrix = symmetric_neighbour_graph(world, partition, nearest_of(world, partition, features))
         found[name] = sparse_entries(world, matrix)
     return found
 

@@ -11,7 +11,7 @@ from distrec.graph.neighbours import symmetric_neighbour_graph
 from distrec.graph.polynomial import Weight, decaying_powers, mean_of_powers, polynomial
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
-from tests.graph.test_neighbours import counted, unit_vectors
+from tests.graph.test_neighbours import counted, nearest_of, unit_vectors
 
 LAYERS = range(5)
 WIDTH = 6
@@ -99,7 +99,7 @@ def test_the_leading_eigenvector_of_an_item_graph_stays(items: int, neighbours: 
     """`sqrt(degree)` is the eigenvector of eigenvalue 1 of `D^-1/2 W D^-1/2`, and the weights of every column sum to 1."""
     world, partition = World(0, 1), Partition(items, 1)
     features = [(unit_vectors(items, 8, seed + number), k) for number, k in enumerate(neighbours)]
-    graph = symmetric_neighbour_graph(world, partition, features)
+    graph = symmetric_neighbour_graph(world, partition, nearest_of(world, partition, features))
     root = counted(features).sum(1).sqrt()
     leading = root.unsqueeze(1).repeat(1, WIDTH)
     decay = torch.linspace(0.1, 0.9986, WIDTH, dtype=torch.float64)
