@@ -10,6 +10,7 @@ there to its summary, "after" until the next one's start (the process's end; in 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import statistics
 import subprocess
@@ -91,7 +92,7 @@ def main() -> None:
         process.terminate()
         process.wait()
         runs = sorted((folder / "sweep" / "trials").iterdir(), key=opened)
-        gaps = [opened(following) - closed(run) for run, following in zip(runs, runs[1:])]
+        gaps = [opened(following) - closed(run) for run, following in itertools.pairwise(runs)]
 
         def training(runs: list[Path]) -> float:
             return statistics.median(closed(run) - opened(run) for run in runs)

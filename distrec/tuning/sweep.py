@@ -120,10 +120,16 @@ class Entry:
     base: RunConfig
     space: Space
 
-    def trial(self, values: Values, name: str, storage: str, seed: int, test: bool) -> RunConfig:
+    def trial(
+        self, values: Values, name: str, storage: str, seed: int, test: bool, graphs: str | None = None
+    ) -> RunConfig:
         """The run config of a trial at `values`; `test` for a winner's seed, which reads the test split."""
         tree = set_keys(self.base.model_dump(), values, f"method '{self.label}'")
-        own = {"run.name": name, "run.storage": storage, "train.seed": seed, "evaluate.test": test}
+        own = {
+            "run": {"name": name, "storage": storage, "graphs": graphs},
+            "train.seed": seed,
+            "evaluate.test": test,
+        }
         return resolve(decode(RunConfig, set_keys(tree, own, f"method '{self.label}'")))
 
 

@@ -204,8 +204,9 @@ class Search:
         return trial, self._config("final", trial)
 
     def _config(self, phase: str, trial: Trial) -> RunConfig:
-        storage = str(self.folder.folder.folder(phase))
-        return self.entries[trial.entry].trial(trial.values, trial.id, storage, trial.seed, phase == "final")
+        folder = self.folder.folder
+        storage, graphs = str(folder.folder(phase)), str(folder.folder("graphs"))
+        return self.entries[trial.entry].trial(trial.values, trial.id, storage, trial.seed, phase == "final", graphs)
 
     @property
     def seconds(self) -> float:
