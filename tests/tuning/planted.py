@@ -162,14 +162,19 @@ def run_config(entry: Planted, data: str, number: int, name: str, storage: str) 
 
 def values_of(entry: Planted, number: int) -> dict[str, Any]:
     """Parameters of a trial."""
-    return {key: values[(number * (place + 1) + place) % len(values)] for place, (key, values) in enumerate(entry.space.items())}
+    return {
+        key: values[(number + place * (number // 2 + 1)) % len(values)]
+        for place, (key, values) in enumerate(entry.space.items())
+    }
 
 
 def write_trial(folder: Folder, kind: str, name: str, record: dict[str, Any], epochs: list[dict[str, Any]]) -> None:
     """What a trial and a final run have in common."""
     folder.write_json(record, kind, name, "trial.json")
     started = f"2026-11-21T10:{record.get('number', 0):02d}:00Z"
-    folder.write_json({"attempts": [{"started": started}], "versions": VERSIONS, "degradations": [NOTE]}, kind, name, "run.json")
+    folder.write_json(
+        {"attempts": [{"started": started}], "versions": VERSIONS, "degradations": [NOTE]}, kind, name, "run.json"
+    )
     folder.write_bytes("".join(json.dumps(epoch) + "\n" for epoch in epochs).encode(), kind, name, "metrics.jsonl")
 
 
@@ -178,7 +183,11 @@ def _epochs(entry: Planted, count: int, top: float, seed: int) -> list[dict[str,
     out = []
     for epoch in range(1, count + 1):
         level = top * (1 - np.exp(-4 * epoch / max(entry.epochs, 1))) + rng.normal() * 0.001
-        record: dict[str, Any] = {"epoch": epoch, "loss": {"bpr": 0.7 / epoch}, "seconds": {"train": entry.seconds / 100 + epoch * 0.01, "evaluate": 0.1}}
+        record: dict[str, Any] = {
+            "epoch": epoch,
+            "loss": {"bpr": 0.7 / epoch},
+            "seconds": {"train": entry.seconds / 100 + epoch * 0.01, "evaluate": 0.1},
+        }
         if epoch % 2 == 0 or epoch == count:
             record["valid"] = {metric: float(level) * (0.6 if "ndcg" in metric else 1.0) for metric in METRICS}
         record["peak_memory_bytes"] = int(entry.seconds * 1e6) + 2**28 + epoch
@@ -190,7 +199,9 @@ def _trial(folder: Folder, data: str, entry: Planted, number: int) -> float | No
     """Write a trial; returns its value."""
     name, status = f"{entry.label}-{number:03d}", entry.statuses[number % len(entry.statuses)]
     top = entry.quality * (1.15 - 0.06 * abs(number - 3))
-    count = {"done": entry.epochs, "stopped": max(entry.epochs // 3, 1), "failed": 1, "running": 3, "waiting": 0}[status]
+    count = {"done": entry.epochs, "stopped": max(entry.epochs // 3, 1), "failed": 1, "running": 3, "waiting": 0}[
+        status
+    ]
     epochs = _epochs(entry, min(count, entry.epochs), top, number)
     record = {
         "id": name, "entry": entry.label, "number": number, "values": values_of(entry, number), "status": status,
@@ -199,7 +210,9 @@ def _trial(folder: Folder, data: str, entry: Planted, number: int) -> float | No
     }  # fmt: skip
     write_trial(folder, "trials", name, record, epochs)
     if status == "done" and not entry.epochs:
-        folder.write_json({"valid": dict.fromkeys(METRICS, entry.quality), "best_epoch": None}, "trials", name, "summary.json")
+        folder.write_json(
+            {"valid": dict.fromkeys(METRICS, entry.quality), "best_epoch": None}, "trials", name, "summary.json"
+        )
         return entry.quality
     measured = [epoch["valid"]["recall@20"] for epoch in epochs if "valid" in epoch]
     return max(measured) if measured and status in ("done", "stopped") else None
@@ -212,7 +225,9 @@ def _final(folder: Folder, data: str, entry: Planted, number: int, seed: int, pl
     likes = taste.gamma(2.0, 0.5, len(users))
     noise = 0.03 if entry.epochs else 0.0
     columns = {
-        metric: np.clip(entry.quality * likes * (0.6 if "ndcg" in metric else 1.0) + noise * rng.normal(size=len(users)), 0, 1)
+        metric: np.clip(
+            entry.quality * likes * (0.6 if "ndcg" in metric else 1.0) + noise * rng.normal(size=len(users)), 0, 1
+        )
         for metric in METRICS
     }
     test = {metric: float(values.mean()) for metric, values in columns.items()}
@@ -224,15 +239,35 @@ def _final(folder: Folder, data: str, entry: Planted, number: int, seed: int, pl
     write_trial(folder, "final", name, record, epochs)
     folder.write_bytes(run_config(entry, data, number, name, f"{folder.path}/final"), "final", name, "config.yaml")
     valid = {metric: entry.quality * 1.1 + noise * 0.02 * float(rng.normal()) for metric in METRICS}
-    summary = {"best_epoch": entry.epochs or None, "epochs": entry.epochs, "seconds_per_epoch": entry.seconds / 100, "valid": valid, "test": test}
+    summary = {
+        "best_epoch": entry.epochs or None,
+        "epochs": entry.epochs,
+        "seconds_per_epoch": entry.seconds / 100,
+        "valid": valid,
+        "test": test,
+    }
     folder.write_json(summary, "final", name, "summary.json")
     slices = {
-        part: {"meaning": meaning, "users": count, "pairs": count, "metrics": {m: v * factor for m, v in test.items()}, "intervals": {}}
+        part: {
+            "meaning": meaning,
+            "users": count,
+            "pairs": count,
+            "metrics": {m: v * factor for m, v in test.items()},
+            "intervals": {},
+        }
         for part, (meaning, count, factor) in SLICES.items()
     }
-    slices["items.unseen"] = {"meaning": "items without training interactions", "users": 0, "pairs": 0, "metrics": {}, "intervals": {}}
+    slices["items.unseen"] = {
+        "meaning": "items without training interactions",
+        "users": 0,
+        "pairs": 0,
+        "metrics": {},
+        "intervals": {},
+    }
     folder.write_json({"split": "test", "metrics": test, "slices": slices}, "final", name, "evaluation", "test.json")
-    folder.write_bytes(parquet_bytes(pa.table({"user": users, **columns})), "final", name, "evaluation", "test-users.parquet")
+    folder.write_bytes(
+        parquet_bytes(pa.table({"user": users, **columns})), "final", name, "evaluation", "test-users.parquet"
+    )
     shown = [
         {"user": user, "id": f"u{user}", "history": [(user + step) % ITEMS for step in range(12)], "held_out": [(user + 15) % ITEMS],
          "recommended": [(user + 11 + place + 2 * step) % ITEMS for step in range(10)]}

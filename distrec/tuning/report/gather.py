@@ -66,7 +66,9 @@ def gather(path: str) -> dict[str, Any]:
     entries = _entries(reader, settings, state, metric)
     _require_finished(entries, path)
     per_user = {entry["label"]: found for entry in entries if (found := _per_user(reader, entry, metric)) is not None}
-    baseline = _best_by_validation([entry for entry in entries if entry["reads_content"] is False and entry["test"]], metric)
+    baseline = _best_by_validation(
+        [entry for entry in entries if entry["reads_content"] is False and entry["test"]], metric
+    )
     _compare(entries, per_user, baseline)
     choice = _best_by_validation([entry for entry in entries if entry["test"]], metric)
     choice = choice or max((entry for entry in entries if entry["best"]), key=_best_value)["label"]
@@ -80,7 +82,7 @@ def gather(path: str) -> dict[str, Any]:
         "choice": choice,
         "next": _next(entries, choice, per_user, metric),
         "order": _order(entries, metric),
-        "published": [row for row in state.get("published") or [] if isinstance(row, dict) and row.get("entry")],
+        "published": _published(state, entries),
         "examples": _examples(reader, entries),
         "unreadable": sorted(set(reader.unreadable)),
     }
@@ -103,9 +105,7 @@ def _sweep(folder: Folder, settings: dict[str, Any], state: dict[str, Any], metr
     }
 
 
-def _entries(
-    reader: Reader, settings: dict[str, Any], state: dict[str, Any], metric: str
-) -> list[dict[str, Any]]:
+def _entries(reader: Reader, settings: dict[str, Any], state: dict[str, Any], metric: str) -> list[dict[str, Any]]:
     """Every method of the sweep with its trials and seeds; `difference` comes later."""
     trials, seeds = runs(reader, "trials"), runs(reader, "final")
     described, winners = _dict(state.get("entries")), _dict(state.get("winners"))
@@ -186,8 +186,8 @@ def _slices(reader: Reader, seeds: list[dict[str, Any]], metric: str) -> dict[st
     parts = [part for part in found if isinstance(part, dict)]
     out = {}
     for name in parts[0] if parts else []:
-        values = [_dict(_dict(part.get(name)).get("metrics")).get(metric) for part in parts]
-        measured = [value for value in values if number(value) is not None]
+        values = [number(_dict(_dict(part.get(name)).get("metrics")).get(metric)) for part in parts]
+        measured = [value for value in values if value is not None]
         if measured:
             first = parts[0][name]
             out[name] = {"meaning": first.get("meaning"), "users": first.get("users"), metric: over_seeds(measured)}
@@ -203,7 +203,7 @@ def _per_user(reader: Reader, entry: dict[str, Any], metric: str) -> tuple[np.nd
 
 def _compare(entries: list[dict[str, Any]], per_user: PerUser, baseline: str | None) -> None:
     """Set `difference` of every entry that can be compared with the baseline; Holm's correction is over these."""
-    if baseline not in per_user:
+    if baseline is None or baseline not in per_user:
         return
     others = [entry for entry in entries if entry["label"] != baseline and entry["label"] in per_user]
     for entry in others:
@@ -252,6 +252,20 @@ def _examples(reader: Reader, entries: list[dict[str, Any]]) -> list[dict[str, A
                 user["recommended"][entry["label"]] = row["recommended"]
             break
     return list(users.values())[:_EXAMPLES]
+
+
+def _published(state: dict[str, Any], entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    labels = {entry["label"] for entry in entries}
+    return [
+        {
+            "entry": row["entry"],
+            "source": str(row.get("source") or ""),
+            "note": str(row.get("note") or ""),
+            "metrics": {name: found for name, value in _dict(row.get("metrics")).items() if (found := number(value))},
+        }
+        for row in state.get("published") or []
+        if isinstance(row, dict) and row.get("entry") in labels
+    ]
 
 
 def _require_finished(entries: list[dict[str, Any]], path: str) -> None:

@@ -34,6 +34,7 @@ def _section(report: dict[str, Any], section: Section, items: Items, mark: str) 
         lines += _examples(report, items)
     for shown in section.tables:
         lines += table(shown)
+    lines += _paragraphs(section.after)
     for inner in section.sections:
         lines += _section(report, inner, items, mark + "#")
     return lines

@@ -26,6 +26,7 @@ def render(report: dict[str, Any], sections: list[Section], missing: list[str], 
     shown = {item for user in report["examples"] for kind in ("history", "held_out") for item in user[kind]}
     shown |= {item for user in report["examples"] for chosen in user["recommended"].values() for item in chosen}
     return environment.get_template("page.html").render(
+        Markup=Markup,
         report=report,
         entries=words.by_label(report),
         names=words.display_names(report),
@@ -35,8 +36,11 @@ def render(report: dict[str, Any], sections: list[Section], missing: list[str], 
         missing=missing,
         items=items,
         titles={item: items.titles.get(item, f"item {item}") for item in shown},
-        configs=[_config(report, entry) for label in report["order"] if (entry := words.by_label(report)[label])["config"]],
+        configs=[
+            _config(report, entry) for label in report["order"] if (entry := words.by_label(report)[label])["config"]
+        ],
         colour={label: place % len(plots.LIGHT_COLOURS) for label, place in style.place.items()},
+        glyph={label: plots.GLYPHS[place % len(plots.GLYPHS)] for label, place in style.place.items()},
         light=plots.LIGHT_COLOURS,
         dark=plots.DARK_COLOURS,
         css=Markup(_template("page.css")),
@@ -73,4 +77,4 @@ def _prose(text: str) -> Markup:
 
 
 def _template(name: str) -> str:
-    return resources.files(__package__).joinpath("template", name).read_text(encoding="utf-8")
+    return resources.files(__package__).joinpath(f"template/{name}").read_text(encoding="utf-8")

@@ -13,12 +13,13 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from distrec.tuning.report.plots import FAINT, INK, Style, figure_of
+from distrec.tuning.report.plots import FAINT, PAPER, Style, figure_of
 from distrec.tuning.report.statistics import is_number
 from distrec.tuning.report.words import metric_name
 
 FEWEST_PARAMETERS, FEWEST_TRIALS = 2, 3
 _MOST_TICKS = 5
+_ON_LINES: dict[str, Any] = {"bgcolor": PAPER, "opacity": 0.85, "borderpad": 1}  # words that lines run under
 
 
 def parallel_coordinates(report: dict[str, Any], entry: dict[str, Any], style: Style) -> go.Figure | None:
@@ -42,19 +43,27 @@ def parallel_coordinates(report: dict[str, Any], entry: dict[str, Any], style: S
         places.append(positions)
         figure.add_shape(type="line", x0=0, x1=1, y0=-row, y1=-row, line={"color": FAINT, "width": 2}, layer="below")
         figure.add_annotation(
-            x=0, y=-row, text=f"<b>{name}</b>", xanchor="left", yanchor="bottom", yshift=6, showarrow=False, font={"color": INK}
+            x=0, y=-row, text=f"<b>{name}</b>", xanchor="left", yanchor="bottom", yshift=6, showarrow=False, **_ON_LINES
         )
         for position, text in ticks:
             anchor = "left" if position < 0.08 else "right" if position > 0.92 else "center"
             figure.add_annotation(
-                x=position, y=-row, text=text, xanchor=anchor, yanchor="top", yshift=-3, showarrow=False, font={"size": 11}
+                x=position,
+                y=-row,
+                text=text,
+                xanchor=anchor,
+                yanchor="top",
+                yshift=-3,
+                showarrow=False,
+                font={"size": 11},
+                **_ON_LINES,
             )
     for place, trial in enumerate(trials):
         best = place == len(trials) - 1
         told = "<br>".join(f"{name} {short(values[place])}" for name, values in columns)
         figure.add_scatter(
             x=[positions[place] for positions in places], y=[-row for row in range(len(columns))], mode="lines+markers",
-            opacity=1 if best else 0.2 + 0.5 * place / len(trials), showlegend=False, name=f"trial {trial['number']}",
+            opacity=1 if best else 0.2 + 0.5 * place / len(trials), name=f"trial {trial['number']}",
             line=style.line(entry["label"], 4 if best else 2, dash="solid"), marker=style.marker(entry["label"], 9 if best else 6),
             hovertemplate=f"trial {trial['number']}<br>{told}<extra></extra>",
         )  # fmt: skip

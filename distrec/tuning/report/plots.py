@@ -22,6 +22,9 @@ DARK_COLOURS = (
 INK, FAINT, PAPER = "#1A1D21", "#D9DDE2", "#FFFFFF"
 DARK = {**dict(zip(LIGHT_COLOURS, DARK_COLOURS)), INK: "#E8EAED", FAINT: "#3A4049", PAPER: "#15181D"}
 _MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "star", "triangle-down", "cross", "hexagon")
+GLYPHS = ("●", "■", "◆", "▲", "✖", "★", "▼", "✚", "⬢")
+"""The markers as text, for the page's own keys."""
+_WIDE = 30  # costs that differ by this factor are shown by their logarithm
 _DASHES = ("solid", "dash", "dashdot", "longdash")
 
 
@@ -57,29 +60,37 @@ def leaderboard(report: dict[str, Any], style: Style) -> go.Figure | None:
         half = None if value["low"] is None else value["high"] - value["mean"]
         seeds = [seed["test"][metric] for seed in entries[label]["seeds"] if seed["test"] and metric in seed["test"]]
         figure.add_scatter(
-            x=seeds, y=[name] * len(seeds), mode="markers", showlegend=False,
+            x=seeds, y=[name] * len(seeds), mode="markers",
             marker={"symbol": "circle-open", "size": 7, "color": style.colour(label)},
             hovertemplate="one seed: %{x:.4f}<extra>" + name + "</extra>",
         )  # fmt: skip
         figure.add_scatter(
-            x=[value["mean"]], y=[name], mode="markers", showlegend=False, marker=style.marker(label, 11),
+            x=[value["mean"]], y=[name], mode="markers", marker=style.marker(label, 11),
             error_x=None if half is None else {"array": [half], "thickness": 2, "width": 6, "color": style.colour(label)},
             hovertemplate="mean %{x:.4f}<extra>" + name + "</extra>",
         )  # fmt: skip
     figure.update_yaxes(categoryorder="array", categoryarray=[style.name[label] for label in reversed(shown)])
     figure.update_yaxes(showgrid=False)
     if report["baseline"] in entries:
-        figure.add_vline(x=entries[report["baseline"]]["test"][metric]["mean"], line={"color": INK, "width": 1, "dash": "dot"})
+        figure.add_vline(
+            x=entries[report["baseline"]]["test"][metric]["mean"], line={"color": INK, "width": 1, "dash": "dot"}
+        )
     return figure
 
 
 def learning_curves(report: dict[str, Any], style: Style) -> go.Figure | None:
     """The best trial of every entry: validation metric by epoch."""
-    figure = figure_of("epoch", f"validation {metric_name(report['sweep']['metric'])}", 460)
+    figure = figure_of("epoch", f"validation {metric_name(report['sweep']['metric'])}", 400)
     for entry in report["entries"]:
         for trial in entry["trials"]:
             if trial["id"] == entry["best"] and trial["curve"]:
-                _curve(figure, trial, style.name[entry["label"]], style.line(entry["label"], 2.5), style.marker(entry["label"], 11))
+                _curve(
+                    figure,
+                    trial,
+                    style.name[entry["label"]],
+                    style.line(entry["label"], 2.5),
+                    style.marker(entry["label"], 11),
+                )
     return _if_drawn(figure)
 
 
@@ -93,13 +104,12 @@ def trial_curves(report: dict[str, Any], entry: dict[str, Any], style: Style) ->
             line = style.line(label, 3 if best else 1.3, dash="dot" if trial["status"] == "stopped" else "solid")
             marker = style.marker(label, 11 if best else 6)
             _curve(figure, trial, f"trial {trial['number']}", line, marker, opacity=1 if best else 0.55)
-    figure.update_layout(showlegend=False)
     return _if_drawn(figure)
 
 
 def best_so_far(report: dict[str, Any], style: Style) -> go.Figure | None:
     """The highest validation value found by then, over the CPU hours that the entry's trials had reserved."""
-    figure = figure_of("reserved CPU hours, by method", f"best validation {metric_name(report['sweep']['metric'])}", 460)
+    figure = figure_of("reserved CPU hours", f"best validation {metric_name(report['sweep']['metric'])}", 400)
     for entry in report["entries"]:
         if entry["progress"]:
             hours, values = zip(*entry["progress"])
@@ -108,7 +118,11 @@ def best_so_far(report: dict[str, Any], style: Style) -> go.Figure | None:
                 line=style.line(entry["label"], shape="hv"), marker=style.marker(entry["label"], 8),
                 hovertemplate="%{y:.4f} after %{x:.3g} CPU hours",
             )  # fmt: skip
-    figure.update_xaxes(rangemode="tozero")
+    spent = [hours for entry in report["entries"] for hours, _ in entry["progress"] if hours > 0]
+    if spent and max(spent) / min(spent) >= _WIDE:
+        figure.update_xaxes(type="log", dtick=1, title={"text": "reserved CPU hours (logarithmic)"})
+    else:
+        figure.update_xaxes(rangemode="tozero")
     return _if_drawn(figure)
 
 
@@ -119,17 +133,21 @@ def slices(report: dict[str, Any], style: Style) -> go.Figure | None:
     measured = [entry for entry in report["entries"] if entry["slices"]]
     if not names:
         return None
-    figure = figure_of(f"test {metric_name(metric)}", "", 170 + 60 * len(names))
+    figure = figure_of(f"test {metric_name(metric)}", "", 90 + 60 * len(names))
     for place, entry in enumerate(measured):
         shift = 0.6 * ((place + 0.5) / len(measured) - 0.5)  # side by side around the slice's line
-        rows = [(row, entry["slices"][name][metric]["mean"], name) for row, name in enumerate(names) if name in entry["slices"]]
+        rows = [
+            (row, entry["slices"][name][metric]["mean"], name)
+            for row, name in enumerate(names)
+            if name in entry["slices"]
+        ]
         figure.add_scatter(
             x=[value for _, value, _ in rows], y=[row + shift for row, _, _ in rows], mode="markers",
             name=style.name[entry["label"]], marker=style.marker(entry["label"], 9),
             text=[name for _, _, name in rows], hovertemplate="%{text}: %{x:.4f}",
         )  # fmt: skip
     users = {name: entry["slices"][name]["users"] for entry in measured for name in entry["slices"]}
-    told = [f"{name.replace('.', '<br>', 1)}<br>{users[name]:,} users" for name in names]
+    told = [f"{name}<br>{users[name]:,} users" for name in names]
     figure.update_yaxes(
         tickvals=list(range(len(names))), ticktext=told, range=[len(names) - 0.4, -0.6], showgrid=True, zeroline=False
     )
@@ -142,7 +160,7 @@ def importance(entry: dict[str, Any], style: Style) -> go.Figure | None:
     rows = entry["importance"][::-1]
     if not rows:
         return None
-    figure = figure_of("share of the variance", "", 120 + 34 * len(rows))
+    figure = figure_of("share of the variance", "", 95 + 34 * len(rows))
     names = [row["parameter"] for row in rows]
     figure.add_bar(
         x=[row["share"] for row in rows], y=names, orientation="h", name="share", width=0.55,
@@ -159,7 +177,12 @@ def importance(entry: dict[str, Any], style: Style) -> go.Figure | None:
 
 
 def _curve(
-    figure: go.Figure, trial: dict[str, Any], name: str, line: dict[str, Any], marker: dict[str, Any], opacity: float = 1
+    figure: go.Figure,
+    trial: dict[str, Any],
+    name: str,
+    line: dict[str, Any],
+    marker: dict[str, Any],
+    opacity: float = 1,
 ) -> None:
     """A learning curve with a marker at its best epoch; a curve of one point is that marker."""
     epochs, values = zip(*trial["curve"])
@@ -180,7 +203,7 @@ def figure_of(x: str, y: str, height: int) -> go.Figure:
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": INK, "size": 13, "family": "system-ui, sans-serif"},
         hoverlabel={"bgcolor": PAPER, "font": {"color": INK}},
-        legend={"orientation": "h", "yanchor": "top", "y": -0.16, "x": 0, "font": {"size": 12}},
+        showlegend=False,  # the page has its own, which takes the room it needs on any screen
         dragmode=False,  # a finger that moves over a plot scrolls the page
     )
     axis = {"gridcolor": FAINT, "linecolor": FAINT, "zerolinecolor": FAINT, "automargin": True, "fixedrange": True}

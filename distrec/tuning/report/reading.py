@@ -91,7 +91,9 @@ def read_settings(folder: Folder, path: str) -> dict[str, Any]:
     except yaml.YAMLError:
         settings = None
     if not isinstance(settings, dict) or not isinstance(settings.get("methods"), dict):
-        raise InputError(f"'{path}' holds no sweep that can be read (sweep.yaml has no methods); start the sweep again.")
+        raise InputError(
+            f"'{path}' holds no sweep that can be read (sweep.yaml has no methods); start the sweep again."
+        )
     return settings
 
 

@@ -23,17 +23,19 @@ class Plot:
     name: str
     caption: str
     figure: go.Figure
+    legend: tuple[str, ...] = ()  # labels of the entries drawn, where the figure does not name them itself
 
 
 @dataclass
 class Section:
-    """Sentences, then figures, then tables; `kind` asks the page for more: users with items, config files."""
+    """Sentences, figures, tables, sentences that explain them; `kind` asks for more: users with items, config files."""
 
     name: str
     title: str
     words: list[str] = field(default_factory=list)
     plots: list[Plot] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
+    after: list[str] = field(default_factory=list)
     sections: list[Section] = field(default_factory=list)
     kind: str = "plain"
 
@@ -46,11 +48,11 @@ def sections(report: dict[str, Any]) -> tuple[list[Section], list[str]]:
         Section("choices", "How choices were made", [*words.protocol(report), words.how_searched(report)]),
         _configs(report),
         _cost(report, style),
-        _curves(report, style),
-        _search(report, style),
         _slices(report, style),
         _examples(report),
         _published(report),
+        _curves(report, style),
+        _search(report, style),
         _conditions(report),
     ]
     return [section for section in made if section is not None], missing(report)
@@ -73,13 +75,21 @@ def missing(report: dict[str, Any]) -> list[str]:
         tell([names[entry["label"]] for entry in untested], "no finished run with a fresh seed, so no test values")
         tested = [entry for entry in entries if entry["test"]]
         tell([names[entry["label"]] for entry in tested if not entry["slices"]], "no evaluation by slices")
-        tell([names[entry["label"]] for entry in entries if entry["winner"] and not entry["config"]], "the winner's config file is not there")
+        tell(
+            [names[entry["label"]] for entry in entries if entry["winner"] and not entry["config"]],
+            "the winner's config file is not there",
+        )
         if tested and not report["examples"]:
             out.append("No run has written recommendations, so none are shown.")
         if tested and report["baseline"] is None:
-            out.append("No method that reads interactions only has test values, so there is no difference to a baseline.")
+            out.append(
+                "No method that reads interactions only has test values, so there is no difference to a baseline."
+            )
     few = [entry for entry in entries if entry["best"] and _varied(entry) and not entry["importance"]]
-    tell([names[entry["label"]] for entry in few], f"fewer than {FEWEST_TRIALS} comparable trials, so no parameter importance")
+    tell(
+        [names[entry["label"]] for entry in few],
+        f"fewer than {FEWEST_TRIALS} comparable trials, so no parameter importance",
+    )
     still = [entry for entry in entries if entry["best"] and not _varied(entry)]
     tell([names[entry["label"]] for entry in still], "one setting only, so no plots of parameters")
     if not report["published"]:
@@ -94,19 +104,23 @@ def _leaderboard(report: dict[str, Any], style: plots.Style) -> Section:
     metric = words.metric_name(report["sweep"]["metric"])
     figure = plots.leaderboard(report, style)
     if figure is None:
-        told = ["No test value yet: rows are ordered by the best validation value of their trials, which is optimistic."]
+        told = [
+            "No test value yet: rows are ordered by the best validation value of their trials, which is optimistic."
+        ]
         return Section("leaderboard", "Leaderboard", told, [], [tables.leaderboard(report)])
     caption = f"Test {metric}: mean and 95 % interval over seeds; rings are single seeds."
     return Section(
-        "leaderboard", "Leaderboard", words.reading_the_leaderboard(report),
-        [Plot("plot-leaderboard", caption, figure)], [tables.leaderboard(report)],
+        "leaderboard", "Leaderboard", [], [Plot("plot-leaderboard", caption, figure)], [tables.leaderboard(report)],
+        words.reading_the_leaderboard(report),
     )  # fmt: skip
 
 
 def _configs(report: dict[str, Any]) -> Section | None:
     if not any(entry["config"] for entry in report["entries"]):
         return None
-    told = ["Each file is the whole config of a winner, ready to run. Change `run.name` to train it beside the runs of this sweep."]
+    told = [
+        "Each file is the whole config of a winner, ready to run. Change `run.name` to train it beside the runs of this sweep."
+    ]
     return Section("configs", "Configs of the winners", told, kind="configs")
 
 
@@ -120,15 +134,17 @@ def _cost(report: dict[str, Any], style: plots.Style) -> Section:
     if took is not None:
         where = f" on {cpus:g} CPUs" if cpus is not None else ""
         tries = report["sweep"]["attempts"]
-        told.append(f"The search took {words.seconds(took)} of wall time{where}{f', in {tries} attempts' if tries > 1 else ''}.")
+        told.append(
+            f"The search took {words.seconds(took)} of wall time{where}{f', in {tries} attempts' if tries > 1 else ''}."
+        )
     figure = plots.best_so_far(report, style)
     shown = []
     if figure is not None:
         caption = (
-            "Highest validation value found so far over reserved CPU hours, a marker at the end of each trial. Trials that ran at "
+            "Highest validation value found so far over the CPU hours that each method had reserved, a marker at the end of each trial. Trials that ran at "
             "the same time are set one after another. The last value of each line is the best of its trials, so it is optimistic."
         )
-        shown = [Plot("plot-best-so-far", caption, figure)]
+        shown = [Plot("plot-best-so-far", caption, figure, _drawn(report, "progress"))]
     return Section("cost", "Cost", told, shown, [tables.cost(report)])
 
 
@@ -136,9 +152,18 @@ def _curves(report: dict[str, Any], style: plots.Style) -> Section | None:
     figure = plots.learning_curves(report, style)
     if figure is None:
         return None
-    told = ["An epoch is one pass over the training data and costs each method a different time: see the table of costs."]
-    caption = "The best trial of each method, evaluated on validation after its epochs; the marker is the epoch that is kept."
-    return Section("curves", "Learning curves", told, [Plot("plot-curves", caption, figure)])
+    told = [
+        "An epoch is one pass over the training data and costs each method a different time: see the table of costs."
+    ]
+    curved = tuple(
+        entry["label"]
+        for entry in report["entries"]
+        if any(trial["id"] == entry["best"] and trial["curve"] for trial in entry["trials"])
+    )
+    caption = (
+        "The best trial of each method, evaluated on validation after its epochs; the marker is the epoch that is kept."
+    )
+    return Section("curves", "Learning curves", told, [Plot("plot-curves", caption, figure, curved)])
 
 
 def _search(report: dict[str, Any], style: plots.Style) -> Section | None:
@@ -162,7 +187,7 @@ def _method(report: dict[str, Any], entry: dict[str, Any], style: plots.Style) -
         (f"plot-trials-{label}", f"{name}: all trials; the best is strong, those stopped early are dotted.", plots.trial_curves(report, entry, style)),
         (f"plot-parallel-{label}", f"{name}: each line is a finished trial, from its settings down to its value; stronger is better.",
          parallel_coordinates(report, entry, style)),
-        (f"plot-importance-{label}", f"{name}: share of the variance that a parameter alone explains, over {finished} finished trials.",
+        (f"plot-importance-{label}", f"{name}: share of the variance that a parameter alone explains, over {finished} finished trials; the tick is chance.",
          plots.importance(entry, style)),
     ]  # fmt: skip
     shown = [Plot(plot, caption, figure) for plot, caption, figure in made if figure is not None]
@@ -181,7 +206,13 @@ def _slices(report: dict[str, Any], style: plots.Style) -> Section | None:
         "lot from one user to the next, which that interval does not show. Slices without a user are left out.",
     ]
     caption = f"Test {words.metric_name(report['sweep']['metric'])} by slice, mean over seeds."
-    return Section("slices", "Where methods are good or bad", told, [Plot("plot-slices", caption, figure)], [tables.slices(report)])
+    return Section(
+        "slices",
+        "Where methods are good or bad",
+        told,
+        [Plot("plot-slices", caption, figure, _drawn(report, "slices"))],
+        [tables.slices(report)],
+    )
 
 
 def _examples(report: dict[str, Any]) -> Section | None:
@@ -199,7 +230,9 @@ def _published(report: dict[str, Any]) -> Section | None:
     table = tables.published(report)
     if not table.rows:
         return None
-    told = ["Only values for this dataset and this protocol. Where the published program picked its winner on test, its value is too high."]
+    told = [
+        "Only values for this dataset and this protocol. Where the published program picked its winner on test, its value is too high."
+    ]
     return Section("published", "Published values beside ours", told, tables=[table])
 
 
@@ -209,9 +242,22 @@ def _conditions(report: dict[str, Any]) -> Section:
     for entry in report["entries"]:
         for line in entry["degradations"]:
             lines.setdefault(line, []).append(names[entry["label"]])
-    told = [f"{line} ({'all' if len(who) == len(names) else ', '.join(who)})." for line, who in lines.items()]
+    told = [
+        f"{line[:1].upper()}{line[1:]} ({'all' if len(who) == len(names) else ', '.join(who)})."
+        for line, who in lines.items()
+    ]
     told = told or ["No run noted a slower or approximate path."]
-    return Section("conditions", "Slower or approximate paths, and versions", told, tables=[tables.versions(report)] if report["versions"] else [])
+    return Section(
+        "conditions",
+        "Slower or approximate paths, and versions",
+        told,
+        tables=[tables.versions(report)] if report["versions"] else [],
+    )
+
+
+def _drawn(report: dict[str, Any], key: str) -> tuple[str, ...]:
+    """Labels of the entries that have something under `key`."""
+    return tuple(entry["label"] for entry in report["entries"] if entry[key])
 
 
 def _varied(entry: dict[str, Any]) -> bool:

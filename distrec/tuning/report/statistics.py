@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+_ROUNDING = 1e-12  # of averages over seeds in another order: no difference
 FEWEST_TRIALS = 4  # below, a parameter's share of the variance says nothing
 
 
@@ -57,17 +58,17 @@ def paired_difference(
     if len(users) < 2:
         return None
     gap = mine[1][left] - other[1][right]
+    gap[abs(gap) < _ROUNDING] = 0
     mean, error = float(gap.mean()), float(gap.std(ddof=1)) / len(gap) ** 0.5
     half = float(stats.t.ppf(0.975, len(gap) - 1)) * error
+    p = 1.0 if mean == 0 else 0.0  # without spread: every user differs by the same amount, most likely by nothing
     if error > 0:
         p = float(2 * stats.t.sf(abs(mean) / error, len(gap) - 1))
-    else:  # every user differs by the same amount, most likely by nothing
-        p = 1.0 if mean == 0 else 0.0
     return {"mean": mean, "low": mean - half, "high": mean + half, "p": p, "users": len(users)}
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:
-    """p values corrected for their number by Holm's step-down rule (1979)."""
+    """Values of p corrected for their number by Holm's step-down rule (1979)."""
     out: dict[str, float] = {}
     largest = 0.0
     for place, name in enumerate(sorted(p, key=lambda name: p[name])):

@@ -42,26 +42,37 @@ def leaderboard(report: dict[str, Any]) -> Table:
     """Test means over seeds and the difference to the baseline; the best validation value where there is no test yet."""
     entries, names, shown = by_label(report), display_names(report), metrics_shown(report)
     metric, tested = report["sweep"]["metric"], any(entry["test"] for entry in report["entries"])
-    head = ["method", "reads", f"best trial, validation {metric_name(metric)}"]
+    head = ["method", "reads"]
     if tested:
-        head += [f"test {metric_name(name)}" for name in shown]
-        head += ["seeds", "difference to the baseline", "95 % interval, users", "p (Holm)"]
+        head += [f"test {metric_name(metric)}", "difference to the baseline", "95 % interval over users", "p (Holm)"]
+        head += [*(f"test {metric_name(name)}" for name in shown[1:]), "seeds"]
+    head.append(f"best trial, validation {metric_name(metric)}")
     rows = []
     for label in report["order"]:
         entry = entries[label]
         best = next((trial["value"] for trial in entry["trials"] if trial["id"] == entry["best"]), None)
-        row = [names[label], _reads(entry), NOTHING if best is None else f"{best:.4f}"]
+        row = [names[label], _reads(entry)]
         if tested:
-            row += [_mean(entry["test"].get(name)) for name in shown]
-            row += [str(sum(bool(seed["test"]) for seed in entry["seeds"])), *_difference(report, entry)]
-        rows.append(row)
+            row += [_mean(entry["test"].get(metric)), *_difference(report, entry)]
+            row += [*(_mean(entry["test"].get(name)) for name in shown[1:])]
+            row.append(str(sum(bool(seed["test"]) for seed in entry["seeds"])))
+        rows.append([*row, NOTHING if best is None else f"{best:.4f}"])
     return Table(head, rows, list(report["order"]))
 
 
 def cost(report: dict[str, Any]) -> Table:
     """Trials and what they took."""
     entries, names = by_label(report), display_names(report)
-    head = ["method", "trials finished", "failed", "search, CPU hours", "fresh seeds, CPU hours", "time of all runs", "per epoch", "peak memory"]
+    head = [
+        "method",
+        "trials finished",
+        "failed",
+        "search, CPU hours",
+        "fresh seeds, CPU hours",
+        "time of all runs",
+        "per epoch",
+        "peak memory",
+    ]
     rows = []
     for label in report["order"]:
         entry, spent = entries[label], entries[label]["cost"]
@@ -83,7 +94,15 @@ def cost(report: dict[str, Any]) -> Table:
 def trials(report: dict[str, Any], entry: dict[str, Any]) -> Table:
     """Every trial of an entry, best first."""
     parameters = sorted({name for trial in entry["trials"] for name in trial["values"]})
-    head = ["trial", *parameters, f"validation {metric_name(report['sweep']['metric'])}", "best epoch", "epochs", "CPU hours", "status"]
+    head = [
+        "trial",
+        f"validation {metric_name(report['sweep']['metric'])}",
+        *parameters,
+        "best epoch",
+        "epochs",
+        "CPU hours",
+        "status",
+    ]
     rows = []
     for trial in sorted(entry["trials"], key=lambda trial: -(-1.0 if trial["value"] is None else trial["value"])):
         status = trial["status"] + (f": {trial['reason']}" if trial["reason"] else "")
@@ -92,8 +111,8 @@ def trials(report: dict[str, Any], entry: dict[str, Any]) -> Table:
         rows.append(
             [
                 number,
-                *(short(trial["values"][name]) if name in trial["values"] else NOTHING for name in parameters),
                 _or(trial["value"], "{:.4f}".format),
+                *(short(trial["values"][name]) if name in trial["values"] else NOTHING for name in parameters),
                 _or(trial["epoch"], str),
                 str(trial["epochs"]),
                 _or(trial["cpu_hours"], hours),
@@ -134,11 +153,10 @@ def published(report: dict[str, Any]) -> Table:
     """Published values beside ours, metric by metric."""
     entries, names, rows = by_label(report), display_names(report), []
     for row in report["published"]:
-        entry = entries.get(row["entry"])
-        for metric, value in (row.get("metrics") or {}).items() if entry else ():
-            rows.append(
-                [names[entry["label"]], metric_name(metric), f"{value:.4f}", _mean(entry["test"].get(metric)), str(row.get("source", "")), str(row.get("note", ""))]
-            )  # fmt: skip
+        test = entries[row["entry"]]["test"]
+        for metric, value in row["metrics"].items():
+            ours = _mean(test.get(metric))
+            rows.append([names[row["entry"]], metric_name(metric), f"{value:.4f}", ours, row["source"], row["note"]])
     return Table(["method", "metric", "published", "ours, test", "source", "note"], rows)
 
 
@@ -157,7 +175,11 @@ def _difference(report: dict[str, Any], entry: dict[str, Any]) -> list[str]:
         return ["baseline", NOTHING, NOTHING]
     if gap is None:
         return [NOTHING] * 3
-    return [signed(gap["mean"]), f"{signed(gap['low'])} to {signed(gap['high'])}", p_value(gap["holm"]).removeprefix("= ")]
+    return [
+        signed(gap["mean"]),
+        f"{signed(gap['low'])} to {signed(gap['high'])}",
+        p_value(gap["holm"]).removeprefix("= "),
+    ]
 
 
 def _mean(value: dict[str, Any] | None) -> str:

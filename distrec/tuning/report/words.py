@@ -102,7 +102,9 @@ def _against_baseline(report: dict[str, Any], chosen: dict[str, Any], names: dic
         return ["It reads interactions only: on validation no method that reads texts or pictures did better here."]
     gap = chosen["difference"]
     if gap is None:
-        return [f"Its users' test values are not there yet, so it can not be compared with {names[baseline]} user by user."]
+        return [
+            f"Its users' test values are not there yet, so it can not be compared with {names[baseline]} user by user."
+        ]
     sure = (
         "That is more than the choice of users explains."
         if gap["holm"] < CERTAIN
@@ -110,7 +112,7 @@ def _against_baseline(report: dict[str, Any], chosen: dict[str, Any], names: dic
     )
     return [
         f"Against {names[baseline]}, the best method that reads interactions only, the difference is {signed(gap['mean'])} "
-        f"(95 % interval over {gap['users']:,} users {signed(gap['low'])} to {signed(gap['high'])}; p {p_value(gap['holm'])}). {sure}"
+        f"(95 % interval over {gap['users']:,} users {signed(gap['low'])} to {signed(gap['high'])}; corrected p {p_value(gap['holm'])}). {sure}"
     ]
 
 
@@ -118,7 +120,9 @@ def _cost(entry: dict[str, Any]) -> str:
     cost, out = entry["cost"], []
     tried = sum(trial["finished"] for trial in entry["trials"])
     if cost["search_cpu_hours"] is not None:
-        out.append(f"its search took {hours(cost['search_cpu_hours'])} reserved CPU hours over {tried} finished {plural(tried, 'trial')}")
+        out.append(
+            f"its search took {hours(cost['search_cpu_hours'])} reserved CPU hours over {tried} finished {plural(tried, 'trial')}"
+        )
     if cost["final_cpu_hours"] is not None:
         out.append(f"its fresh seeds {hours(cost['final_cpu_hours'])} more")
     if cost["seconds_per_epoch"] is not None:
@@ -132,6 +136,8 @@ def reading_the_leaderboard(report: dict[str, Any]) -> list[str]:
     """What the leaderboard's numbers mean, and what they do not."""
     tried = [sum(trial["finished"] for trial in entry["trials"]) for entry in report["entries"]]
     out = [
+        f"Rows are in order of the test mean. The bold one, {display_names(report)[report['choice']]}, is the choice: highest on "
+        "validation. Best trial is the highest validation value that the search saw, which is optimistic.",
         "± is half of a 95 % t interval over seeds. It tells how far the mean would move if training were repeated with other "
         "seeds, not with other users. With two or three seeds it is wide, and one seed has none.",
         "The difference to the baseline is taken user by user, each user's values averaged over seeds first. Its interval and p "
@@ -170,7 +176,11 @@ def how_searched(report: dict[str, Any]) -> str:
     budget = ", ".join(
         f"{name.replace('_', ' ')} {value}" for name, value in (sweep["budget"] or {}).items() if value is not None
     )
-    scheduler = "no early stopping between trials" if sweep["scheduler"] in (None, "none") else f"scheduler {sweep['scheduler']}"
+    scheduler = (
+        "no early stopping between trials"
+        if sweep["scheduler"] in (None, "none")
+        else f"scheduler {sweep['scheduler']}"
+    )
     return f"Searcher {sweep['searcher']}, {scheduler}, seed {sweep['seed']}{f'; budget: {budget}' if budget else ''}."
 
 

@@ -1,4 +1,4 @@
-// Draws every figure, in the colours of the reader's theme, and again when that changes.
+// Draws every figure, in the colours of the reader's theme, and again when that changes; legends hide and show lines.
 "use strict";
 (() => {
   const { figures, dark } = JSON.parse(document.getElementById("figures").textContent);
@@ -13,10 +13,18 @@
     return value;
   };
 
-  const draw = () => {
-    for (const [name, figure] of Object.entries(figures))
-      Plotly.react(name, themed(figure.data), themed(figure.layout), { responsive: true, displayModeBar: false });
-  };
-  draw();
-  theme.addEventListener("change", draw);
+  const draw = ([name, figure]) =>
+    Plotly.react(name, themed(figure.data), themed(figure.layout), { responsive: true, displayModeBar: false });
+  const drawAll = () => Object.entries(figures).forEach(draw);
+  drawAll();
+  theme.addEventListener("change", drawAll);
+
+  for (const button of document.querySelectorAll(".legend button"))
+    button.addEventListener("click", () => {
+      const { plot, trace } = button.dataset;
+      const shown = button.getAttribute("aria-pressed") === "false";
+      button.setAttribute("aria-pressed", shown);
+      for (const one of figures[plot].data) if (one.name === trace) one.visible = shown;
+      draw([plot, figures[plot]]);
+    });
 })();
