@@ -18,7 +18,7 @@ from distrec.tuning.report import page, plots, report
 from distrec.tuning.report.gather import gather
 from distrec.tuning.report.parallel import axis
 from distrec.tuning.report.statistics import holm, importance, mean_per_user, over_seeds, paired_difference
-from tests.tuning.planted import METRICS, NINE, TWO, plant, plant_data, write_trial
+from tests.tuning.planted_sweeps import METRICS, NINE, TWO, plant, plant_data, write_trial
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from distrec.config import RunConfig, decode
 from distrec.methods.registry import resolve
 from distrec.tuning.report import report
 from tests.browser import CHROMIUM, Page, browser
-from tests.tuning.planted import NINE, TWO, plant, plant_data
+from tests.tuning.planted_sweeps import NINE, TWO, plant, plant_data
 
 pytestmark = [
     pytest.mark.multiprocess,

@@ -275,7 +275,7 @@ def _require_finished(entries: list[dict[str, Any]], path: str) -> None:
     told = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "none has started"
     failed = [one for entry in entries for one in entry["trials"] if one["status"] == "failed"]
     why = f"; the first failure: {failed[0]['reason']}" if failed and failed[0]["reason"] else ""
-    raise InputError(f"sweep '{path}' has no finished trial ({told}{why}); continue the sweep, then report again.")
+    raise InputError(f"sweep '{path}' has no finished trial ({told}{why}); continue it with 'distrec tune', then report again.")
 
 
 def _versions(state: dict[str, Any], entries: list[dict[str, Any]]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def parallel_coordinates(report: dict[str, Any], entry: dict[str, Any], style: S
     columns.append((f"validation {metric}", [trial["value"] for trial in trials]))
     figure = figure_of("", "", 60 + 74 * len(columns))
     figure.update_xaxes(visible=False, range=[-0.03, 1.03])
-    figure.update_yaxes(visible=False, range=[-len(columns) + 0.55, 0.5])
+    figure.update_yaxes(visible=False, range=[0.6 - len(columns), 0.5])
     places = []
     for row, (name, values) in enumerate(columns):
         positions, ticks = axis(values)

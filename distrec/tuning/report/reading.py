@@ -84,7 +84,7 @@ def read_settings(folder: Folder, path: str) -> dict[str, Any]:
     if not folder.exists("sweep.yaml"):
         there = "another folder's content" if folder.names() else "nothing"
         raise InputError(
-            f"'{path}' holds no sweep (no sweep.yaml, {there} is there); give the folder <run.storage>/<run.name> of a sweep."
+            f"'{path}' holds no sweep (no sweep.yaml, {there} is there); give the folder <run.storage>/<run.name> that 'distrec tune' wrote."
         )
     try:
         settings = yaml.safe_load(folder.read_bytes("sweep.yaml"))
@@ -92,7 +92,7 @@ def read_settings(folder: Folder, path: str) -> dict[str, Any]:
         settings = None
     if not isinstance(settings, dict) or not isinstance(settings.get("methods"), dict):
         raise InputError(
-            f"'{path}' holds no sweep that can be read (sweep.yaml has no methods); start the sweep again."
+            f"'{path}' holds no sweep that can be read (sweep.yaml has no methods); run 'distrec tune' with its config again."
         )
     return settings
 

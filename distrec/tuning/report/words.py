@@ -73,8 +73,10 @@ def answer(report: dict[str, Any]) -> list[str]:
             "has not been read.",
         ]
     value = chosen["test"][metric]
+    tested = sum(bool(entry["test"]) for entry in report["entries"])
+    among = "" if tested == len(entries) else f" of the {tested} of {len(entries)} methods that have finished some"
     out = [
-        f"{name} has the highest validation {measure} over its fresh seeds ({chosen['valid'][metric]['mean']:.4f}). On the test "
+        f"{name} has the highest validation {measure} over its fresh seeds{among} ({chosen['valid'][metric]['mean']:.4f}). On the test "
         f"split it reaches {value['mean']:.4f} ({interval(value)})."
     ]
     out += _against_baseline(report, chosen, names)
