@@ -17,8 +17,9 @@ from distrec.data.storage import open_folder
 from distrec.tuning.report import page, plots, report
 from distrec.tuning.report.gather import gather
 from distrec.tuning.report.parallel import axis
+from distrec.tuning.report.pictures import read_items, thumbnail
 from distrec.tuning.report.statistics import holm, importance, mean_per_user, over_seeds, paired_difference
-from tests.tuning.planted_sweeps import METRICS, NINE, TWO, plant, plant_data, write_trial
+from tests.tuning.planted_sweeps import ITEMS, METRICS, NINE, TWO, picture, plant, plant_data, write_trial
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +251,19 @@ def test_torn_and_absent_files_are_named_and_leave_the_rest(tmp_path: Path, data
     assert "Could not be read: final/odmt-seed1001" in written
 
 
+def test_a_trial_of_the_base_config_has_the_values_of_its_run(tmp_path: Path, data: str) -> None:
+    folder = plant(str(tmp_path / "sweep"), data, TWO)
+    whole = entry(gather(str(folder)), "odmt")
+    name = "odmt-002"
+    record = folder.read_json("trials", name, "trial.json")
+    values = record["values"]
+    folder.write_json({**record, "values": {}}, "trials", name, "trial.json")
+    assert entry(gather(str(folder)), "odmt")["trials"][2]["values"] == {}  # not told, not guessed
+    config = {"optimizer": {"lr": values["optimizer.lr"], "name": "adam"}, "method": {"alpha": values["method.alpha"]}}
+    folder.write_bytes(json.dumps(config).encode(), "trials", name, "config.yaml")
+    assert entry(gather(str(folder)), "odmt") == whole
+
+
 def test_a_run_that_goes_on_has_no_test_values(tmp_path: Path, data: str) -> None:
     folder = plant(str(tmp_path / "sweep"), data, TWO, seeds=1)
     write_trial(
@@ -342,6 +356,15 @@ def test_without_the_dataset_items_have_numbers_and_the_page_says_why(tmp_path: 
     gone = folder.read_bytes("report.html").decode()
     assert "can not be read any more" in gone
     assert "item 15" in gone
+
+
+def test_every_item_shown_has_its_own_title_and_picture(tmp_path: Path, data: str) -> None:
+    folder = plant(str(tmp_path / "sweep"), data, TWO)
+    items = read_items(gather(str(folder)), pictures=True)
+    assert items.titles.keys() == set(range(ITEMS))
+    assert all(f"{number}</b>" in title for number, title in items.titles.items())
+    assert items.pictures == {number: thumbnail(picture(number)) for number in range(ITEMS) if number % 10}
+    assert thumbnail(b"no picture") is None
 
 
 def test_a_report_needs_nothing_but_its_file(tmp_path: Path, data: str) -> None:

@@ -45,7 +45,7 @@ import numpy as np
 from distrec.data.storage import Folder, open_folder
 from distrec.errors import InputError
 from distrec.tuning.report.reading import Reader, read_settings, runs
-from distrec.tuning.report.runs import STATUSES, fresh_seed, number, trial
+from distrec.tuning.report.runs import STATUSES, fill_values, fresh_seed, number, trial
 from distrec.tuning.report.statistics import holm, importance, mean_per_user, over_seeds, paired_difference
 
 PerUser = Mapping[str, tuple[np.ndarray, np.ndarray]]
@@ -114,6 +114,7 @@ def _entries(reader: Reader, settings: dict[str, Any], state: dict[str, Any], me
         about = _dict(described.get(label))
         mine = [trial(reader, name, record, metric) for name, record in trials if record["entry"] == label]
         mine.sort(key=lambda one: one["number"])
+        fill_values(reader, mine)
         finished = [one for one in mine if one["finished"]]
         fresh = [fresh_seed(reader, name, record) for name, record in seeds if record["entry"] == label]
         fresh.sort(key=lambda one: (one["seed"] is None, one["seed"]))
@@ -275,7 +276,9 @@ def _require_finished(entries: list[dict[str, Any]], path: str) -> None:
     told = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "none has started"
     failed = [one for entry in entries for one in entry["trials"] if one["status"] == "failed"]
     why = f"; the first failure: {failed[0]['reason']}" if failed and failed[0]["reason"] else ""
-    raise InputError(f"sweep '{path}' has no finished trial ({told}{why}); continue it with 'distrec tune', then report again.")
+    raise InputError(
+        f"sweep '{path}' has no finished trial ({told}{why}); continue it with 'distrec tune', then report again."
+    )
 
 
 def _versions(state: dict[str, Any], entries: list[dict[str, Any]]) -> dict[str, Any]:

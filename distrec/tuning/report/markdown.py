@@ -14,16 +14,20 @@ def render(report: dict[str, Any], sections: list[Section], missing: list[str], 
     """The whole file."""
     lines = [f"# Sweep {report['sweep']['name']}", "", *_paragraphs([*words.opening(report), *words.answer(report)])]
     for section in sections:
+        if section.plots and not section.tables:
+            continue  # plots alone
         lines += _section(report, section, items, "##")
     if missing:
         lines += ["## What is missing", "", *(f"- {line}" for line in missing), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def table(shown: Table) -> list[str]:
-    """A table; numbers to the right."""
+def table(shown: Table, choice: str | None = None) -> list[str]:
+    """A table, numbers to the right; the row of the entry `choice` is bold."""
     align = ["---", *["--:"] * (len(shown.head) - 1)]
-    return [f"| {' | '.join(_cell(cell) for cell in row)} |" for row in (shown.head, align, *shown.rows)] + [""]
+    bold = [shown.labels[place] == choice if shown.labels else False for place in range(len(shown.rows))]
+    rows = [[f"**{cell}**" for cell in row] if strong else row for row, strong in zip(shown.rows, bold)]
+    return [f"| {' | '.join(_cell(cell) for cell in row)} |" for row in (shown.head, align, *rows)] + [""]
 
 
 def _section(report: dict[str, Any], section: Section, items: Items, mark: str) -> list[str]:
@@ -33,7 +37,7 @@ def _section(report: dict[str, Any], section: Section, items: Items, mark: str) 
     if section.kind == "examples":
         lines += _examples(report, items)
     for shown in section.tables:
-        lines += table(shown)
+        lines += table(shown, report["choice"])
     lines += _paragraphs(section.after)
     for inner in section.sections:
         lines += _section(report, inner, items, mark + "#")

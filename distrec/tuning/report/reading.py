@@ -48,6 +48,18 @@ class Reader:
                 out.append(record)
         return out
 
+    def yaml(self, *parts: str) -> dict[str, Any]:
+        """A YAML mapping; empty where there is none."""
+        data = self._bytes(*parts)
+        try:
+            value = yaml.safe_load(data or b"{}")
+        except yaml.YAMLError:
+            value = None
+        if not isinstance(value, dict):
+            self.unreadable.append("/".join(parts))
+            return {}
+        return value
+
     def text(self, *parts: str) -> str | None:
         """A text file; nothing where there is none."""
         data = self._bytes(*parts)

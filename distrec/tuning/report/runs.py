@@ -7,6 +7,7 @@ from typing import Any
 
 from distrec.tuning.report.reading import Reader
 
+_ABSENT = object()
 STATUSES = ("waiting", "running", "done", "stopped", "failed")
 
 
@@ -25,11 +26,11 @@ def trial(reader: Reader, name: str, record: dict[str, Any], metric: str) -> dic
     best = max(curve, key=lambda point: point[1]) if curve else None
     value = best[1] if best else number((summary.get("valid") or {}).get(metric))
     status = record.get("status") if record.get("status") in STATUSES else "waiting"
-    values = record.get("values") if isinstance(record.get("values"), dict) else {}
+    values = record.get("values")
     return {
-        "id": record.get("id") or name,
+        "id": name,
         "number": int(record.get("number") or 0),
-        "values": values,
+        "values": dict(values) if isinstance(values, dict) else {},
         "status": status,
         "finished": status in ("done", "stopped") and value is not None,
         "reason": record.get("reason"),
@@ -40,6 +41,23 @@ def trial(reader: Reader, name: str, record: dict[str, Any], metric: str) -> dic
         "curve": curve,
         **_cost(reader, "trials", name, record, epochs, summary),
     }
+
+
+def fill_values(reader: Reader, trials: list[dict[str, Any]]) -> None:
+    """Give every trial of an entry a value for each parameter that any of them names.
+
+    A trial of the base config as it stands names none: its run config says what they were.
+    """
+    names = {name for one in trials for name in one["values"]}
+    for one in trials:
+        lacking = names - one["values"].keys()
+        config = reader.yaml("trials", one["id"], "config.yaml") if lacking else {}
+        for name in lacking:
+            node: Any = config
+            for part in name.split("."):
+                node = node.get(part, _ABSENT) if isinstance(node, dict) else _ABSENT
+            if node is not _ABSENT:
+                one["values"][name] = node
 
 
 def fresh_seed(reader: Reader, name: str, record: dict[str, Any]) -> dict[str, Any]:

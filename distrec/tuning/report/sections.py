@@ -75,6 +75,12 @@ def missing(report: dict[str, Any]) -> list[str]:
         tell([names[entry["label"]] for entry in untested], "no finished run with a fresh seed, so no test values")
         tested = [entry for entry in entries if entry["test"]]
         tell([names[entry["label"]] for entry in tested if not entry["slices"]], "no evaluation by slices")
+        alone = [entry for entry in tested if entry["difference"] is None and entry["label"] != report["baseline"]]
+        if report["baseline"] is not None:
+            tell(
+                [names[entry["label"]] for entry in alone],
+                "no test values of the same users, so no difference to the baseline",
+            )
         tell(
             [names[entry["label"]] for entry in entries if entry["winner"] and not entry["config"]],
             "the winner's config file is not there",
@@ -108,7 +114,9 @@ def _leaderboard(report: dict[str, Any], style: plots.Style) -> Section:
             "No test value yet: rows are ordered by the best validation value of their trials, which is optimistic."
         ]
         return Section("leaderboard", "Leaderboard", told, [], [tables.leaderboard(report)])
-    caption = f"Test {metric}: mean and 95 % interval over seeds; rings are single seeds."
+    caption = (
+        f"Test {metric}: mean and 95 % interval over seeds; rings are single seeds, the dotted line is the baseline."
+    )
     return Section(
         "leaderboard", "Leaderboard", [], [Plot("plot-leaderboard", caption, figure)], [tables.leaderboard(report)],
         words.reading_the_leaderboard(report),
@@ -170,13 +178,19 @@ def _search(report: dict[str, Any], style: plots.Style) -> Section | None:
     inner = [_method(report, entry, style) for entry in report["entries"] if entry["trials"]]
     if not inner:
         return None
-    told = [
-        "A trial's value is its best validation value over epochs. A trial that the scheduler stopped was given fewer epochs, so its "
-        "value is a lower bound of what its settings could reach.",
-        f"Importance is the share of the variance of the trials' values that one parameter alone explains, from {FEWEST_TRIALS} "
-        "finished trials on. With few trials it is large by chance: the tick shows what a parameter without any effect would "
-        "get on average. It says nothing of parameters that act together, and nothing outside the values tried.",
-    ]
+    told = ["A trial's value is its best validation value over epochs."]
+    if any(entry["counts"]["stopped"] for entry in report["entries"]):
+        told[0] += (
+            " A trial that the scheduler stopped was given fewer epochs, so its value is a lower bound of what its settings "
+            "could reach."
+        )
+    if any(entry["importance"] for entry in report["entries"]):
+        told.append(
+            f"Importance is the share of the variance of the trials' values that one parameter alone explains, from {FEWEST_TRIALS} "
+            "finished trials on. With few trials it is large by chance; `chance alone` is what a parameter without any effect "
+            "would get on average, the tick in the plots. It says nothing of parameters that act together, and nothing outside "
+            "the values tried."
+        )
     return Section("search", "The search, method by method", told, sections=inner)
 
 

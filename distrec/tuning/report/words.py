@@ -101,7 +101,12 @@ def _against_baseline(report: dict[str, Any], chosen: dict[str, Any], names: dic
     if baseline is None:
         return ["There is no measured ID-only baseline to compare with."]
     if baseline == chosen["label"]:
-        return ["It reads interactions only: on validation no method that reads texts or pictures did better here."]
+        rivals = sum(bool(entry["reads_content"] and entry["test"]) for entry in report["entries"])
+        if not rivals:
+            return ["It reads interactions only, and no method that reads texts or pictures has been tested."]
+        return [
+            f"It reads interactions only: on validation none of the {rivals} methods that read texts or pictures was better."
+        ]
     gap = chosen["difference"]
     if gap is None:
         return [
@@ -137,24 +142,28 @@ def _cost(entry: dict[str, Any]) -> str:
 def reading_the_leaderboard(report: dict[str, Any]) -> list[str]:
     """What the leaderboard's numbers mean, and what they do not."""
     tried = [sum(trial["finished"] for trial in entry["trials"]) for entry in report["entries"]]
+    compared = any(entry["difference"] for entry in report["entries"])
     out = [
         f"Rows are in order of the test mean. The bold one, {display_names(report)[report['choice']]}, is the choice: highest on "
         "validation. Best trial is the highest validation value that the search saw, which is optimistic.",
         "± is half of a 95 % t interval over seeds. It tells how far the mean would move if training were repeated with other "
         "seeds, not with other users. With two or three seeds it is wide, and one seed has none.",
-        "The difference to the baseline is taken user by user, each user's values averaged over seeds first. Its interval and p "
-        "tell how far it would move with other users of the same kind, not with other seeds. p is of a two-sided paired t-test, "
-        "corrected by Holm's method for the number of methods compared; the interval is not corrected.",
     ]
+    if compared:
+        out.append(
+            "The difference to the baseline is taken user by user, each user's values averaged over seeds first. Its interval and p "
+            "tell how far it would move with other users of the same kind, not with other seeds. p is of a two-sided paired t-test, "
+            "corrected by Holm's method for the number of methods compared; the interval is not corrected."
+        )
     if report["baseline"] is not None:
         out.append(
             f"The baseline is {display_names(report)[report['baseline']]}: of the methods that read interactions only, the one "
-            "with the highest validation mean over its fresh seeds. It is the dotted line in the plot."
+            "with the highest validation mean over its fresh seeds."
         )
     if min(tried) != max(tried):
         out.append(
-            f"Methods had unequal numbers of finished trials ({min(tried)} to {max(tried)}). All shared one budget; a method with "
-            "more trials had more chances to find good settings."
+            f"Methods had unequal numbers of finished trials ({min(tried)} to {max(tried)}). All shared one budget, from which "
+            "methods that lie behind are dropped; a method with more trials had more chances to find good settings."
         )
     return out
 
