@@ -117,6 +117,8 @@ def test_axes_place_numbers_by_size_or_logarithm_and_choices_in_steps() -> None:
     assert axis([1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0])[0] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
     assert axis([10, 11, 12, 14, 16, 20])[0] == pytest.approx([0, 0.1, 0.2, 0.4, 0.6, 1])
     assert axis([64, 32, 512])[0] == [0.5, 0.0, 1.0]
+    assert axis([0.4, 0.1, 0.2], by_size=True)[0] == pytest.approx([1, 0, 1 / 3])
+    assert axis([0.4, 0.4], by_size=True) == ([0.0, 0.0], [(0.0, "0.4")])
     assert axis([[5, 1], None, True])[1] == [(0.0, "[5, 1]"), (0.5, "none"), (1.0, "true")]
 
 

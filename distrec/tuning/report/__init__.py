@@ -33,7 +33,7 @@ def report(path: str, pictures: bool = True) -> dict[str, Any]:
         folder.write_json(found, "report.json")
         folder.write_bytes(markdown.render(found, parts, missing, items).encode(), "report.md")
         folder.write_bytes(page.render(found, parts, missing, items).encode(), "report.html")
-    except PermissionError as error:
+    except OSError as error:
         raise InputError(f"'{path}' cannot be written ({error}); give a sweep folder that you may write to.") from None
     for name in ("report.html", "report.md", "report.json"):
         print(f"{folder}/{name}")

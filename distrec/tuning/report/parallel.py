@@ -39,7 +39,7 @@ def parallel_coordinates(report: dict[str, Any], entry: dict[str, Any], style: S
     figure.update_yaxes(visible=False, range=[0.6 - len(columns), 0.5])
     places = []
     for row, (name, values) in enumerate(columns):
-        positions, ticks = axis(values)
+        positions, ticks = axis(values, by_size=row == len(columns) - 1)
         places.append(positions)
         figure.add_shape(type="line", x0=0, x1=1, y0=-row, y1=-row, line={"color": FAINT, "width": 2}, layer="below")
         figure.add_annotation(
@@ -76,16 +76,16 @@ def varied(trials: Sequence[dict[str, Any]]) -> list[str]:
     return [name for name in names if len({json.dumps(trial["values"].get(name)) for trial in trials}) > 1]
 
 
-def axis(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
+def axis(values: Sequence[Any], by_size: bool = False) -> tuple[list[float], list[tuple[float, str]]]:
     """Where each value stands on an axis from 0 to 1, and the axis' ticks.
 
     Numbers that differ by a factor of 20 or more stand by their logarithm, other numbers by their size; few different
-    values, or values that are no numbers, in even steps.
+    values, or values that are no numbers, in even steps; `by_size` keeps few numbers from that.
     """
     keys = [json.dumps(value, sort_keys=True) for value in values]
     distinct = {key: value for key, value in zip(keys, values)}
     numeric = all(is_number(value) for value in values)
-    if len(distinct) <= _MOST_TICKS or not numeric:
+    if not numeric or len(distinct) == 1 or (len(distinct) <= _MOST_TICKS and not by_size):
         order = sorted(distinct, key=lambda key: distinct[key]) if numeric else sorted(distinct)
         place = {key: number / max(len(order) - 1, 1) for number, key in enumerate(order)}
         return [place[key] for key in keys], [(place[key], short(distinct[key])) for key in order]
