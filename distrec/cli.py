@@ -130,6 +130,11 @@ def _parser() -> argparse.ArgumentParser:
         "--beside", metavar="FILE", help="JSON of metrics to show beside: {split: {name: {metric: value}}}"
     )
     evaluate.set_defaults(run=_evaluate)
+
+    report = verbs.add_parser("report", help="what a sweep found, finished or not: one HTML page, Markdown and JSON")
+    report.add_argument("sweep", metavar="SWEEP_DIR", help="<run.storage>/<run.name> of a sweep, or its s3:// prefix")
+    report.add_argument("--no-pictures", action="store_true", help="show recommended items by title only")
+    report.set_defaults(run=_report)
     return parser
 
 
@@ -202,6 +207,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         evaluate(arguments.runs[0], arguments.split, arguments.workers)
     else:
         compare(arguments.runs, arguments.split, arguments.workers, arguments.beside)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from distrec.tuning.report import report
+
+    report(arguments.sweep, pictures=not arguments.no_pictures)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from distrec.cli import main
 from tests.training import small
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-VERBS = ["demo-data", "synth", "prepare", "check", "encode", "train", "evaluate"]
+VERBS = ["demo-data", "synth", "prepare", "check", "encode", "train", "tune", "evaluate", "report"]
 
 
 def start(*command: str) -> subprocess.Popen[str]:

@@ -142,6 +142,18 @@ def test_the_image_gets_what_it_copies() -> None:
     assert {source.split("/")[0] for source in copied} <= allowed
 
 
+def test_files_that_are_no_code_are_part_of_the_package() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    packed = {
+        file
+        for package, globs in listed.items()
+        for glob in globs
+        for file in (ROOT / package.replace(".", "/")).glob(glob)
+    }
+    there = {file for file in (ROOT / "distrec").rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
+    assert packed == there
+
+
 def test_every_job_script_hands_over_to_its_verb() -> None:
     scripts = sorted(path.stem for path in (ROOT / "jobs").glob("*.py"))
     assert {"prepare", "check", "encode", "demo_data", "train", "evaluate"} <= set(scripts)

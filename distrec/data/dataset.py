@@ -16,7 +16,7 @@ an item's tokens one after another, and `count` how many of them, from the first
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -252,6 +252,24 @@ class Dataset:
         for name in sorted(self.manifest.files):
             if name.startswith("content/"):
                 yield from open_parquet(self.folder, name).iter_batches(batch_rows, columns=["item", *columns])
+
+    def content_of(self, items: Sequence[int], columns: list[str]) -> Iterator[dict[str, Any]]:
+        """Raw content of some items (`item` and the asked columns), read from the row groups that hold them."""
+        wanted, first = np.unique(np.asarray(items, np.int64)), 0
+        for name in sorted(self.manifest.files):
+            if not name.startswith("content/"):
+                continue
+            rows = self.manifest.files[name].rows
+            if ((wanted >= first) & (wanted < first + rows)).any():
+                file, at = open_parquet(self.folder, name), first
+                for group in range(file.num_row_groups):
+                    count = file.metadata.row_group(group).num_rows
+                    mine = wanted[(wanted >= at) & (wanted < at + count)]
+                    if len(mine):
+                        table = file.read_row_group(group, columns=["item", *columns])
+                        yield from table.take(pa.array(mine - at)).to_pylist()
+                    at += count
+            first += rows
 
     def items_table(self) -> pa.Table:
         """`items.parquet`: index, original id, title."""

@@ -76,13 +76,13 @@ def table(result: dict[str, Any], k: int) -> str:
     note = f"{result['split']}: {result['users']} users, ranking {ranking}; ± 95 % over users"
     if result["masked_pairs"]:
         note += f"; {result['masked_pairs']} held-out pairs are masked and count as not found"
-    lines = [note, "", *_aligned(whole), "", *_aligned(parts)]
+    lines = [note, "", *aligned(whole), "", *aligned(parts)]
     if "branches" in result:
         alone = [["branch", f"recall@{k}", f"ndcg@{k}"]]
         for name, part in [("fused", result), *result["branches"].items()]:
             numbers = (_number(part["metrics"], part["intervals"], f"{metric}@{k}") for metric in ("recall", "ndcg"))
             alone.append([name, *numbers])
-        lines += ["", *_aligned(alone)]
+        lines += ["", *aligned(alone)]
     return "\n".join(lines)
 
 
@@ -108,7 +108,7 @@ def comparison(results: Mapping[str, Mapping[str, Any]], beside: Mapping[str, Ma
                 beside.get(f"{name}_cold", {}).get(f"recall@{k}"),
             ]
             rows.append([f"({name})", *("-" if value is None else f"{value:.4f}" for value in values)])
-    return "\n".join(_aligned(rows))
+    return "\n".join(aligned(rows))
 
 
 def _number(metrics: dict[str, float], intervals: dict[str, list[float]], name: str) -> str:
@@ -118,7 +118,7 @@ def _number(metrics: dict[str, float], intervals: dict[str, list[float]], name: 
     return f"{metrics[name]:.4f} ±{(high - low) / 2:.4f}"
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
+def aligned(rows: list[list[str]]) -> list[str]:
     """Rows of cells as lines: the first column to the left, the others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [

@@ -33,7 +33,7 @@ class BudgetSection(Section):
 
     trials: int | None = Field(None, ge=1, description="trials of all methods together")
     hours: float | None = Field(None, gt=0, description="wall time, after which no trial starts any more")
-    epochs: int | None = Field(None, ge=1, description="most epochs of a trial; each run config's own by default")
+    epochs: int | None = Field(None, ge=1, description="most epochs of a trial; a run config with fewer keeps its own")
     min_trials: int = Field(
         1,
         ge=1,
@@ -178,12 +178,13 @@ def _entry(sweep: SweepConfig, label: str, section: EntrySection) -> Entry:
     tree = load_file(section.config)
     space = _space(section, where)
     fixed = {**sweep.overrides, **section.overrides}
-    if sweep.budget.epochs is not None:
-        fixed["train.epochs"] = sweep.budget.epochs
     for key in space:
         if key in fixed:
-            source = "'budget.epochs'" if key == "train.epochs" else "'overrides'"
-            raise InputError(f"'{where}' searches '{key}', which {source} sets to {fixed[key]!r}; remove one of them.")
+            raise InputError(
+                f"'{where}' searches '{key}', which 'overrides' sets to {fixed[key]!r}; remove one of them."
+            )
+    if sweep.budget.epochs is not None and "train.epochs" in space:
+        raise InputError(f"'{where}' searches 'train.epochs', which 'budget.epochs' limits; remove one of them.")
     tree = set_keys(tree, fixed, f"'{where}.overrides'")
     own = {
         "data": sweep.data,
@@ -197,6 +198,8 @@ def _entry(sweep: SweepConfig, label: str, section: EntrySection) -> Entry:
     }
     try:
         base = resolve(decode(RunConfig, set_keys(tree, own, where)))
+        if sweep.budget.epochs is not None and sweep.budget.epochs < base.train.epochs:
+            base = base.model_copy(update={"train": base.train.model_copy(update={"epochs": sweep.budget.epochs})})
         entry = Entry(label, base, space)
         for key, candidates in space.items():
             tried = [candidates.low, candidates.high] if isinstance(candidates, Range) else candidates

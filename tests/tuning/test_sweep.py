@@ -43,7 +43,7 @@ LIGHT: dict[str, Any] = {"space": {"method.layers": [1, 2]}}
         (
             {"lightgcn": {"space": {"train.epochs": [1, 2]}}},
             {"budget": {"epochs": 5}},
-            "which 'budget.epochs' sets to 5",
+            "which 'budget.epochs' limits",
         ),
         ({"lightgcn": LIGHT}, {"metric": "recall@7"}, r"key 'metric' is 'recall@7' but 'evaluate.ks' is .* add 7"),
         ({"lightgcn": LIGHT}, {"metric": "auc"}, "must be one of recall, ndcg"),

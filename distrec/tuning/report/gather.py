@@ -1,0 +1,295 @@
+"""From a sweep folder to `report.json`, the one JSON value that every page of the report is made from.
+
+```
+format       1
+sweep        name, folder, local, state (searching | finishing | done), metric, searcher, scheduler, seed, seeds, budget,
+             resources, mask, started, attempts, search_seconds, cpus
+data         name, path, users, items, interactions {split: rows}, split, hash; what sweep.json tells of them
+versions     {package: version}
+entries      one object for each method of the sweep, in its order:
+  label, title, method, reads_content (null: not known)
+  trials       id, number, values, status, finished, reason, failures, value (best validation metric), epoch (of it),
+               epochs, curve [[epoch, value]], started, seconds, cpu_hours, seconds_per_epoch, peak_memory_bytes
+  counts       {status: trials}
+  best         the finished trial of the highest value, null before there is one
+  winner       the trial that the sweep chose; null before
+  progress     [[CPU hours reserved so far, highest value so far]] after each finished trial, in order of their starts
+  importance   see `statistics.importance`
+  seeds        the winner's fresh seeds: run, seed, status, reason, valid {metric: value}, test, best_epoch, epochs and the
+               cost keys of trials
+  valid, test  {metric: mean, sd, low, high, seeds} over the finished ones
+  difference   on test against `baseline`, users paired: mean, low, high, p, users, holm; null where not measured
+  slices       {name: meaning, users, metric: {mean, sd, low, high, seeds}} on test
+  cost         search_cpu_hours, final_cpu_hours, seconds, seconds_per_epoch, peak_memory_bytes
+  config       path (inside the sweep folder) and text of the winner's run config; null before
+  degradations [sentence]
+baseline     label of the ID-only entry with the highest validation mean over its finished seeds; null without one
+choice       label of the entry with the highest validation mean over seeds, or without any the highest trial value
+next         the same for the second, and its test difference (`difference`: choice minus next); null without one
+order        labels as the leaderboard ranks them: by test mean, then those without test by `best`
+published    entry, source, metrics, note: reported elsewhere for this dataset and protocol
+examples     user, id, history, held_out, recommended {label: items}: item indices
+unreadable   files that are there and could not be read
+```
+
+Chosen on validation: `winner`, `baseline`, `choice`. Test values decide nothing but the order of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from distrec.data.storage import Folder, open_folder
+from distrec.errors import InputError
+from distrec.tuning.report.reading import Reader, read_settings, runs
+from distrec.tuning.report.runs import STATUSES, fill_values, fresh_seed, number, trial
+from distrec.tuning.report.statistics import holm, importance, mean_per_user, over_seeds, paired_difference
+
+PerUser = Mapping[str, tuple[np.ndarray, np.ndarray]]
+_EXAMPLES = 4  # users whose recommendations are shown
+
+
+def gather(path: str) -> dict[str, Any]:
+    """The report of the sweep at `path`.
+
+    Raises:
+        InputError: there is no sweep, or no trial of it has finished.
+    """
+    folder = open_folder(path)
+    settings = read_settings(folder, path)
+    reader = Reader(folder)
+    state = reader.mapping("sweep.json")
+    metric = str(settings.get("metric", "recall@20"))
+    entries = _entries(reader, settings, state, metric)
+    _require_finished(entries, path)
+    per_user = {entry["label"]: found for entry in entries if (found := _per_user(reader, entry, metric)) is not None}
+    baseline = _best_by_validation(
+        [entry for entry in entries if entry["reads_content"] is False and entry["test"]], metric
+    )
+    _compare(entries, per_user, baseline)
+    choice = _best_by_validation([entry for entry in entries if entry["test"]], metric)
+    choice = choice or max((entry for entry in entries if entry["best"]), key=_best_value)["label"]
+    return {
+        "format": 1,
+        "sweep": _sweep(folder, settings, state, metric),
+        "data": {"path": settings.get("data"), **_dict(state.get("data"))},
+        "versions": _versions(state, entries),
+        "entries": entries,
+        "baseline": baseline,
+        "choice": choice,
+        "next": _next(entries, choice, per_user, metric),
+        "order": _order(entries, metric),
+        "published": _published(state, entries),
+        "examples": _examples(reader, entries),
+        "unreadable": sorted(set(reader.unreadable)),
+    }
+
+
+def _sweep(folder: Folder, settings: dict[str, Any], state: dict[str, Any], metric: str) -> dict[str, Any]:
+    attempts = [attempt for attempt in state.get("attempts") or [] if isinstance(attempt, dict)]
+    return {
+        "name": _dict(settings.get("run")).get("name", ""),
+        "folder": str(folder),
+        "local": folder.local,
+        "state": "done" if state.get("done") else "finishing" if state.get("closed") else "searching",
+        "metric": metric,
+        **{key: settings.get(key) for key in ("searcher", "scheduler", "seed", "seeds", "budget", "resources")},
+        "mask": _dict(settings.get("evaluate")).get("mask"),
+        "started": attempts[0].get("started") if attempts else None,
+        "attempts": len(attempts),
+        "search_seconds": number(state.get("seconds")),
+        "cpus": number(state.get("cpus")),
+    }
+
+
+def _entries(reader: Reader, settings: dict[str, Any], state: dict[str, Any], metric: str) -> list[dict[str, Any]]:
+    """Every method of the sweep with its trials and seeds; `difference` comes later."""
+    trials, seeds = runs(reader, "trials"), runs(reader, "final")
+    described, winners = _dict(state.get("entries")), _dict(state.get("winners"))
+    out = []
+    for label in settings["methods"]:
+        about = _dict(described.get(label))
+        mine = [trial(reader, name, record, metric) for name, record in trials if record["entry"] == label]
+        mine.sort(key=lambda one: one["number"])
+        fill_values(reader, mine)
+        finished = [one for one in mine if one["finished"]]
+        fresh = [fresh_seed(reader, name, record) for name, record in seeds if record["entry"] == label]
+        fresh.sort(key=lambda one: (one["seed"] is None, one["seed"]))
+        tested = [one for one in fresh if one["test"]]
+        text = reader.text("winners", f"{label}.yaml")
+        out.append(
+            {
+                "label": label,
+                "title": str(about.get("title") or label),
+                "method": about.get("method"),
+                "reads_content": about.get("reads_content"),
+                "trials": [_without(one, "degradations", "versions") for one in mine],
+                "counts": {status: sum(one["status"] == status for one in mine) for status in STATUSES},
+                "best": max(finished, key=lambda one: one["value"])["id"] if finished else None,
+                "winner": winners.get(label),
+                "progress": _progress(mine),
+                "importance": importance([one["values"] for one in finished], [one["value"] for one in finished]),
+                "seeds": [_without(one, "degradations", "versions") for one in fresh],
+                "valid": _over_seeds([one["valid"] for one in tested if one["valid"]]),
+                "test": _over_seeds([one["test"] for one in tested]),
+                "difference": None,
+                "slices": _slices(reader, tested, metric),
+                "cost": _cost(mine, fresh),
+                "config": None if text is None else {"path": f"winners/{label}.yaml", "text": text},
+                "degradations": list(dict.fromkeys(line for one in [*mine, *fresh] for line in one["degradations"])),
+                "versions": next((one["versions"] for one in [*fresh, *mine] if one["versions"]), {}),
+            }
+        )
+    return out
+
+
+def _progress(trials: list[dict[str, Any]]) -> list[list[float]]:
+    """Trials one after another, as they started; one that failed costs as much and brings nothing."""
+    spent, best, out = 0.0, float("-inf"), []
+    for one in sorted(trials, key=lambda one: (one["started"] or "~", one["number"])):
+        if one["cpu_hours"] is None:
+            continue
+        spent += one["cpu_hours"]
+        if one["finished"]:
+            best = max(best, one["value"])
+            out.append([spent, best])
+    return out
+
+
+def _cost(trials: list[dict[str, Any]], seeds: list[dict[str, Any]]) -> dict[str, Any]:
+    def total(runs: list[dict[str, Any]], key: str) -> float | None:
+        known = [one[key] for one in runs if one[key] is not None]
+        return sum(known) if known else None
+
+    timed = [one["seconds_per_epoch"] for one in seeds if one["seconds_per_epoch"] is not None]
+    timed = timed or [one["seconds_per_epoch"] for one in trials if one["seconds_per_epoch"] is not None]
+    peaks = [one["peak_memory_bytes"] for one in [*trials, *seeds] if one["peak_memory_bytes"] is not None]
+    return {
+        "search_cpu_hours": total(trials, "cpu_hours"),
+        "final_cpu_hours": total(seeds, "cpu_hours"),
+        "seconds": total([*trials, *seeds], "seconds"),
+        "seconds_per_epoch": float(np.mean(timed)) if timed else None,
+        "peak_memory_bytes": max(peaks, default=None),
+    }
+
+
+def _over_seeds(metrics: list[dict[str, float]]) -> dict[str, Any]:
+    names = metrics[0] if metrics else {}
+    return {name: over_seeds([one[name] for one in metrics]) for name in names if all(name in one for one in metrics)}
+
+
+def _slices(reader: Reader, seeds: list[dict[str, Any]], metric: str) -> dict[str, Any]:
+    """The parts of the test split, over the seeds that have an evaluation; a part without a user is left out."""
+    found = [reader.mapping("final", one["run"], "evaluation", "test.json").get("slices") for one in seeds]
+    parts = [part for part in found if isinstance(part, dict)]
+    out = {}
+    for name in parts[0] if parts else []:
+        values = [number(_dict(_dict(part.get(name)).get("metrics")).get(metric)) for part in parts]
+        measured = [value for value in values if value is not None]
+        if measured:
+            first = parts[0][name]
+            out[name] = {"meaning": first.get("meaning"), "users": first.get("users"), metric: over_seeds(measured)}
+    return out
+
+
+def _per_user(reader: Reader, entry: dict[str, Any], metric: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Each user's test metric, averaged over the entry's finished seeds."""
+    tested = [one["run"] for one in entry["seeds"] if one["test"]]
+    found = [reader.users(metric, "final", run, "evaluation", "test-users.parquet") for run in tested]
+    return mean_per_user([one for one in found if one is not None]) if any(one is not None for one in found) else None
+
+
+def _compare(entries: list[dict[str, Any]], per_user: PerUser, baseline: str | None) -> None:
+    """Set `difference` of every entry that can be compared with the baseline; Holm's correction is over these."""
+    if baseline is None or baseline not in per_user:
+        return
+    others = [entry for entry in entries if entry["label"] != baseline and entry["label"] in per_user]
+    for entry in others:
+        entry["difference"] = paired_difference(per_user[entry["label"]], per_user[baseline])
+    compared = {entry["label"]: entry["difference"]["p"] for entry in others if entry["difference"]}
+    for label, p in holm(compared).items():
+        next(entry for entry in others if entry["label"] == label)["difference"]["holm"] = p
+
+
+def _best_by_validation(entries: list[dict[str, Any]], metric: str) -> str | None:
+    known = [entry for entry in entries if metric in entry["valid"]]
+    return max(known, key=lambda entry: entry["valid"][metric]["mean"])["label"] if known else None
+
+
+def _next(entries: list[dict[str, Any]], choice: str, per_user: PerUser, metric: str) -> dict[str, Any] | None:
+    others = [entry for entry in entries if entry["label"] != choice and entry["test"]]
+    label = _best_by_validation(others, metric)
+    if label is None or choice not in per_user or label not in per_user:
+        return None
+    return {"label": label, "difference": paired_difference(per_user[choice], per_user[label])}
+
+
+def _best_value(entry: dict[str, Any]) -> float:
+    return max((one["value"] for one in entry["trials"] if one["finished"]), default=-1.0)
+
+
+def _order(entries: list[dict[str, Any]], metric: str) -> list[str]:
+    def rank(entry: dict[str, Any]) -> tuple[bool, float]:
+        tested = metric in entry["test"]
+        return not tested, -(entry["test"][metric]["mean"] if tested else _best_value(entry))
+
+    return [entry["label"] for entry in sorted(entries, key=rank)]
+
+
+def _examples(reader: Reader, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first few users, each with what every winner's lowest seed recommends."""
+    users: dict[Any, dict[str, Any]] = {}
+    for entry in entries:
+        for run in [one["run"] for one in entry["seeds"] if one["test"]]:
+            shown = reader.mapping("final", run, "evaluation", "test-examples.json").get("users")
+            if not isinstance(shown, list):
+                continue
+            for row in shown[:_EXAMPLES]:
+                about = {key: row[key] for key in ("user", "id", "history", "held_out")}
+                user = users.setdefault(row["user"], {**about, "recommended": {}})
+                user["recommended"][entry["label"]] = row["recommended"]
+            break
+    return list(users.values())[:_EXAMPLES]
+
+
+def _published(state: dict[str, Any], entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    labels = {entry["label"] for entry in entries}
+    return [
+        {
+            "entry": row["entry"],
+            "source": str(row.get("source") or ""),
+            "note": str(row.get("note") or ""),
+            "metrics": {name: found for name, value in _dict(row.get("metrics")).items() if (found := number(value))},
+        }
+        for row in state.get("published") or []
+        if isinstance(row, dict) and row.get("entry") in labels
+    ]
+
+
+def _require_finished(entries: list[dict[str, Any]], path: str) -> None:
+    if any(entry["best"] for entry in entries):
+        return
+    counts = {status: sum(entry["counts"][status] for entry in entries) for status in STATUSES}
+    told = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "none has started"
+    failed = [one for entry in entries for one in entry["trials"] if one["status"] == "failed"]
+    why = f"; the first failure: {failed[0]['reason']}" if failed and failed[0]["reason"] else ""
+    raise InputError(
+        f"sweep '{path}' has no finished trial ({told}{why}); continue it with 'distrec tune', then report again."
+    )
+
+
+def _versions(state: dict[str, Any], entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Those of the sweep, or of its first run; the entries' own are dropped."""
+    own = [entry.pop("versions") for entry in entries]
+    return _dict(state.get("versions")) or next((versions for versions in own if versions), {})
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _without(tree: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in tree.items() if key not in keys}

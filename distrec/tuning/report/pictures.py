@@ -1,0 +1,73 @@
+"""Titles and small pictures of the items that the page shows, from the prepared dataset of the sweep."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from distrec.data.dataset import Dataset
+from distrec.errors import InputError
+
+_SIDE = 112  # pixels; shown at half of that, sharp on a dense screen
+_QUALITY = 72
+
+
+@dataclass(frozen=True)
+class Items:
+    """What is known of the items shown; `note` says what is missing and why."""
+
+    titles: dict[int, str] = field(default_factory=dict)
+    pictures: dict[int, str] = field(default_factory=dict)  # data: URLs
+    note: str | None = None
+
+
+def read_items(report: dict[str, Any], pictures: bool) -> Items:
+    """Titles and pictures of every item in the report's examples.
+
+    Args:
+        report: what `gather` gave.
+        pictures: whether pictures are wanted.
+    """
+    shown = sorted({item for user in report["examples"] for item in _items_of(user)})
+    if not shown:
+        return Items()
+    path, recorded = report["data"].get("path"), report["data"].get("hash")
+    try:
+        data = Dataset.open(str(path))
+        if recorded is not None and data.hash != recorded:
+            return Items(note=f"The dataset at {path} has changed since the sweep, so items are shown by number only.")
+        table = data.items_table()
+        titles, ids = table["title"].to_pylist(), table["original"].to_pylist()
+        named = {item: titles[item] or f"item {ids[item]}" for item in shown}
+        if not pictures:
+            return Items(named, note="Pictures were left out with --no-pictures.")
+        if not data.manifest.content.get("image"):
+            return Items(named, note="The dataset holds no pictures.")
+        rows = {row["item"]: row["image"] for row in data.content_of(shown, ["image"])}
+    except (InputError, OSError, IndexError) as error:
+        told = str(error).partition("\n")[0]
+        return Items(note=f"The dataset can not be read any more, so items are shown by number only ({told}).")
+    small = {item: url for item, image in rows.items() if image and (url := thumbnail(image))}
+    lacking = len(shown) - len(small)
+    return Items(named, small, f"{lacking} of the {len(shown)} items shown have no picture." if lacking else None)
+
+
+def thumbnail(image: bytes) -> str | None:
+    """A picture as a small JPEG in a `data:` URL; nothing where it can not be decoded."""
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            small = opened.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # Pillow raises SyntaxError too
+        return None
+    small.thumbnail((_SIDE, _SIDE))
+    out = io.BytesIO()
+    small.save(out, "JPEG", quality=_QUALITY, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+def _items_of(user: dict[str, Any]) -> list[int]:
+    return [*user["history"], *user["held_out"], *(item for items in user["recommended"].values() for item in items)]

@@ -1,0 +1,115 @@
+"""Reads a sweep folder in whatever state it is: absent and torn files are noted, never fatal."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import yaml
+
+from distrec.data.storage import Folder
+from distrec.errors import InputError
+
+
+class Reader:
+    """Files of a sweep. `unreadable` names those that are there and could not be read."""
+
+    def __init__(self, folder: Folder):
+        self.folder = folder
+        self.unreadable: list[str] = []
+
+    def mapping(self, *parts: str) -> dict[str, Any]:
+        """A JSON object; empty where there is none."""
+        data = self._bytes(*parts)
+        if data is None:
+            return {}
+        try:
+            value = json.loads(data)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            self.unreadable.append("/".join(parts))
+            return {}
+        return value
+
+    def epochs(self, *parts: str) -> list[dict[str, Any]]:
+        """The lines of a `metrics.jsonl`, up to the first that is torn."""
+        out: list[dict[str, Any]] = []
+        for line in (self._bytes(*parts) or b"").splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                self.unreadable.append("/".join(parts))
+                break
+            if isinstance(record, dict) and "epoch" in record:
+                out.append(record)
+        return out
+
+    def yaml(self, *parts: str) -> dict[str, Any]:
+        """A YAML mapping; empty where there is none."""
+        data = self._bytes(*parts)
+        try:
+            value = yaml.safe_load(data or b"{}")
+        except yaml.YAMLError:
+            value = None
+        if not isinstance(value, dict):
+            self.unreadable.append("/".join(parts))
+            return {}
+        return value
+
+    def text(self, *parts: str) -> str | None:
+        """A text file; nothing where there is none."""
+        data = self._bytes(*parts)
+        return None if data is None else data.decode("utf-8", "replace")
+
+    def users(self, metric: str, *parts: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """Users and their values of a metric in a `test-users.parquet`; nothing where that is absent."""
+        data = self._bytes(*parts)
+        if data is None:
+            return None
+        try:
+            table = pq.read_table(io.BytesIO(data), columns=["user", metric])
+            return table["user"].to_numpy(), table[metric].to_numpy()
+        except (OSError, ValueError, KeyError):  # pyarrow's own errors are among these
+            self.unreadable.append("/".join(parts))
+            return None
+
+    def _bytes(self, *parts: str) -> bytes | None:
+        try:
+            return self.folder.read_bytes(*parts)
+        except FileNotFoundError:
+            return None
+        except OSError:
+            self.unreadable.append("/".join(parts))
+            return None
+
+
+def read_settings(folder: Folder, path: str) -> dict[str, Any]:
+    """`sweep.yaml` of the sweep at `path`.
+
+    Raises:
+        InputError: there is no sweep.
+    """
+    if not folder.exists("sweep.yaml"):
+        there = "another folder's content" if folder.names() else "nothing"
+        raise InputError(
+            f"'{path}' holds no sweep (no sweep.yaml, {there} is there); give the folder <run.storage>/<run.name> that 'distrec tune' wrote."
+        )
+    try:
+        settings = yaml.safe_load(folder.read_bytes("sweep.yaml"))
+    except yaml.YAMLError:
+        settings = None
+    if not isinstance(settings, dict) or not isinstance(settings.get("methods"), dict):
+        raise InputError(
+            f"'{path}' holds no sweep that can be read (sweep.yaml has no methods); run 'distrec tune' with its config again."
+        )
+    return settings
+
+
+def runs(reader: Reader, kind: str) -> list[tuple[str, dict[str, Any]]]:
+    """Name and `trial.json` of every run under `trials` or `final` that belongs to an entry, in order of names."""
+    named = [(name, reader.mapping(kind, name, "trial.json")) for name in reader.folder.names(kind)]
+    return [(name, record) for name, record in named if isinstance(record.get("entry"), str)]

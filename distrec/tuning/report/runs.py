@@ -1,0 +1,116 @@
+"""One run of a sweep, a trial or a fresh seed of a winner, as the report tells it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from distrec.tuning.report.reading import Reader
+
+_ABSENT = object()
+STATUSES = ("waiting", "running", "done", "stopped", "failed")
+
+
+def trial(reader: Reader, name: str, record: dict[str, Any], metric: str) -> dict[str, Any]:
+    """A search trial. Its `value` is the best validation `metric` so far; null where none was measured.
+
+    A method without epochs has no learning curve: its value is that of the finished run.
+    """
+    epochs = reader.epochs("trials", name, "metrics.jsonl")
+    summary = reader.mapping("trials", name, "summary.json")
+    curve = [
+        [int(epoch["epoch"]), value]
+        for epoch in epochs
+        if (value := number((epoch.get("valid") or {}).get(metric))) is not None
+    ]
+    best = max(curve, key=lambda point: point[1]) if curve else None
+    value = best[1] if best else number((summary.get("valid") or {}).get(metric))
+    status = record.get("status") if record.get("status") in STATUSES else "waiting"
+    values = record.get("values")
+    return {
+        "id": name,
+        "number": int(record.get("number") or 0),
+        "values": dict(values) if isinstance(values, dict) else {},
+        "status": status,
+        "finished": status in ("done", "stopped") and value is not None,
+        "reason": record.get("reason"),
+        "failures": int(record.get("failures") or 0),
+        "value": value,
+        "epoch": best[0] if best else None,
+        "epochs": len(epochs),
+        "curve": curve,
+        **_cost(reader, "trials", name, record, epochs, summary),
+    }
+
+
+def fill_values(reader: Reader, trials: list[dict[str, Any]]) -> None:
+    """Give every trial of an entry a value for each parameter that any of them names.
+
+    A trial of the base config as it stands names none: its run config says what they were.
+    """
+    names = {name for one in trials for name in one["values"]}
+    for one in trials:
+        lacking = names - one["values"].keys()
+        config = reader.yaml("trials", one["id"], "config.yaml") if lacking else {}
+        for name in lacking:
+            node: Any = config
+            for part in name.split("."):
+                node = node.get(part, _ABSENT) if isinstance(node, dict) else _ABSENT
+            if node is not _ABSENT:
+                one["values"][name] = node
+
+
+def fresh_seed(reader: Reader, name: str, record: dict[str, Any]) -> dict[str, Any]:
+    """A winner's run with a fresh seed. `test` is null until it has finished."""
+    epochs = reader.epochs("final", name, "metrics.jsonl")
+    summary = reader.mapping("final", name, "summary.json")
+    valid, test = _metrics(summary.get("valid")), _metrics(summary.get("test"))
+    return {
+        "run": name,
+        "seed": record.get("seed"),
+        "status": record.get("status") if record.get("status") in STATUSES else "waiting",
+        "reason": record.get("reason"),
+        "valid": valid,
+        "test": test,
+        "best_epoch": summary.get("best_epoch"),
+        "epochs": len(epochs),
+        **_cost(reader, "final", name, record, epochs, summary),
+    }
+
+
+def number(value: Any) -> float | None:
+    """`value` if it is a finite number."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return None
+
+
+def _metrics(value: Any) -> dict[str, float] | None:
+    if not isinstance(value, dict):
+        return None
+    return {name: found for name, entry in value.items() if (found := number(entry)) is not None} or None
+
+
+def _cost(
+    reader: Reader,
+    kind: str,
+    name: str,
+    record: dict[str, Any],
+    epochs: list[dict[str, Any]],
+    summary: dict[str, Any],
+) -> dict[str, Any]:
+    """Seconds over all attempts, CPU hours reserved, seconds of an epoch's training, peak memory of a worker."""
+    run = reader.mapping(kind, name, "run.json")
+    attempts = run.get("attempts") if isinstance(run.get("attempts"), list) else []
+    seconds, cpus = number(record.get("seconds")), number(record.get("cpus"))
+    trained = [took for epoch in epochs if (took := number((epoch.get("seconds") or {}).get("train"))) is not None]
+    peaks = [number(epoch.get("peak_memory_bytes")) for epoch in [*epochs, summary]]
+    return {
+        "started": next((str(attempt["started"]) for attempt in attempts or [] if attempt.get("started")), None),
+        "seconds": seconds,
+        "cpu_hours": None if seconds is None or cpus is None else seconds * cpus / 3600,
+        "seconds_per_epoch": sum(trained) / len(trained) if trained else None,
+        "peak_memory_bytes": max((peak for peak in peaks if peak is not None), default=None),
+        "degradations": [line for line in run.get("degradations") or [] if isinstance(line, str)],
+        "versions": run.get("versions") if isinstance(run.get("versions"), dict) else {},
+    }

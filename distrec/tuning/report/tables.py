@@ -1,0 +1,192 @@
+"""The tables of the report, cell by cell as text; the page, the Markdown file and the terminal show the same ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from distrec.tuning.report.parallel import short
+from distrec.tuning.report.words import (
+    by_label,
+    display_names,
+    hours,
+    memory,
+    metric_name,
+    p_value,
+    plural,
+    seconds,
+    signed,
+)
+
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells, the first of each naming it. `labels` are the entries whose colour marks a row."""
+
+    head: list[str]
+    rows: list[list[str]]
+    labels: list[str] = field(default_factory=list)
+
+
+def metrics_shown(report: dict[str, Any]) -> list[str]:
+    """The sweep's metric, and recall, NDCG and hit rate at the same cut-off where measured."""
+    metric = report["sweep"]["metric"]
+    _, at, k = metric.partition("@")
+    measured = {name for entry in report["entries"] for name in entry["test"]}
+    return [metric, *(name for kind in ("recall", "ndcg", "hit") if (name := f"{kind}{at}{k}") in measured - {metric})]
+
+
+def leaderboard(report: dict[str, Any]) -> Table:
+    """Test means over seeds and the difference to the baseline; the best validation value where there is no test yet."""
+    entries, names, shown = by_label(report), display_names(report), metrics_shown(report)
+    metric, tested = report["sweep"]["metric"], any(entry["test"] for entry in report["entries"])
+    head = ["method", "reads"]
+    if tested:
+        head += [f"test {metric_name(metric)}", "difference to the baseline", "95 % interval over users", "p (Holm)"]
+        head += [*(f"test {metric_name(name)}" for name in shown[1:]), "seeds"]
+    head.append(f"best trial, validation {metric_name(metric)}")
+    rows = []
+    for label in report["order"]:
+        entry = entries[label]
+        best = next((trial["value"] for trial in entry["trials"] if trial["id"] == entry["best"]), None)
+        row = [names[label], _reads(entry)]
+        if tested:
+            row += [_mean(entry["test"].get(metric)), *_difference(report, entry)]
+            row += [*(_mean(entry["test"].get(name)) for name in shown[1:])]
+            row.append(str(sum(bool(seed["test"]) for seed in entry["seeds"])))
+        rows.append([*row, NOTHING if best is None else f"{best:.4f}"])
+    return Table(head, rows, list(report["order"]))
+
+
+def cost(report: dict[str, Any]) -> Table:
+    """Trials and what they took."""
+    entries, names = by_label(report), display_names(report)
+    head = [
+        "method",
+        "trials finished",
+        "failed",
+        "search, CPU hours",
+        "fresh seeds, CPU hours",
+        "time of all runs",
+        "per epoch",
+        "peak memory",
+    ]
+    rows = []
+    for label in report["order"]:
+        entry, spent = entries[label], entries[label]["cost"]
+        finished = sum(trial["finished"] for trial in entry["trials"])
+        stopped = sum(trial["finished"] and trial["status"] == "stopped" for trial in entry["trials"])
+        rows.append(
+            [
+                names[label],
+                f"{finished} of {len(entry['trials'])}" + (f", {stopped} stopped early" if stopped else ""),
+                str(entry["counts"]["failed"]),
+                *(_or(spent[key], hours) for key in ("search_cpu_hours", "final_cpu_hours")),
+                *(_or(spent[key], seconds) for key in ("seconds", "seconds_per_epoch")),
+                _or(spent["peak_memory_bytes"], memory),
+            ]
+        )
+    return Table(head, rows, list(report["order"]))
+
+
+def trials(report: dict[str, Any], entry: dict[str, Any]) -> Table:
+    """Every trial of an entry, best first."""
+    parameters = sorted({name for trial in entry["trials"] for name in trial["values"]})
+    head = [
+        "trial",
+        f"validation {metric_name(report['sweep']['metric'])}",
+        *parameters,
+        "best epoch",
+        "epochs",
+        "CPU hours",
+        "status",
+    ]
+    rows = []
+    for trial in sorted(entry["trials"], key=lambda trial: -(-1.0 if trial["value"] is None else trial["value"])):
+        status = trial["status"] + (f": {trial['reason']}" if trial["reason"] else "")
+        again = f", restarted {trial['failures']} {plural(trial['failures'], 'time')}" if trial["failures"] else ""
+        number = f"{trial['number']}" + (", winner" if trial["id"] == entry["winner"] else "")
+        rows.append(
+            [
+                number,
+                _or(trial["value"], "{:.4f}".format),
+                *(short(trial["values"][name]) if name in trial["values"] else NOTHING for name in parameters),
+                _or(trial["epoch"], str),
+                str(trial["epochs"]),
+                _or(trial["cpu_hours"], hours),
+                status + again,
+            ]
+        )
+    return Table(head, rows)
+
+
+def importance(entry: dict[str, Any]) -> Table:
+    """Each varied parameter's share of the variance of the trials' values."""
+    head = ["parameter", "share", "chance alone", "trials", "judged by"]
+    kinds = {"range": "rank correlation", "choices": "means of the choices"}
+    rows = [
+        [row["parameter"], f"{row['share']:.2f}", f"{row['chance']:.2f}", str(row["trials"]), kinds[row["kind"]]]
+        for row in entry["importance"]
+    ]
+    return Table(head, rows)
+
+
+def slices(report: dict[str, Any]) -> Table:
+    """The test metric in each part of the test split, a column for each entry."""
+    names, metric = display_names(report), report["sweep"]["metric"]
+    measured = [entry for label in report["order"] if (entry := by_label(report)[label])["slices"]]
+    parts = {name: part for entry in measured for name, part in entry["slices"].items()}
+    rows = [
+        [
+            f"{name}: {part['meaning']}" if part["meaning"] else name,
+            f"{part['users']:,}",
+            *(_mean(entry["slices"].get(name, {}).get(metric)) for entry in measured),
+        ]
+        for name, part in parts.items()
+    ]
+    return Table(["part of the test split", "users", *(names[entry["label"]] for entry in measured)], rows)
+
+
+def published(report: dict[str, Any]) -> Table:
+    """Published values beside ours, metric by metric."""
+    entries, names, rows = by_label(report), display_names(report), []
+    for row in report["published"]:
+        test = entries[row["entry"]]["test"]
+        for metric, value in row["metrics"].items():
+            ours = _mean(test.get(metric))
+            rows.append([names[row["entry"]], metric_name(metric), f"{value:.4f}", ours, row["source"], row["note"]])
+    return Table(["method", "metric", "published", "ours, test", "source", "note"], rows)
+
+
+def versions(report: dict[str, Any]) -> Table:
+    """Packages that the runs used."""
+    return Table(["package", "version"], [[name, str(version)] for name, version in report["versions"].items()])
+
+
+def _reads(entry: dict[str, Any]) -> str:
+    return {True: "content", False: "IDs only"}.get(entry["reads_content"], NOTHING)
+
+
+def _difference(report: dict[str, Any], entry: dict[str, Any]) -> list[str]:
+    gap = entry["difference"]
+    if entry["label"] == report["baseline"]:
+        return ["baseline", NOTHING, NOTHING]
+    if gap is None:
+        return [NOTHING] * 3
+    return [
+        signed(gap["mean"]),
+        f"{signed(gap['low'])} to {signed(gap['high'])}",
+        p_value(gap["holm"]).removeprefix("= "),
+    ]
+
+
+def _mean(value: dict[str, Any] | None) -> str:
+    if value is None:
+        return NOTHING
+    return f"{value['mean']:.4f}" + ("" if value["low"] is None else f" ±{value['high'] - value['mean']:.4f}")
+
+
+def _or(value: Any, told: Any) -> str:
+    return NOTHING if value is None else str(told(value))

@@ -1,0 +1,241 @@
+"""What the report says in sentences. Every sentence follows from `report.json`; none is written without its numbers."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from typing import Any
+
+CERTAIN = 0.05  # the level at which a corrected p is called a difference
+_NAMES = {"recall": "Recall", "ndcg": "NDCG", "precision": "Precision", "map": "MAP", "hit": "Hit rate"}
+_MASKS = {
+    "train": "Items of a user's training history are left out of the ranking",
+    "train+valid": "Items of a user's training and validation history are left out of the ranking",
+    "none": "No item is left out of the ranking",
+}
+
+
+def metric_name(metric: str) -> str:
+    """`recall@20` as people write it."""
+    name, at, k = metric.partition("@")
+    return f"{_NAMES.get(name, name)}{at}{k}"
+
+
+def display_names(report: dict[str, Any]) -> dict[str, str]:
+    """What each entry is called: its title, with its label where two entries share one."""
+    titles = Counter(entry["title"] for entry in report["entries"])
+    return {
+        entry["label"]: entry["title"] if titles[entry["title"]] == 1 else f"{entry['title']} [{entry['label']}]"
+        for entry in report["entries"]
+    }
+
+
+def by_label(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The entries by label."""
+    return {entry["label"]: entry for entry in report["entries"]}
+
+
+def opening(report: dict[str, Any]) -> list[str]:
+    """The dataset, and how far the sweep is."""
+    data, started = report["data"], report["sweep"]["started"]
+    known = [f"{data[side]:,} {side}" for side in ("users", "items") if data.get(side) is not None]
+    known += [f"{rows:,} {split} interactions" for split, rows in (data.get("interactions") or {}).items()]
+    known += [f"split {data['split']}"] if data.get("split") else []
+    about = f"Dataset {data.get('name') or data['path']}{': ' if known else ''}{', '.join(known)}."
+    return [about + (f" Started {started}." if started else ""), _state(report)]
+
+
+def _state(report: dict[str, Any]) -> str:
+    counts = {
+        status: sum(entry["counts"][status] for entry in report["entries"])
+        for status in ("done", "stopped", "failed", "running", "waiting")
+    }
+    told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    seeds = sum(bool(seed["test"]) for entry in report["entries"] for seed in entry["seeds"])
+    if report["sweep"]["state"] == "done":
+        return f"The sweep is complete: trials {told}; {seeds} runs with fresh seeds."
+    if report["sweep"]["state"] == "finishing":
+        return f"The search is over (trials {told}), the winners' fresh seeds are not: {seeds} have finished. Numbers can still change."
+    return f"The search is still running: trials {told}. Everything below is what has been measured so far."
+
+
+def answer(report: dict[str, Any]) -> list[str]:
+    """Which method, how sure, at what cost."""
+    entries, names, metric = by_label(report), display_names(report), report["sweep"]["metric"]
+    chosen, measure = entries[report["choice"]], metric_name(metric)
+    name = names[chosen["label"]]
+    if not chosen["test"]:
+        best = next(trial for trial in chosen["trials"] if trial["id"] == chosen["best"])
+        finished = sum(trial["finished"] for trial in chosen["trials"])
+        return [
+            f"{name} is ahead so far: validation {measure} {best['value']:.4f} in the best of its {finished} finished {plural(finished, 'trial')}.",
+            "That number is optimistic, as the best of several always is: no fresh seed has been trained and the test split "
+            "has not been read.",
+        ]
+    value = chosen["test"][metric]
+    tested = sum(bool(entry["test"]) for entry in report["entries"])
+    among = "" if tested == len(entries) else f" of the {tested} of {len(entries)} methods that have finished some"
+    out = [
+        f"{name} has the highest validation {measure} over its fresh seeds{among} ({chosen['valid'][metric]['mean']:.4f}). On the test "
+        f"split it reaches {value['mean']:.4f} ({interval(value)})."
+    ]
+    out += _against_baseline(report, chosen, names)
+    following = report["next"]
+    if following and following["difference"]:
+        gap = following["difference"]
+        out.append(
+            f"Second on validation is {names[following['label']]}: on test the first is {signed(gap['mean'])} beside it "
+            f"(95 % interval over {gap['users']:,} users {signed(gap['low'])} to {signed(gap['high'])})."
+        )
+    leader = entries[report["order"][0]]
+    if leader["label"] != chosen["label"]:
+        out.append(
+            f"{names[leader['label']]} has the higher test mean ({leader['test'][metric]['mean']:.4f}). It is not named first, "
+            "because a choice made on test would flatter itself."
+        )
+    return [*out, _cost(chosen)]
+
+
+def _against_baseline(report: dict[str, Any], chosen: dict[str, Any], names: dict[str, str]) -> list[str]:
+    baseline = report["baseline"]
+    if baseline is None:
+        return ["There is no measured ID-only baseline to compare with."]
+    if baseline == chosen["label"]:
+        rivals = sum(bool(entry["reads_content"] and entry["test"]) for entry in report["entries"])
+        if not rivals:
+            return ["It reads interactions only, and no method that reads texts or pictures has been tested."]
+        return [
+            f"It reads interactions only: on validation none of the {rivals} methods that read texts or pictures was better."
+        ]
+    gap = chosen["difference"]
+    if gap is None:
+        return [
+            f"Its users' test values are not there yet, so it can not be compared with {names[baseline]} user by user."
+        ]
+    sure = (
+        "That is more than the choice of users explains."
+        if gap["holm"] < CERTAIN
+        else "That can be chance: with other users of the same kind it might turn around."
+    )
+    return [
+        f"Against {names[baseline]}, the best method that reads interactions only, the difference is {signed(gap['mean'])} "
+        f"(95 % interval over {gap['users']:,} users {signed(gap['low'])} to {signed(gap['high'])}; corrected p {p_value(gap['holm'])}). {sure}"
+    ]
+
+
+def _cost(entry: dict[str, Any]) -> str:
+    cost, out = entry["cost"], []
+    tried = sum(trial["finished"] for trial in entry["trials"])
+    if cost["search_cpu_hours"] is not None:
+        out.append(
+            f"its search took {hours(cost['search_cpu_hours'])} reserved CPU hours over {tried} finished {plural(tried, 'trial')}"
+        )
+    if cost["final_cpu_hours"] is not None:
+        out.append(f"its fresh seeds {hours(cost['final_cpu_hours'])} more")
+    if cost["seconds_per_epoch"] is not None:
+        out.append(f"an epoch trains for {seconds(cost['seconds_per_epoch'])}")
+    if cost["peak_memory_bytes"] is not None:
+        out.append(f"a worker needs up to {memory(cost['peak_memory_bytes'])} of memory")
+    return f"Cost: {'; '.join(out)}." if out else "Its cost was not measured."
+
+
+def reading_the_leaderboard(report: dict[str, Any]) -> list[str]:
+    """What the leaderboard's numbers mean, and what they do not."""
+    tried = [sum(trial["finished"] for trial in entry["trials"]) for entry in report["entries"]]
+    compared = any(entry["difference"] for entry in report["entries"])
+    out = [
+        f"Rows are in order of the test mean. The bold one, {display_names(report)[report['choice']]}, is the choice: highest on "
+        "validation. Best trial is the highest validation value that the search saw, which is optimistic.",
+        "± is half of a 95 % t interval over seeds. It tells how far the mean would move if training were repeated with other "
+        "seeds, not with other users. With two or three seeds it is wide, and one seed has none.",
+    ]
+    if compared:
+        out.append(
+            "The difference to the baseline is taken user by user, each user's values averaged over seeds first. Its interval and p "
+            "tell how far it would move with other users of the same kind, not with other seeds. p is of a two-sided paired t-test, "
+            "corrected by Holm's method for the number of methods compared; the interval is not corrected."
+        )
+    if report["baseline"] is not None:
+        out.append(
+            f"The baseline is {display_names(report)[report['baseline']]}: of the methods that read interactions only, the one "
+            "with the highest validation mean over its fresh seeds."
+        )
+    if min(tried) != max(tried):
+        out.append(
+            f"Methods had unequal numbers of finished trials ({min(tried)} to {max(tried)}). All shared one budget, from which "
+            "methods that lie behind are dropped; a method with more trials had more chances to find good settings."
+        )
+    return out
+
+
+def protocol(report: dict[str, Any]) -> list[str]:
+    """How choices were made, and how that differs from published programs."""
+    sweep = report["sweep"]
+    mask = _MASKS.get(sweep["mask"])
+    return [
+        "Epochs and configurations were chosen on the validation split only. The test split is read once: for the winners, after "
+        "the search has closed, with fresh seeds that the search never used.",
+        "The published programs pick the winner of their grid on the test split and report that run. Such a number is too "
+        "high, and more so the larger the grid; ours are not picked that way and should be expected to lie lower.",
+        *([f"{mask}; all other items are ranked."] if mask else []),
+    ]
+
+
+def how_searched(report: dict[str, Any]) -> str:
+    """Searcher, scheduler and budget in one sentence."""
+    sweep = report["sweep"]
+    budget = ", ".join(
+        f"{name.replace('_', ' ')} {value}" for name, value in (sweep["budget"] or {}).items() if value is not None
+    )
+    scheduler = (
+        "no early stopping between trials"
+        if sweep["scheduler"] in (None, "none")
+        else f"scheduler {sweep['scheduler']}"
+    )
+    return f"Searcher {sweep['searcher']}, {scheduler}, seed {sweep['seed']}{f'; budget: {budget}' if budget else ''}."
+
+
+def command(report: dict[str, Any], entry: dict[str, Any]) -> str:
+    """What trains the winner of an entry again."""
+    if report["sweep"]["local"]:
+        return f"distrec train {shlex.quote(report['sweep']['folder'] + '/' + entry['config']['path'])}"
+    return f"distrec train {shlex.quote(entry['label'] + '.yaml')}"  # a config is a local file: download it first
+
+
+def plural(count: int, word: str) -> str:
+    """`word` as it is said of `count` things."""
+    return word if count == 1 else f"{word}s"
+
+
+def interval(value: dict[str, Any]) -> str:
+    """The interval over seeds, in words."""
+    if value["low"] is None:
+        return "one seed, so there is no interval"
+    return f"95 % interval over {value['seeds']} seeds {value['low']:.4f} to {value['high']:.4f}"
+
+
+def signed(value: float) -> str:
+    """A difference with its sign."""
+    return f"{value:+.4f}".replace("-", "−") if round(value, 4) else "0.0000"
+
+
+def p_value(p: float) -> str:
+    """A p as people write it."""
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+
+
+def hours(value: float) -> str:
+    """CPU hours to three digits."""
+    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
+
+
+def seconds(value: float) -> str:
+    """A duration in the unit that suits it."""
+    if value < 120:
+        return f"{value:.2g} s" if value < 10 else f"{value:.0f} s"
+    return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
+
+
+def memory(value: float) -> str:
+    """Bytes in MiB or GiB."""
+    return f"{value / 2**20:,.0f} MiB" if value < 2**30 else f"{value / 2**30:.1f} GiB"
