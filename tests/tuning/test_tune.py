@@ -282,3 +282,23 @@ def test_a_sweep_of_which_every_trial_fails_says_why(tmp_path: Path, data: str, 
     assert command.wait(120) in (FAILED, BAD_INPUT)
     assert "no trial of the sweep" in command.log.read_text()
     assert "NonFiniteLoss" in command.log.read_text()
+
+
+def test_a_sweep_lives_in_an_object_store(tmp_path: Path, s3: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from distrec.data.storage import open_folder
+
+    data = small.write_small(f"{s3}/data")
+    methods = {"bprmf": {"space": {"method.reg": [1e-3]}}, "popularity": {}}
+    config = write_sweep(
+        tmp_path, data, methods, run={"name": "sweep", "storage": f"{s3}/sweeps"}, budget={"trials": 3}
+    )
+    assert main(["tune", config]) == DONE
+    assert main(["tune", config]) == DONE  # finds all of it again
+    folder = open_folder(f"{s3}/sweeps/sweep")
+    assert folder.names("trials") == ["bprmf-000", "bprmf-001", "popularity-000"]
+    assert {folder.read_json("trials", name, "trial.json")["status"] for name in folder.names("trials")} == {"done"}
+    assert folder.names("final") == ["bprmf-seed2", "popularity-seed2"]
+    assert folder.names("winners") == ["bprmf.yaml", "popularity.yaml"]
+    assert main(["report", f"{s3}/sweeps/sweep"]) == DONE
+    assert folder.exists("report.html")
+    assert not list(tmp_path.glob("sweep/*"))
