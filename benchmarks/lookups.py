@@ -2,9 +2,10 @@
 
     python benchmarks/lookups.py [--rows 1000000 10000000 60000000] [--ids 65536] [--steps 10] [--turns 5]
 
-One worker takes turns with fbgemm's operator called directly on the same ids, in the same process. Two workers, of one
-thread each, share the same ids; beside the step's time stand a bare gloo all-to-all of the same bytes (ids there, vectors
-back, gradients there) and the same step without its exchange, that is half the ids on a table of half the rows.
+One worker takes turns with fbgemm's operator called directly on the same ids, in the same process, where both tables fit in
+16 GiB. Two workers, of one thread each, share the same ids; in turn with their step run a bare gloo all-to-all of the same
+bytes (ids there, vectors back, gradients there) and the step without exchange: each worker looks up, with the bare operator, the
+ids that it is asked for. What the step takes beyond that is its exchange.
 Ids are drawn with the skew of item popularity: the number of an id is the floor of rows x u^3, u uniform.
 """
 
@@ -29,6 +30,7 @@ from distrec.tables.sharded import ShardedTables
 from distrec.tables.spec import Table
 
 DIM, LR = 64, 0.05
+ROOM = 16 << 30  # bytes
 OPTIMIZER = OptimizerSection(tables="sparse", lr=LR)
 
 
@@ -84,19 +86,24 @@ def seconds(step: Callable[[int], None], steps: int) -> float:
     return (time.perf_counter() - started) / steps
 
 
-def alone(rows: int, count: int, steps: int, turns: int) -> None:
+def alone(rank: int, folder: str, rows: int, count: int, steps: int, turns: int) -> None:
     """One worker beside the operator itself."""
+    tune_process(1)
+    quiet()
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1)
     ids, grad = [drawn(rows, count, seed) for seed in range(4)], torch.full((count, DIM), 1e-3)
-    ours, theirs = project(World.current(), rows, ids, grad), direct(rows, ids, grad)
-    for step in (ours, theirs):
+    timed = [project(World.current(), rows, ids, grad)]
+    if 2 * rows * DIM * 4 <= ROOM:
+        timed.append(direct(rows, ids, grad))
+    for step in timed:
         seconds(step, 3)
-    times = [(seconds(ours, steps), seconds(theirs, steps)) for _ in range(turns)]
-    mine = statistics.median(a for a, _ in times)
-    ratio = statistics.median(a / b for a, b in times)
-    print(
-        f"rows {rows:>11,}, 1 worker:  {count / mine / 1e6:6.2f} M ids/s, {ratio:.2f} of the operator's time",
-        flush=True,
+    times = [[seconds(step, steps) for step in timed] for _ in range(turns)]
+    mine = statistics.median(turn[0] for turn in times)
+    beside = (
+        f"{statistics.median(turn[0] / turn[1] for turn in times):.2f} of the operator's time" if len(timed) > 1 else ""
     )
+    print(f"rows {rows:>11,}, 1 worker:  {count / mine / 1e6:6.2f} M ids/s  {beside}", flush=True)
+    dist.destroy_process_group()
 
 
 def shared(rank: int, folder: str, rows: int, count: int, steps: int, turns: int) -> None:
@@ -120,20 +127,31 @@ def shared(rank: int, folder: str, rows: int, count: int, steps: int, turns: int
         dist.all_to_all_single(vectors["receive"], vectors["send"], owners[0], asked)
         dist.all_to_all_single(vectors["send"], vectors["receive"], asked, owners[0])
 
-    for warm in (step, bare):
+    # The ids that I am asked for, as rows of a table that is mine alone.
+    block = Partition(rows, 2).block
+    number = torch.cat([drawn(rows, count, 0)[other::2] for other in range(2)])
+    asked_for = [number[Partition(rows, 2).owner(number) == rank] - rank * block]
+    alone_step = direct(block, asked_for, torch.full((len(asked_for[0]), DIM), 1e-3))
+
+    def local(number: int) -> None:
+        alone_step(0)
+        dist.barrier()
+
+    for warm in (step, bare, local):
         seconds(warm, 3)
     times = []
     for _ in range(turns):
-        pair = []
-        for timed in (step, bare):
+        turn = []
+        for timed in (step, bare, local):
             dist.barrier()
-            pair.append(seconds(timed, steps))
-        times.append(pair)
-    whole, exchange = (statistics.median(pair[at] for pair in times) for at in (0, 1))
+            turn.append(seconds(timed, steps))
+        times.append(turn)
+    whole, exchange, without = (statistics.median(turn[at] for turn in times) for at in range(3))
+    beyond = statistics.median(turn[0] - turn[2] for turn in times)
     if rank == 0:
         print(
-            f"rows {rows:>11,}, 2 workers: {count / whole / 1e6:6.2f} M ids/s, step {whole * 1e3:.1f} ms, of which a bare "
-            f"exchange of its bytes would take {exchange * 1e3:.1f} ms",
+            f"rows {rows:>11,}, 2 workers: {count / whole / 1e6:6.2f} M ids/s, step {whole * 1e3:.1f} ms, without exchange "
+            f"{without * 1e3:.1f}; exchange {beyond * 1e3:.1f} ms, bare {exchange * 1e3:.1f}",
             flush=True,
         )
     dist.destroy_process_group()
@@ -146,16 +164,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--turns", type=int, default=5)
     arguments = parser.parse_args()
-    tune_process(1)
-    quiet()
-    with tempfile.TemporaryDirectory() as folder:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/alone", rank=0, world_size=1)
-        for rows in arguments.rows:
-            alone(rows, arguments.ids, arguments.steps, arguments.turns)
-        dist.destroy_process_group()
+    given = (arguments.ids, arguments.steps, arguments.turns)
     for rows in arguments.rows:
-        with tempfile.TemporaryDirectory() as folder:
-            mp.spawn(shared, (folder, rows, arguments.ids, arguments.steps, arguments.turns), nprocs=2)
+        for work, workers in ((alone, 1), (shared, 2)):
+            with tempfile.TemporaryDirectory() as folder:
+                mp.spawn(work, (folder, rows, *given), nprocs=workers)
 
 
 if __name__ == "__main__":
