@@ -262,8 +262,12 @@ def test_trials_of_several_workers_stop_by_the_scheduler_and_on_ctrl_c(
     assert attempts(sweep / "trials" / min(record)) == 2
     assert {trial["status"] for trial in record.values()} == {"done", "stopped"}
     stopped = [name for name, trial in record.items() if trial["status"] == "stopped"]
-    assert all(2 <= len(small.metrics(sweep / "trials" / name)) < 9 for name in stopped)
-    assert all(record[name]["value"] is not None for name in stopped)
+    for name in (
+        stopped
+    ):  # training goes on until Ray Tune has ended the processes, so more epochs than the decision took may stand
+        values = [epoch["valid"]["recall@20"] for epoch in small.metrics(sweep / "trials" / name)]
+        assert len(values) >= 2
+        assert record[name]["value"] in values
     final = small.read(sweep / "final" / "bprmf-seed2", "run.json")
     assert final["world_size"] == 2
 
