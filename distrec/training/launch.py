@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -25,7 +23,8 @@ from distrec.methods.base import Method
 from distrec.methods.registry import build_method, resolve
 from distrec.runtime import WORKER_ENVIRONMENT, check_stack, on_cluster, quiet, ray_cluster, tune_process, versions
 from distrec.training.display import Display, banner
-from distrec.training.run_folder import STOP_REQUEST, RunFolder
+from distrec.training.run_folder import RunFolder
+from distrec.training.stop import on_stop_signal
 
 Work = Callable[[RunConfig], None]
 
@@ -57,7 +56,7 @@ def train(
         run.open_attempt(run_config, data.hash)
         run.update_record(versions=versions(), degradations=degradations)
         print(banner(run_config, method.title(), data, run, degradations), flush=True)
-        with _stop_on_signal(run), Display(run, on_epoch):
+        with on_stop_signal(run.request_stop), Display(run, on_epoch):
             start(train_worker, run_config)
     _raise_outcome(run)
     summary: dict[str, Any] = run.folder.read_json("summary.json")
@@ -217,7 +216,7 @@ def _run_on_ray(work: Work, config: RunConfig) -> None:
             worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},  # type: ignore[call-arg]  # typed as the old config
         ),
     )
-    on_cluster(trainer.fit)  # a stop saves a checkpoint first, by `_stop_on_signal`
+    on_cluster(trainer.fit)  # a stop saves a checkpoint first, by `on_stop_signal`
 
 
 def _ray_worker(payload: dict[str, Any]) -> None:
@@ -225,27 +224,3 @@ def _ray_worker(payload: dict[str, Any]) -> None:
     config = decode(RunConfig, payload["config"])
     tune_process(config.train.threads)
     payload["work"](config)
-
-
-@contextmanager
-def _stop_on_signal(run: RunFolder) -> Iterator[None]:
-    """On Ctrl-C or SIGTERM ask the workers to save and stop; a second Ctrl-C ends this process at once."""
-    if threading.current_thread() is not threading.main_thread():  # inside a Tune trial
-        yield
-        return
-    asked = False
-
-    def ask(signum: int, frame: Any) -> None:
-        nonlocal asked
-        if asked and signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked = True
-        print("\nstopping: saving a checkpoint first (Ctrl-C again to stop without)", flush=True)
-        run.folder.write_bytes(str(os.getpid()).encode(), STOP_REQUEST)
-
-    before = {signum: signal.signal(signum, ask) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)

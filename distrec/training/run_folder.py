@@ -99,6 +99,10 @@ class RunFolder:
                 )
             raise InputError(f"run '{self.folder}' exists with {key} = {before!r}, now {value!r}; {remedy}")
 
+    def request_stop(self) -> None:
+        """Ask the run's workers to save a checkpoint and stop."""
+        self.folder.write_bytes(str(os.getpid()).encode(), STOP_REQUEST)
+
     def update_record(self, **fields: Any) -> None:
         """Set fields of `run.json`."""
         record = self.folder.read_json("run.json")

@@ -6,7 +6,10 @@ ranks stop after the same step.
 
 from __future__ import annotations
 
+import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from distrec.parallel.world import World
@@ -36,3 +39,30 @@ class StopWatch:
             if self._run.folder.exists(STOP_REQUEST):
                 self.requested = True
                 return
+
+
+@contextmanager
+def on_stop_signal(ask: Callable[[], None]) -> Iterator[None]:
+    """On Ctrl-C or SIGTERM call `ask`, which asks whoever trains to save and stop; a second Ctrl-C ends this process at once.
+
+    Outside the main thread, as in a trial of a sweep, signals are somebody else's.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked = False
+
+    def handle(signum: int, frame: Any) -> None:
+        nonlocal asked
+        if asked and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked = True
+        print("\nstopping: saving a checkpoint first (Ctrl-C again to stop without)", flush=True)
+        ask()
+
+    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

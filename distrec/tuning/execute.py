@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from ray import tune
@@ -26,7 +23,7 @@ from distrec.config.tree import decode
 from distrec.data.storage import open_folder
 from distrec.errors import InputError, Interrupted, NonFiniteLoss
 from distrec.runtime import on_cluster
-from distrec.training.run_folder import STOP_REQUEST
+from distrec.training.stop import on_stop_signal
 from distrec.tuning.folder import ERROR_FILE, Phase, SweepFolder, Trial
 from distrec.tuning.sweep import SweepConfig
 
@@ -76,7 +73,7 @@ class Execution:
             ),
             run_config=self._run_config(),
         )
-        with self._stop_on_signal():
+        with on_stop_signal(self._ask_to_stop):
             on_cluster(tuner.fit)
         if self.stopping:
             raise Interrupted("stopped; the same command continues the sweep.")
@@ -118,27 +115,10 @@ class Execution:
             log_to_file=True,
         )
 
-    @contextmanager
-    def _stop_on_signal(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def ask(signum: int, frame: Any) -> None:
-            if self.stopping and signum == signal.SIGINT:
-                raise KeyboardInterrupt
-            self.stopping = True
-            print("\nstopping: trials save a checkpoint first (Ctrl-C again to stop without)", flush=True)
-            for running in list(self.running.values()):
-                run = self.folder.run(self.phase, running.trial)
-                run.folder.write_bytes(str(os.getpid()).encode(), STOP_REQUEST)
-
-        before = {signum: signal.signal(signum, ask) for signum in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
+    def _ask_to_stop(self) -> None:
+        self.stopping = True
+        for running in list(self.running.values()):
+            self.folder.run(self.phase, running.trial).request_stop()
 
 
 class _Running:
@@ -187,6 +167,8 @@ class _Feed(Searcher):
         running.trial.value = result.get("best", running.trial.value)
         if running.add_time():
             self.execution.folder.write_trial(self.execution.phase, running.trial)
+        if self.execution.stopping:  # again: a trial that had only begun took the first request for an old one
+            self.execution.folder.run(self.execution.phase, running.trial).request_stop()
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         execution, result = self.execution, result or {}
