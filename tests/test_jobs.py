@@ -84,7 +84,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     try:
         address = f"http://127.0.0.1:{dashboard}"
         wait_until_answering(head, f"{address}/api/version", folder / "log")
-        yield Cluster(address, environment, working_dir)
+        started = Cluster(address, environment, working_dir)
+        wait_until_accepting(started)
+        yield started
     finally:
         processes = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
         for process in processes:
@@ -107,6 +109,19 @@ def wait_until_answering(head: subprocess.Popen[bytes], url: str, log: Path) -> 
         except OSError:
             time.sleep(0.2)
     pytest.fail(f"the head node did not answer in time:\n{log.read_text()}")
+
+
+def wait_until_accepting(cluster: Cluster) -> None:
+    """The head answers before the node's agent, which starts the jobs, has registered."""
+    deadline, number = time.monotonic() + 120, 0
+    while time.monotonic() < deadline:
+        status, printed = cluster.submit(f"ready-{number}", "true")
+        if "No available agent" not in printed:
+            assert status == 0, printed
+            return
+        number += 1
+        time.sleep(1)
+    pytest.fail("the head node took no job in time")
 
 
 def test_a_training_job_trains_on_the_cluster_and_failing_ones_fail(tmp_path: Path, cluster: Cluster) -> None:
