@@ -106,6 +106,11 @@ def open_folder(path: str) -> Folder:
     return Folder(fs, inner.rstrip("/"), local=fs.protocol in ("file", ("file", "local")))
 
 
+def located(path: str) -> str:
+    """`path` as other processes can use it, which do not share this one's working folder: absolute, or the URL it is."""
+    return path if "://" in path else os.path.abspath(path)
+
+
 def sha256(data: bytes) -> str:
     """Hexadecimal SHA-256 of `data`."""
     return hashlib.sha256(data).hexdigest()

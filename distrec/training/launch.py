@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from distrec.config.run import RunConfig, load_run
 from distrec.config.tree import decode
 from distrec.data.check import damaged_file
 from distrec.data.dataset import SPLITS, Dataset
-from distrec.data.storage import open_folder
+from distrec.data.storage import located, open_folder
 from distrec.errors import InputError, Interrupted, NonFiniteLoss, exit_status
 from distrec.graph.kept import NOTE
 from distrec.methods.base import Method
@@ -65,10 +64,6 @@ def train(
 
 def _located(config: RunConfig) -> RunConfig:
     """`config` with absolute local paths: workers do not share this process's working folder."""
-
-    def located(path: str) -> str:
-        return path if "://" in path else os.path.abspath(path)
-
     graphs = config.run.graphs and located(config.run.graphs)
     run = config.run.model_copy(update={"storage": located(config.run.storage), "graphs": graphs})
     return config.model_copy(update={"data": located(config.data), "run": run})

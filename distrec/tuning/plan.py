@@ -17,6 +17,9 @@ from distrec.tuning.folder import Trial
 from distrec.tuning.space import Range, Space, Values, grid, random_point, size
 from distrec.tuning.sweep import SweepConfig
 
+_RANDOM_FIRST = 4  # random points of a method before the Parzen estimators have something to go by
+_TRIES = 32  # points asked of them until one is new
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -97,9 +100,6 @@ class Plan:
         return tpe_point(space, (self.sweep.seed, label, number), mine)
 
 
-_RANDOM_FIRST = 4  # random points of a method before the Parzen estimators have something to go by
-
-
 def tpe_point(space: Space, key: tuple[str | int, ...], trials: Sequence[Trial]) -> Values | None:
     """A point by Optuna's tree-structured Parzen estimator from the trials of one method (Bergstra et al. 2011).
 
@@ -136,9 +136,6 @@ def tpe_point(space: Space, key: tuple[str | int, ...], trials: Sequence[Trial])
         if values not in tried:
             return values
     return None
-
-
-_TRIES = 32
 
 
 def require_optuna():  # type: ignore[no-untyped-def]  # an optional package has no types

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from typing import Any
 
 from distrec.config.run import RunConfig
 from distrec.data.dataset import Dataset
-from distrec.data.storage import open_folder
+from distrec.data.storage import located, open_folder
 from distrec.errors import InputError
 from distrec.runtime import WORKER_ENVIRONMENT, check_stack, quiet, ray_cluster, versions
 from distrec.training.launch import check_inputs
@@ -63,12 +62,8 @@ def tune(config: SweepConfig | str | Path, overrides: Sequence[str] = ()) -> Swe
 
 def _located(sweep: SweepConfig) -> SweepConfig:
     """`sweep` with absolute local paths: trials do not share this process's working folder."""
-
-    def absolute(path: str) -> str:
-        return path if "://" in path else os.path.abspath(path)
-
-    run = sweep.run.model_copy(update={"storage": absolute(sweep.run.storage)})
-    return sweep.model_copy(update={"data": absolute(sweep.data), "run": run})
+    run = sweep.run.model_copy(update={"storage": located(sweep.run.storage)})
+    return sweep.model_copy(update={"data": located(sweep.data), "run": run})
 
 
 def prepare_data(section: PrepareSection, out: str) -> None:
