@@ -139,6 +139,15 @@ class TrackingSection(Section):
     mlflow: str | None = Field(None, description="MLflow tracking URI; needs the package mlflow-skinny")
 
 
+class ChangeSection(Section):
+    """Settings that change once so many epochs are done."""
+
+    epoch: int = Field(ge=1, description="epochs done before the change")
+    values: dict[str, Any] = Field(
+        min_length=1, description="dotted run config keys: the optimizer's settings, and those of the loss"
+    )
+
+
 class RunConfig(Section):
     """One run. `method` stays a mapping here: each method owns and decodes its own fields."""
 
@@ -150,9 +159,20 @@ class RunConfig(Section):
     dense: DenseSection = DenseSection()
     evaluate: EvaluateSection = EvaluateSection()
     tracking: TrackingSection = TrackingSection()
+    changes: list[ChangeSection] = Field(
+        [], description="a schedule of settings, as population-based training finds one; by ascending epochs"
+    )
+
+    @field_validator("changes")
+    @classmethod
+    def _ascending(cls, changes: list[ChangeSection]) -> list[ChangeSection]:
+        epochs = [change.epoch for change in changes]
+        if sorted(set(epochs)) != epochs:
+            raise ValueError(f"must have ascending epochs; they are {epochs}")
+        return changes
 
     def identity(self, manifest_hash: str) -> dict[str, Any]:
-        """What makes two attempts the same run; everything else may change between them."""
+        """What makes two attempts the same run; everything else may change between them, `changes` only ahead of them."""
         return {
             "method": self.method,
             "optimizer": self.optimizer.model_dump(),

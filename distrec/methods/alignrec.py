@@ -60,6 +60,7 @@ class AlignRec(Method):
         )
 
     config: AlignRec.Config
+    changeable = ("reg_weight", "uia_weight", "cl_loss", "cca_temperature", "sim_weight")
 
     def __init__(self, config: AlignRec.Config, data: Dataset):
         super().__init__(config, data)

@@ -95,6 +95,8 @@ class Method(ABC):
     """False for methods without a loss: they are evaluated as they are."""
     whole_tables: ClassVar[bool] = True
     """Whether the loss uses whole tables; if not, `optimizer.tables: sparse` is possible."""
+    changeable: ClassVar[tuple[str, ...]] = ()
+    """Settings that only the loss reads, so that they may change while a run trains (`changes`)."""
     sum_over_rows: ClassVar[bool] = False
     """Whether every loss term is a sum over the batch's rows, each row's part divided by `batch.size` and independent of
     the others; then the batch can be taken in pieces (`train.accumulate`)."""

@@ -153,6 +153,7 @@ class BiVRec(Method):
             return scales
 
     config: BiVRec.Config
+    changeable = ("temperature", "dropout", "lambda_id", "lambda_c", "lambda_mm", "lambda_f")
 
     def __init__(self, config: BiVRec.Config, data: Dataset):
         super().__init__(config, data)

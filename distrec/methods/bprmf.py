@@ -22,6 +22,7 @@ class BprMf(Method):
         )
 
     config: BprMf.Config
+    changeable = ("reg",)
     whole_tables = False
     sum_over_rows = True
 

@@ -23,6 +23,7 @@ class LightGCN(Method):
         reg: float = Field(1e-3, ge=0, description="weight of the layer-0 rows' Frobenius norms, divided by the batch")
 
     config: LightGCN.Config
+    changeable = ("reg",)
 
     def tables(self) -> list[Table]:
         return [Table("user", "user", self.config.dim), Table("item", "item", self.config.dim)]

@@ -99,6 +99,7 @@ class ODMT(Method):
 
     whole_tables = False
     config: ODMT.Config
+    changeable = ("dropout", "tau", "alpha")
 
     def __init__(self, config: ODMT.Config, data: Dataset):
         super().__init__(config, data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from distrec.config import RunConfig, decode, nearest
+from distrec.config.tree import set_keys
 from distrec.data.dataset import Dataset
 from distrec.errors import InputError
 from distrec.methods.alignrec import AlignRec
@@ -30,6 +31,7 @@ METHODS: dict[str, type[Method]] = {
     "popularity": Popularity,
 }
 
+_CHANGEABLE = ("optimizer.lr", "optimizer.weight_decay", "optimizer.clip_norm")
 _SPARSE_WIDTH = 4  # of fbgemm's fused kernel
 
 
@@ -79,7 +81,48 @@ def resolve(config: RunConfig) -> RunConfig:
             "key 'dense.zero_stage' is 0 but 'dense.precision: bf16' needs 1, 2 or 3, since without ZeRO DeepSpeed can not "
             "sum bfloat16 gradients in float32."
         )
-    return config.model_copy(update={"method": method.model_dump()})
+    resolved = config.model_copy(update={"method": method.model_dump()})
+    _check_changes(resolved)
+    return resolved
+
+
+def changeable(config: RunConfig) -> list[str]:
+    """The dotted keys that may change while a run trains: tables, batches, graphs and scores stay what they are."""
+    kind = METHODS[config.method["name"]]
+    return [*_CHANGEABLE, *(f"method.{name}" for name in kind.changeable)] if kind.trainable else []
+
+
+def stretches(config: RunConfig) -> list[RunConfig]:
+    """A resolved run as stretches of epochs under unchanged settings, `train.epochs` being where each ends.
+
+    Changes at or after the run's own end are never reached.
+    """
+    reached = [change for change in config.changes if change.epoch < config.train.epochs]
+    tree = set_keys(config.model_dump(), {"changes": []}, "changes")
+    out = []
+    for values, end in zip(
+        [{}, *(change.values for change in reached)],
+        [*(change.epoch for change in reached), config.train.epochs],
+        strict=True,
+    ):
+        tree = set_keys(tree, {**values, "train.epochs": end}, f"changes up to epoch {end}")
+        out.append(resolve(decode(RunConfig, tree)))
+    return out
+
+
+def _check_changes(config: RunConfig) -> None:
+    allowed = changeable(config)
+    if config.changes and not allowed:
+        raise InputError(f"key 'changes' is set but {config.method['name']} does not train; remove it.")
+    for change in config.changes:
+        for key in change.values:
+            if key not in allowed:
+                raise InputError(
+                    f"key 'changes' sets '{key}' after epoch {change.epoch}, which can not change while {config.method['name']} "
+                    f"trains; {nearest(key, allowed)}."
+                )
+    if config.changes:
+        stretches(config)
 
 
 def build_method(config: RunConfig, data: Dataset) -> Method:

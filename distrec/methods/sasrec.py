@@ -33,6 +33,7 @@ class SASRec(Method):
         dropout: float = Field(0.2, ge=0, lt=1)
 
     config: SASRec.Config
+    changeable = ("dropout",)
 
     def __init__(self, config: SASRec.Config, data: Dataset):
         super().__init__(config, data)

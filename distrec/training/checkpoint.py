@@ -63,11 +63,6 @@ class Checkpoints:
                     self.folder.remove(name)
 
 
-def checkpoint_name(epoch: int, step: int) -> str:
-    """The name of the checkpoint before `step` of `epoch` (both from 0); names sort in the order of training."""
-    return f"epoch-{epoch:06d}-step-{step:09d}"
-
-
 def is_complete(folder: Folder) -> bool:
     """Whether every file that `complete.json` lists is there with its size."""
     try:

@@ -134,12 +134,12 @@ def check_inputs(config: RunConfig) -> tuple[Dataset, Method, list[str]]:
 def train_worker(config: RunConfig) -> None:
     """One worker's run; the process group stands. What ends it is noted for the driver, since Ray would try it again."""
     from distrec.parallel.world import World
-    from distrec.training.loop import Trainer
+    from distrec.training.loop import fit
 
     world, run = World.current(), RunFolder.of(config)
     outcome: dict[str, Any] = {"outcome": "done"}
     try:
-        Trainer(world, Dataset.open(config.data), config).fit()
+        fit(world, Dataset.open(config.data), config)
     except (InputError, Interrupted, NonFiniteLoss) as error:
         outcome = {"outcome": type(error).__name__, "message": str(error), "exit_status": exit_status(error)}
     if world.rank == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import time
 from dataclasses import asdict, dataclass, field
@@ -15,12 +16,13 @@ from distrec.config.run import RunConfig
 from distrec.data.dataset import Dataset
 from distrec.errors import InputError, Interrupted, NonFiniteLoss
 from distrec.evaluation.ranking import Evaluator, Ranked
+from distrec.methods.registry import stretches
 from distrec.parallel.world import World
 from distrec.tables.spec import plan_tables
-from distrec.training.checkpoint import Checkpoints, checkpoint_name
+from distrec.training.checkpoint import Checkpoints
 from distrec.training.engine import Engine
 from distrec.training.ledger import Ledger
-from distrec.training.run_folder import RunFolder
+from distrec.training.run_folder import RunFolder, checkpoint_name, checkpoint_place
 from distrec.training.stop import StopWatch
 from distrec.training.trackers import Trackers
 
@@ -63,12 +65,23 @@ class Trainer:
         self._trackers = Trackers(self.run, config, enabled=world.rank == 0)
 
     def fit(self) -> dict[str, Any]:
-        """Train from where the newest checkpoint stands to the end; returns `summary.json`.
+        """`train`, then take the best epoch and, where the config says so, read the test split; returns `summary.json`."""
+        self._train()
+        summary = self._summarise()
+        self._trackers.close(summary)
+        return summary
+
+    def train(self) -> None:
+        """Train from where the newest checkpoint stands to the end, and no more.
 
         Raises:
             NonFiniteLoss: names the step, the term and the last good checkpoint.
             Interrupted: a stop was asked for; the checkpoint is written.
         """
+        self._train()
+        self._trackers.close()
+
+    def _train(self) -> None:
         self._restore()
         if self.world.rank == 0:
             self._record_plan()
@@ -76,9 +89,6 @@ class Trainer:
             while self.cursor.epoch < self.epochs and not self.cursor.stopped:
                 self._train_epoch(stop)
                 self._end_epoch()
-        summary = self._summarise()
-        self._trackers.close(summary)
-        return summary
 
     def _train_epoch(self, stop: StopWatch) -> None:
         config, cursor, engine = self.config.train, self.cursor, self.engine
@@ -260,6 +270,21 @@ class Trainer:
         """The largest worker's peak resident memory in bytes."""
         mine = torch.tensor(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
         return int(self.world.max_(mine))
+
+
+def fit(world: World, data: Dataset, config: RunConfig) -> dict[str, Any]:
+    """One worker's whole run, stretch by stretch of `changes`; returns `summary.json`. Collective.
+
+    Each stretch is a model of its own, which takes over from the one before through the checkpoint at its end.
+    """
+    *earlier, last = stretches(config)
+    checkpoints = Checkpoints(RunFolder.of(config).checkpoints, world)
+    for stretch in earlier:
+        newest = checkpoints.latest()
+        if newest is None or checkpoint_place(newest)[0] < stretch.train.epochs:
+            Trainer(world, data, stretch).train()
+            gc.collect()  # DeepSpeed's engine is part of cycles
+    return Trainer(world, data, last).fit()
 
 
 def build_evaluator(engine: Engine, split: str, held_out: Any, config: RunConfig) -> Evaluator:

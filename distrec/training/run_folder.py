@@ -62,10 +62,13 @@ class RunFolder:
         try:
             self.folder.make()
             record = self.folder.read_json("run.json") if self.folder.exists("run.json") else None
+            changes = [change.model_dump() for change in config.changes]
             if record is not None:
                 self._check_identity(record["identity"], identity, config)
+                self._check_changes(record["changes"], changes)
             else:
                 record = {"identity": identity, "attempts": []}
+            record["changes"] = changes
             self.folder.write_bytes(yaml.safe_dump(config.model_dump(), sort_keys=False).encode(), "config.yaml")
             self.folder.remove(STOP_REQUEST)
             record["attempts"].append(
@@ -98,6 +101,20 @@ class RunFolder:
                     f"{str(before)[:12]}, now {str(value)[:12]}); {remedy}"
                 )
             raise InputError(f"run '{self.folder}' exists with {key} = {before!r}, now {value!r}; {remedy}")
+
+    def _check_changes(self, old: list[dict[str, Any]], new: list[dict[str, Any]]) -> None:
+        trained = self.trained()
+        before, now = ([change for change in changes if change["epoch"] < trained] for changes in (old, new))
+        if before != now:
+            raise InputError(
+                f"run '{self.folder}' has trained {trained} epochs with changes = {before!r}, now {now!r}; restore them (later "
+                f"ones may be set), use another 'run.name', or delete '{self.folder}'."
+            )
+
+    def trained(self) -> int:
+        """Epochs that have checkpoints, the one under way among them."""
+        places = map(checkpoint_place, self.checkpoints.names())
+        return max((epoch + (step > 0) for epoch, step in places), default=0)
 
     def request_stop(self) -> None:
         """Ask the run's workers to save a checkpoint and stop."""
@@ -142,6 +159,17 @@ class RunFolder:
         except (OSError, ValueError):
             return {}
         return progress if isinstance(progress, dict) else {}
+
+
+def checkpoint_name(epoch: int, step: int) -> str:
+    """The name of the checkpoint before `step` of `epoch` (both from 0); names sort in the order of training."""
+    return f"epoch-{epoch:06d}-step-{step:09d}"
+
+
+def checkpoint_place(name: str) -> tuple[int, int]:
+    """The (epoch, step) of a checkpoint's name."""
+    _, epoch, _, step = name.split("-")
+    return int(epoch), int(step)
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -39,12 +39,14 @@ class Trackers:
         if self._mlflow is not None:
             self._mlflow.log_metrics({_plain(name): value for name, value in numbers.items()}, step=record["epoch"])
 
-    def close(self, summary: dict[str, Any]) -> None:
-        """Write the summary and flush."""
+    def close(self, summary: dict[str, Any] | None = None) -> None:
+        """Write the summary, where the run has ended, and flush."""
         if self._board is not None:
             self._board.close()
         if self._mlflow is not None:
-            self._mlflow.log_metrics({_plain(f"test/{name}"): value for name, value in summary.get("test", {}).items()})
+            self._mlflow.log_metrics(
+                {_plain(f"test/{name}"): value for name, value in (summary or {}).get("test", {}).items()}
+            )
             self._mlflow.end_run()
 
 

@@ -81,17 +81,17 @@ def write_small(path: Path | str, seed: int = 0, feature_scale: float = 1.0) -> 
     return str(path)
 
 
-def write_config(path: Path, data: str, storage: Path | str, method: str = "lightgcn", **sections: Any) -> str:
-    """A run config in this process: 3 epochs, batches of 64 rows; `sections` are merged into it."""
+def write_config(path: Path, data: str, storage: Path | str, name: str = "lightgcn", **sections: Any) -> str:
+    """A run config of the method `name` in this process: 3 epochs, batches of 64 rows; `sections` are merged into it."""
     tree: dict[str, Any] = {
         "data": data,
         "run": {"name": "run", "storage": str(storage)},
-        "method": {"name": method} | SETTINGS.get(method, {"dim": 8}),
+        "method": {"name": name} | SETTINGS.get(name, {"dim": 8}),
         "train": {"workers": 0, "epochs": 3, "global_batch": 64, "cpus_per_worker": 0.5},
         "tracking": {"tensorboard": False},
     }
-    for name, section in sections.items():
-        tree[name] = {**tree.get(name, {}), **section} if isinstance(section, dict) else section
+    for key, section in sections.items():
+        tree[key] = {**tree.get(key, {}), **section} if isinstance(section, dict) else section
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(tree))
     return str(path)

@@ -1,0 +1,126 @@
+"""Settings that change while a run trains: `changes`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distrec.config.run import RunConfig, load_run
+from distrec.errors import InputError
+from distrec.methods.registry import METHODS, changeable, resolve
+from distrec.training.launch import train
+from tests.training import small
+
+TRAINED = [name for name, kind in METHODS.items() if kind.trainable]
+CASES = [(name, f"method.{key}") for name in TRAINED for key in METHODS[name].changeable]
+CASES += [(name, "optimizer.lr") for name in TRAINED]
+INTENT = ("method.dropout", "method.mask_weight_f")  # which move no parameter of MENTOR as published
+
+
+def run(path: Path, data: str, name: str, changes: list[dict[str, Any]], **sections: Any) -> Path:
+    train(small.write_config(path / "run.yaml", data, path, name, changes=changes, **sections))
+    return path / "run"
+
+
+def other(config: RunConfig, key: str) -> float:
+    """A value of a key that differs from the config's."""
+    section, _, name = key.partition(".")
+    value: float = config.model_dump()[section][name]
+    return min(value * 1.7 + 0.1, 0.9) if name in ("dropout", "cca_temperature", "temperature", "tau") else value * 30
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return small.write_small(tmp_path_factory.mktemp("data"))
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_changes_to_the_same_values_leave_every_bit(tmp_path: Path, data: str, method: str) -> None:
+    same = resolve(load_run(small.write_config(tmp_path / "c.yaml", data, tmp_path, method)))
+    tree: dict[str, Any] = same.model_dump()
+    values = {key: tree[key.split(".")[0]][key.split(".")[1]] for key in changeable(same)}
+    plain = run(tmp_path / "plain", data, method, [])
+    changed = run(tmp_path / "changed", data, method, [{"epoch": 1, "values": values}, {"epoch": 2, "values": values}])
+    small.same_losses(plain, changed, rtol=0)
+    want, got = small.tensors(plain, tmp_path), small.tensors(changed, tmp_path)
+    assert want.keys() == got.keys()
+    assert all(torch.equal(want[name], got[name]) for name in want)
+    assert small.read(plain, "summary.json")["valid"] == small.read(changed, "summary.json")["valid"]
+
+
+@pytest.mark.parametrize(("method", "key"), CASES)
+def test_a_change_acts_from_its_epoch_on_and_not_before(tmp_path: Path, data: str, method: str, key: str) -> None:
+    own = {"variant": "intent"} if method == "mentor" and key in INTENT else {}
+    sections = {"train": {"epochs": 2}, "method": own}
+    plain = run(tmp_path / "plain", data, method, [], **sections)
+    config = resolve(load_run(tmp_path / "plain" / "run.yaml"))
+    changes = [{"epoch": 1, "values": {key: other(config, key)}}]
+    changed = run(tmp_path / "changed", data, method, changes, **sections)
+    one, two = small.metrics(plain), small.metrics(changed)
+    assert one[0]["loss"] == two[0]["loss"]
+    assert one[0]["valid"] == two[0]["valid"]
+    want, got = small.tensors(plain, tmp_path), small.tensors(changed, tmp_path)
+    assert any(not torch.equal(want[name], got[name]) for name in want)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_learning_rates_by_changes_are_those_of_a_decay(tmp_path: Path, data: str, name: str) -> None:
+    decayed = run(
+        tmp_path / "decay",
+        data,
+        "lightgcn",
+        [],
+        optimizer={"name": name, "lr": 0.08, "lr_decay": {"factor": 0.5, "epochs": 1.0}},
+    )
+    changes = [{"epoch": epoch, "values": {"optimizer.lr": 0.08 * 0.5**epoch}} for epoch in (1, 2)]
+    changed = run(tmp_path / "changes", data, "lightgcn", changes, optimizer={"name": name, "lr": 0.08})
+    assert [epoch["lr"] for epoch in small.metrics(changed)] == [0.08, 0.04, 0.02]
+    want, got = small.tensors(decayed, tmp_path), small.tensors(changed, tmp_path)
+    assert all(torch.equal(want[name], got[name]) for name in want)
+
+
+@pytest.mark.parametrize("place", [(0, 3), (1, 0), (1, 4), (2, 5)])
+def test_a_run_with_changes_goes_on_where_it_died(tmp_path: Path, data: str, place: tuple[int, int]) -> None:
+    changes = [{"epoch": 1, "values": {"optimizer.lr": 0.05}}, {"epoch": 2, "values": {"method.reg_weight": 0.1}}]
+    sections = {"train": {"checkpoint_every": 2}}
+    whole = run(tmp_path / "whole", data, "alignrec", changes, **sections)
+    with small.crash_at(place), pytest.raises(RuntimeError, match="crash"):
+        run(tmp_path / "torn", data, "alignrec", changes, **sections)
+    torn = run(tmp_path / "torn", data, "alignrec", changes, **sections)
+    want, got = small.tensors(whole, tmp_path), small.tensors(torn, tmp_path)
+    assert all(torch.equal(want[name], got[name]) for name in want)
+    small.same_losses(whole, torn, rtol=0)
+
+
+def test_changes_ahead_may_be_set_and_those_behind_may_not(tmp_path: Path, data: str) -> None:
+    first = [{"epoch": 1, "values": {"optimizer.lr": 0.05}}]
+    run(tmp_path, data, "bprmf", first, train={"epochs": 2})
+    longer = run(tmp_path, data, "bprmf", [*first, {"epoch": 2, "values": {"method.reg": 0.1}}], train={"epochs": 4})
+    straight = run(
+        tmp_path / "straight", data, "bprmf", [*first, {"epoch": 2, "values": {"method.reg": 0.1}}], train={"epochs": 4}
+    )
+    want, got = small.tensors(straight, tmp_path), small.tensors(longer, tmp_path)
+    assert all(torch.equal(want[name], got[name]) for name in want)
+    for wrong in ([], [{"epoch": 1, "values": {"optimizer.lr": 0.04}}], first):
+        with pytest.raises(InputError, match="has trained 4 epochs with changes"):
+            run(tmp_path, data, "bprmf", wrong, train={"epochs": 5})
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "told"),
+    [
+        ("alignrec", [{"epoch": 1, "values": {"method.knn_k": 5}}], "'method.knn_k' after epoch 1, which can not change while alignrec"),
+        ("alignrec", [{"epoch": 1, "values": {"method.sim_wieght": 5.0}}], "did you mean 'method.sim_weight'"),
+        ("alignrec", [{"epoch": 1, "values": {"optimizer.lr": -1.0}}], "'optimizer.lr' is -1.0"),
+        ("alignrec", [{"epoch": 2, "values": {"optimizer.lr": 1.0}}] * 2, "ascending epochs"),
+        ("alignrec", [{"epoch": 0, "values": {"optimizer.lr": 1.0}}], "changes.0.epoch"),
+        ("alignrec", [{"epoch": 1, "values": {}}], "changes.0.values"),
+        ("popularity", [{"epoch": 1, "values": {"optimizer.lr": 1.0}}], "popularity does not train"),
+    ],
+)  # fmt: skip
+def test_refused(tmp_path: Path, data: str, method: str, changes: list[dict[str, Any]], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        run(tmp_path, data, method, changes)
