@@ -61,6 +61,11 @@ class Folder:
         if self.exists(*parts):
             self.fs.rm(self.at(*parts), recursive=True)
 
+    def copy(self, target: Folder, name: str) -> None:
+        """Copy a file or folder inside, if it is there, to the same name in a folder of the same filesystem."""
+        if self.exists(name):
+            self.fs.copy(self.at(name), target.at(name), recursive=True)
+
     def read_bytes(self, *parts: str) -> bytes:
         """The whole content of a file inside."""
         return bytes(self.fs.cat_file(self.at(*parts)))

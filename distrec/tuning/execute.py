@@ -11,7 +11,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from ray import tune
 from ray.tune.callback import Callback
@@ -27,8 +27,8 @@ from distrec.training.stop import on_stop_signal
 from distrec.tuning.folder import ERROR_FILE, Phase, SweepFolder, Trial
 from distrec.tuning.sweep import SweepConfig
 
-Source = Callable[[], tuple[Trial, RunConfig] | None]
-"""The next trial to start, or None when there is nothing left."""
+Source = Callable[[], tuple[Trial, RunConfig] | Literal["later"] | None]
+"""The next trial to start, "later" while that hangs on trials that run, or None when there is nothing left."""
 
 _NOTE_SECONDS = 5.0  # between two notes of a running trial's time
 
@@ -68,8 +68,8 @@ class Execution:
                 scheduler=self._scheduler(),
                 num_samples=-1,
                 max_concurrent_trials=self.concurrent,
-                trial_dirname_creator=lambda trial: trial.config["name"],
-                trial_name_creator=lambda trial: trial.config["name"],
+                trial_dirname_creator=_name,
+                trial_name_creator=_name,
             ),
             run_config=self._run_config(),
         )
@@ -84,9 +84,7 @@ class Execution:
         return {"CPU": resources.cpus_per_worker} if resources.workers == 0 else {"CPU": 0, "memory": 1 << 20}
 
     def _scheduler(self) -> TrialScheduler:
-        if self.sweep.scheduler == "none" or self.phase == "final":
-            return FIFOScheduler()
-        return _PerMethod(self.sweep)
+        return _PerMethod(self.sweep) if self.sweep.scheduler == "asha" and self.phase == "trials" else FIFOScheduler()
 
     def _run_config(self) -> tune.RunConfig:
         from pyarrow.fs import FSSpecHandler, PyFileSystem
@@ -121,6 +119,12 @@ class Execution:
             self.folder.run(self.phase, running.trial).request_stop()
 
 
+def _name(trial: Any) -> str:
+    """Ray Tune's name of a trial; a trial of a population comes to it once for each stretch."""
+    config = trial.config
+    return f"{config['name']}-to-{config['run']['train']['epochs']}" if config["stretch"] else str(config["name"])
+
+
 class _Running:
     """A trial that Ray Tune has, and how long it has had it."""
 
@@ -150,12 +154,15 @@ class _Feed(Searcher):
         found = None if execution.stopping else execution.source()
         if found is None:
             return Searcher.FINISHED
+        if found == "later":
+            return None
         trial, config = found
         trial.status = "running"
         execution.folder.write_trial(execution.phase, trial)
         execution.running[trial_id] = _Running(trial)
         return {
             "name": trial.id,
+            "stretch": trial.pause is not None or trial.paused > 0,
             "entry": trial.entry,
             "run": config.model_dump(),
             "metric": execution.sweep.metric,
@@ -164,7 +171,7 @@ class _Feed(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         running = self.execution.running[trial_id]
-        running.trial.value = result.get("best", running.trial.value)
+        _take_values(running.trial, result, self.execution.sweep.metric)
         if running.add_time():
             self.execution.folder.write_trial(self.execution.phase, running.trial)
         if self.execution.stopping:  # again: a trial that had only begun took the first request for an old one
@@ -175,7 +182,7 @@ class _Feed(Searcher):
         running = execution.running.pop(trial_id)
         trial = running.trial
         running.add_time()
-        trial.value = result.get("best", trial.value)  # a result that ends a trial comes here only
+        _take_values(trial, result, execution.sweep.metric)  # a result that ends a trial comes here only
         if error:
             trial.status = "failed"
             trial.reason = execution.folder.error(execution.phase, trial) or "its process died without a word"
@@ -183,8 +190,10 @@ class _Feed(Searcher):
             trial.status, trial.reason = "failed", result["refused"]
         elif "interrupted" in result:
             trial.status = "waiting"
+        elif "finished" in result:
+            trial.finish(result["epoch"])
         else:
-            trial.status = "done" if "finished" in result else "stopped"
+            trial.status = "stopped"
         execution.folder.write_trial(execution.phase, trial)
         execution.on_end(trial)
 
@@ -193,6 +202,12 @@ class _Feed(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing, likewise."""
+
+
+def _take_values(trial: Trial, result: dict[str, Any], metric: str) -> None:
+    trial.value = result.get("best", trial.value)
+    if "finished" not in result:  # whose value is that of the best epoch
+        trial.last = result.get(metric, trial.last)
 
 
 class _Failures(Callback):

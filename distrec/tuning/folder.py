@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 import yaml
@@ -24,12 +24,25 @@ from distrec.tuning.sweep import Entry, SweepConfig
 
 Status = Literal["waiting", "running", "done", "stopped", "failed"]
 Phase = Literal["trials", "final"]
+_TAKEN_OVER = ("checkpoints", "metrics.jsonl", "run.json")  # of a donor's run folder, by its clone
 ERROR_FILE = "error.txt"  # written by a trial that raised, read by the driver
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Epochs of a trial before its present settings: where they end, and the settings then."""
+
+    until: int
+    values: Values
 
 
 @dataclass
 class Trial:
-    """One trial; `trial.json`. "stopped": by the scheduler, before its last epoch."""
+    """One trial; `trial.json`. "stopped": by the scheduler, before its last epoch.
+
+    With population-based training a trial that has paused is "waiting", and a clone has its donor's `past`, and the
+    `number` of the trial whose place it took.
+    """
 
     id: str
     entry: str
@@ -42,6 +55,39 @@ class Trial:
     reason: str | None = None
     failures: int = 0
     seconds: float = 0.0
+    last: float | None = None  # newest validation metric
+    pause: int | None = None  # epochs after which it pauses next; None: not before its end
+    paused: int = 0  # epochs after which it paused last
+    past: list[Stretch] = field(default_factory=list)
+    parent: str | None = None
+    born: int = 0  # epochs after which the clone began
+
+    @property
+    def settings(self) -> list[tuple[int, Values]]:
+        """Its values, and after how many epochs they begin to hold."""
+        return list(
+            zip(
+                [0, *(stretch.until for stretch in self.past)],
+                [*(stretch.values for stretch in self.past), self.values],
+            )
+        )
+
+    @property
+    def between_stretches(self) -> bool:
+        """Paused until its population has been compared."""
+        return self.status == "waiting" and self.pause == self.paused
+
+    @property
+    def replaced(self) -> bool:
+        """Its place is a clone's: it does not count as a trial of its own any more."""
+        return self.status == "stopped" and self.pause is not None
+
+    def finish(self, epochs: int) -> None:
+        """Note that a training run of the trial came to its end after `epochs`."""
+        if self.pause is not None and epochs == self.pause:
+            self.status, self.paused = "waiting", epochs
+        else:
+            self.status = "done"
 
     @property
     def ended(self) -> bool:
@@ -125,8 +171,10 @@ class SweepFolder:
             except (OSError, ValueError):
                 continue
             known = {field.name for field in fields(Trial)}
-            out.append(Trial(**{key: value for key, value in record.items() if key in known}))
-        return sorted(out, key=lambda trial: (trial.entry, trial.number))
+            trial = Trial(**{key: value for key, value in record.items() if key in known})
+            trial.past = [Stretch(**stretch) for stretch in record.get("past", [])]
+            out.append(trial)
+        return sorted(out, key=lambda trial: (trial.entry, trial.number, trial.born))
 
     def write_trial(self, phase: Phase, trial: Trial) -> None:
         """Write a trial's record."""
@@ -146,14 +194,28 @@ class SweepFolder:
     def read_result(self, phase: Phase, trial: Trial, metric: str) -> None:
         """Bring a trial that another attempt left unended up to what its run folder says."""
         run = self.run(phase, trial)
+        trial.status = "waiting"
         values = [record["valid"][metric] for record in run.read_metrics() if "valid" in record]
+        trial.last = values[-1] if values else None
         if run.folder.exists("summary.json"):
-            values.append(run.folder.read_json("summary.json")["valid"][metric])
-            if phase == "trials" or run.folder.exists("evaluation", "test.json"):
-                trial.status = "done"
+            summary = run.folder.read_json("summary.json")
+            values.append(summary["valid"][metric])
+            of_pause = trial.paused and summary["epochs"] <= trial.paused  # written then: not this stretch's
+            if not of_pause and (phase == "trials" or run.folder.exists("evaluation", "test.json")):
+                trial.finish(summary["epochs"])
         trial.value = max(values, default=None)
-        if not trial.ended:
-            trial.status = "waiting"
+
+    def clone(self, loser: Trial, clone: Trial) -> None:
+        """Stop a trial, and put a clone of another in its place, with that one's checkpoints. Can be done again."""
+        loser.status = "stopped"
+        self.write_trial("trials", loser)
+        assert clone.parent is not None
+        donor, target = self.folder.folder("trials", clone.parent), self.folder.folder("trials", clone.id)
+        target.remove()
+        target.make()
+        for name in _TAKEN_OVER:
+            donor.copy(target, name)
+        self.write_trial("trials", clone)
 
     def write_winners(self, winners: dict[str, str], configs: dict[str, RunConfig]) -> None:
         """Note each method's winner and write its run config, ready to run."""
@@ -172,9 +234,12 @@ class SweepFolder:
 
 
 def best_trials(trials: Iterable[Trial]) -> dict[str, str]:
-    """Each method's best trial by validation value; of equal ones the earliest. Methods without a finished trial lack."""
+    """Each method's best trial by validation value; of equal ones the earliest. Methods without a finished trial lack.
+
+    A clone has its donor's best value where it did not find a better one, and is later than any donor.
+    """
     best: dict[str, Trial] = {}
-    for trial in sorted(trials, key=lambda trial: trial.number):
+    for trial in sorted(trials, key=lambda trial: (len(trial.past), trial.number)):
         if trial.finished:
             leader = best.get(trial.entry)
             if leader is None or (trial.value or 0.0) > (leader.value or 0.0):
@@ -197,6 +262,7 @@ def _identity(sweep: SweepConfig, entries: dict[str, Entry], data_hash: str) -> 
         "searcher": sweep.searcher,
         "scheduler": sweep.scheduler,
         "asha": sweep.asha.model_dump() if sweep.scheduler == "asha" else None,
+        "pbt": {**sweep.pbt.model_dump(), "population": sweep.budget.min_trials} if sweep.scheduler == "pbt" else None,
         "methods": {label: _entry_identity(entry, data_hash) for label, entry in entries.items()},
     }
 

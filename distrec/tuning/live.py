@@ -54,7 +54,7 @@ class Live:
     def phase(self, phase: Phase, total: float, trials: Sequence[Trial]) -> None:
         """Begin to show a phase of `total` trials, of which `trials` exist."""
         self._show()
-        ended = {trial.id for trial in trials if trial.ended}
+        ended = {trial.id for trial in trials if trial.ended and not trial.replaced}
         self._phase, self._total, self._told, self._before = phase, total, ended, len(ended)
         self._started = time.monotonic()
         what = "search" if phase == "trials" else "winners with fresh seeds, read on test"
@@ -81,7 +81,9 @@ class Live:
             table.add_column(name, justify="left" if name in ("trial", "method", "settings") else "right")
         for trial in [t for t in trials if t.status == "running"]:
             table.add_row(*self._row(trial), style="bold")
-        ended = sorted((t for t in trials if t.ended), key=lambda trial: -(trial.value or 0.0))
+        for trial in [t for t in trials if t.between_stretches]:
+            table.add_row(*self._row(trial), style="dim")
+        ended = sorted((t for t in trials if t.ended and not t.replaced), key=lambda trial: -(trial.value or 0.0))
         for trial in ended[:_ROWS]:
             table.add_row(*self._row(trial))
         if len(ended) > _ROWS:
@@ -94,6 +96,8 @@ class Live:
         return [trial.id, trial.entry, self._progress(trial), value, f"{trial.seconds / 60:.1f}", settings]
 
     def _progress(self, trial: Trial) -> str:
+        if trial.between_stretches:
+            return f"paused at {trial.paused}"
         if trial.status != "running":
             return trial.status
         progress = self._folder.run(self._phase, trial).read_progress()
@@ -101,7 +105,7 @@ class Live:
 
     def _summary(self, trials: Sequence[Trial]) -> str:
         """Best so far, how many, and when it will end at this pace."""
-        ended = [trial for trial in trials if trial.ended]
+        ended = [trial for trial in trials if trial.ended and not trial.replaced]
         finished = [trial for trial in ended if trial.finished]
         parts = [f"{len(ended)}{f' of {self._total:g}' if math.isfinite(self._total) else ''} ended"]
         if finished:
@@ -117,4 +121,5 @@ class Live:
 def _line(trial: Trial, metric: str) -> str:
     value = "" if trial.value is None else f"  valid {metric} {trial.value:.4f}"
     reason = f": {trial.reason}" if trial.reason else ""
-    return f"{trial.id:<20} {trial.status}{value}  {trial.seconds / 60:.1f} minutes{reason}"
+    status = "replaced" if trial.replaced else trial.status
+    return f"{trial.id:<20} {status}{value}  {trial.seconds / 60:.1f} minutes{reason}"

@@ -33,8 +33,9 @@ class Plan:
     spaces: Mapping[str, Space]
 
     def next_trial(self, trials: Sequence[Trial]) -> Trial | None:
-        """The trial to start now, or None when the search has nothing left to start."""
+        """The trial to start now; None when the search has nothing to start, with populations perhaps only for now."""
         budget = self.sweep.budget.trials
+        trials = [trial for trial in trials if not trial.replaced]
         if budget is not None and len(trials) >= budget:
             return None
         exhausted: set[str] = set()
@@ -50,6 +51,7 @@ class Plan:
 
     def living(self, trials: Sequence[Trial]) -> list[str]:
         """The methods that have not been dropped, in the order of the sweep config."""
+        trials = [trial for trial in trials if not trial.replaced]
         ended = {label: [trial for trial in trials if trial.entry == label and trial.ended] for label in self.spaces}
         best = {
             label: max((t.value for t in ended[label] if t.finished and t.value is not None), default=-1.0)
@@ -81,8 +83,19 @@ class Plan:
         for labels in (living, [label for label in self.spaces if label not in living]):
             candidates = [label for label in labels if label not in exhausted]
             if candidates:
-                return min(candidates, key=lambda label: count[label])
+                return min(
+                    (label for label in candidates if self._open(label, trials)),
+                    key=lambda label: count[label],
+                    default=None,
+                )
         return None
+
+    def _open(self, label: str, trials: Sequence[Trial]) -> bool:
+        """Whether a method may have another trial now: its next population begins when all methods' last ones have ended."""
+        if self.sweep.scheduler != "pbt":
+            return True
+        mine, size = sum(trial.entry == label for trial in trials), self.sweep.budget.min_trials
+        return mine % size > 0 or all(trial.ended or trial.number // size >= mine // size for trial in trials)
 
     def _point(self, label: str, number: int, trials: Sequence[Trial]) -> Values | None:
         """Point `number` of a method; None past the end of its space."""

@@ -60,6 +60,14 @@ class Range(Section):
             return float(f"{math.exp(math.log(self.low) + fraction * math.log(self.high / self.low)):.6g}")
         return float(f"{self.low + fraction * (self.high - self.low):.6g}")
 
+    def nearest(self, wanted: float, current: float) -> float | int:
+        """The value of the range nearest to `wanted`; of whole numbers one that differs from `current` where there is one."""
+        if not self.integer:
+            return float(f"{min(max(wanted, self.low), self.high):.6g}")
+        step = 1 if wanted > current else -1
+        whole = round(wanted) if round(wanted) != current else int(current) + step
+        return int(min(max(whole, self.low), self.high))
+
 
 Candidates = list[Any] | Range
 Space = dict[str, Candidates]

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from distrec.config.run import EvaluateSection, RunConfig, RunSection, TrackingSection, TrainSection
 from distrec.config.tree import Section, apply_overrides, decode, load_file, nearest, set_keys
 from distrec.errors import InputError
-from distrec.methods.registry import resolve
+from distrec.methods.registry import changeable, resolve
 from distrec.tuning.space import Range, Space, Values, load_spaces, parse_space
 
 SEARCH_FILE = "search.yaml"
@@ -47,6 +47,18 @@ class AshaSection(Section):
 
     grace: int = Field(5, ge=1, description="epochs before a trial may be stopped")
     factor: int = Field(3, ge=2, description="one in so many trials passes each rung")
+
+
+class PbtSection(Section):
+    """Population-based training: each time, weak trials go on as clones of strong ones, at other values of those parameters
+    that may change while a run trains. A population is `budget.min_trials` trials of one method.
+    """
+
+    interval: int = Field(5, ge=1, description="epochs between comparisons, rounded up to whole evaluations")
+    quantile: float = Field(
+        0.25, gt=0, le=0.5, description="part of the population that is replaced, and part it comes from"
+    )
+    resample: float = Field(0.25, ge=0, le=1, description="chance that a parameter is drawn anew, not moved by a fifth")
 
 
 class ResourceSection(Section):
@@ -89,8 +101,9 @@ class SweepConfig(Section):
     evaluate: EvaluateSection = EvaluateSection()
     overrides: dict[str, Any] = Field({}, description="dotted run config keys, set in every trial of every method")
     searcher: Literal["random", "grid", "tpe"] = "random"
-    scheduler: Literal["asha", "none"] = "none"
+    scheduler: Literal["asha", "pbt", "none"] = "none"
     asha: AshaSection = AshaSection()
+    pbt: PbtSection = PbtSection()
     seed: int = Field(1, ge=0, lt=2**62, description="of the search and of every trial")
     seeds: int = Field(5, ge=1, description="fresh seeds that each method's winner is trained and tested with")
     resources: ResourceSection = ResourceSection()
@@ -120,15 +133,42 @@ class Entry:
     base: RunConfig
     space: Space
 
+    @property
+    def changeable(self) -> Space:
+        """The part of the space that may change while a run trains."""
+        allowed = changeable(self.base)
+        return {key: candidates for key, candidates in self.space.items() if key in allowed}
+
     def trial(
-        self, values: Values, name: str, storage: str, seed: int, test: bool, graphs: str | None = None
+        self,
+        settings: Sequence[tuple[int, Values]],
+        name: str,
+        storage: str,
+        seed: int,
+        test: bool,
+        graphs: str | None = None,
+        epochs: int | None = None,
     ) -> RunConfig:
-        """The run config of a trial at `values`; `test` for a winner's seed, which reads the test split."""
-        tree = set_keys(self.base.model_dump(), values, f"method '{self.label}'")
+        """The run config of a trial.
+
+        Args:
+            settings: values, and after how many epochs they begin to hold; the first from the start.
+            test: for a winner's seed, which reads the test split.
+            epochs: where it ends, if before the run config does.
+        """
+        (_, first), *later = settings
+        tree, before = set_keys(self.base.model_dump(), first, f"method '{self.label}'"), first
+        changes = []
+        for epoch, values in later:
+            new = {key: value for key, value in values.items() if before.get(key) != value}
+            changes += [{"epoch": epoch, "values": new}] if new else []
+            before = values
         own = {
             "run": {"name": name, "storage": storage, "graphs": graphs},
             "train.seed": seed,
             "evaluate.test": test,
+            "changes": changes,
+            **({} if epochs is None else {"train.epochs": epochs}),
         }
         return resolve(decode(RunConfig, set_keys(tree, own, f"method '{self.label}'")))
 
@@ -146,7 +186,10 @@ def resolve_entries(sweep: SweepConfig) -> dict[str, Entry]:
             that cannot run one trial per method.
     """
     _check_budget(sweep)
-    return {label: _entry(sweep, label, section) for label, section in sweep.methods.items()}
+    entries = {label: _entry(sweep, label, section) for label, section in sweep.methods.items()}
+    if sweep.scheduler == "pbt":
+        _check_populations(sweep, entries)
+    return entries
 
 
 def _check_budget(sweep: SweepConfig) -> None:
@@ -170,6 +213,30 @@ def _check_budget(sweep: SweepConfig) -> None:
             raise InputError(
                 f"key 'published' names '{published.entry}', which is no method of the sweep; "
                 f"{nearest(published.entry, list(sweep.methods))}."
+            )
+
+
+def _check_populations(sweep: SweepConfig, entries: dict[str, Entry]) -> None:
+    if sweep.budget.min_trials < 2:
+        raise InputError(
+            f"key 'budget.min_trials' is {sweep.budget.min_trials} but 'scheduler: pbt' compares trials of one method; "
+            "give at least 2, better 4 or more."
+        )
+    populations = [entry for entry in entries.values() if entry.changeable]
+    if not populations:
+        raise InputError(
+            "key 'scheduler' is 'pbt' but no method's space has a parameter that may change while it trains, such as "
+            "'optimizer.lr'; add one, or use another scheduler."
+        )
+    for entry in populations:
+        if "train.epochs" in entry.space:
+            raise InputError(
+                f"'methods.{entry.label}' searches 'train.epochs', which trials of one population share; remove it."
+            )
+        if sweep.pbt.interval >= entry.base.train.epochs:
+            raise InputError(
+                f"key 'pbt.interval' is {sweep.pbt.interval} but 'methods.{entry.label}' trains {entry.base.train.epochs} "
+                "epochs; lower it, or give the method more epochs."
             )
 
 
@@ -215,7 +282,7 @@ def _entry(sweep: SweepConfig, label: str, section: EntrySection) -> Entry:
 def _known(key: str, value: Any, entry: Entry) -> None:
     if value is None or isinstance(value, dict):
         raise InputError(f"key '{key}' has the candidate {value!r}; give plain values.")
-    entry.trial({key: value}, "trial", ".", 1, False)
+    entry.trial([(0, {key: value})], "trial", ".", 1, False)
 
 
 def _space(section: EntrySection, where: str) -> Space:

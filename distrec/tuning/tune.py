@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from distrec.config.run import RunConfig
 from distrec.data.dataset import Dataset
@@ -24,7 +24,11 @@ from distrec.training.launch import check_inputs
 from distrec.tuning.folder import SweepFolder, Trial, best_trials, now
 from distrec.tuning.live import Live
 from distrec.tuning.plan import Plan, require_optuna
+from distrec.tuning.population import Population
 from distrec.tuning.sweep import Entry, PrepareSection, SweepConfig, load_sweep, resolve_entries
+
+Next = tuple[Trial, RunConfig] | Literal["later"] | None
+"""What to start now; "later": nothing before a running trial has paused or ended."""
 
 
 def tune(config: SweepConfig | str | Path, overrides: Sequence[str] = ()) -> SweepFolder:
@@ -138,7 +142,8 @@ class Search:
         self.sweep, self.entries, self.folder, self.concurrent = sweep, entries, folder, concurrent
         self.plan = Plan(sweep, {label: entry.space for label, entry in entries.items()})
         self.trials: list[Trial] = [] if new else self._read("trials")
-        self.waiting = [trial for trial in self.trials if not trial.ended]
+        self.waiting = [trial for trial in self.trials if not trial.ended and not trial.between_stretches]
+        self.populations = _populations(sweep, entries)
         self.before = folder.record["seconds"]
         self.started = time.monotonic()
 
@@ -171,28 +176,56 @@ class Search:
                     self.folder.write_trial(phase, trial)
         return trials
 
-    def _next(self) -> tuple[Trial, RunConfig] | None:
-        """First what an earlier attempt left unended, then what the plan says, while there is time."""
-        if self.waiting:
-            trial = self.waiting.pop(0)
-        else:
-            hours = self.sweep.budget.hours
-            if hours is not None and self.seconds >= hours * 3600 and self._all_begun():
-                return None
-            found = self.plan.next_trial(self.trials)
-            if found is None:
-                return None
-            trial = found
-            self.trials.append(trial)
+    def _next(self) -> Next:
+        """First what an earlier attempt left unended, then what the populations or the plan say, while there is time."""
+        trial = self.waiting.pop(0) if self.waiting else self._advanced(False) or self._begun() or self._advanced(True)
+        if trial is None:
+            running = any(trial.status == "running" for trial in self.trials)
+            return "later" if self.populations and running else None
         return trial, self._config("trials", trial)
+
+    def _begun(self) -> Trial | None:
+        """A new trial."""
+        hours = self.sweep.budget.hours
+        if hours is not None and self.seconds >= hours * 3600 and self._all_begun():
+            return None
+        trial = self.plan.next_trial(self.trials)
+        if trial is not None:
+            self.trials.append(trial)
+            if trial.entry in self.populations:
+                trial.pause = self.populations[trial.entry].next_pause(trial)
+        return trial
+
+    def _advanced(self, closed: bool) -> Trial | None:
+        """A paused trial of a population that goes on; `closed`: no trial will join any more, so all are complete."""
+        size = self.sweep.budget.min_trials
+        groups: dict[tuple[str, int], list[Trial]] = {}
+        for trial in self.trials:
+            if trial.entry in self.populations:
+                groups.setdefault((trial.entry, trial.number // size), []).append(trial)
+        for (label, _), members in groups.items():
+            population = self.populations[label]
+            if not closed and len({trial.number for trial in members}) < min(size, self.plan.points(label)):
+                continue
+            step = population.step(members)
+            if isinstance(step, list):
+                for loser, clone in step:
+                    self.folder.clone(loser, clone)
+                    self.trials.append(clone)
+                    members.append(clone)
+                step = population.step(members)
+            if isinstance(step, Trial):
+                step.pause = population.next_pause(step)
+                return step
+        return None
 
     def _all_begun(self) -> bool:
         """Whether each method has had its minimum; the time cannot be so short that a method is left out."""
-        count = {label: sum(trial.entry == label for trial in self.trials) for label in self.entries}
+        count = {label: len({t.number for t in self.trials if t.entry == label}) for label in self.entries}
         least = self.sweep.budget.min_trials
         return all(count[label] >= min(least, self.plan.points(label)) for label in self.entries)
 
-    def _take(self, left: list[Trial]) -> tuple[Trial, RunConfig] | None:
+    def _take(self, left: list[Trial]) -> Next:
         if not left:
             return None
         trial = left.pop(0)
@@ -201,7 +234,9 @@ class Search:
     def _config(self, phase: str, trial: Trial) -> RunConfig:
         folder = self.folder.folder
         storage, graphs = str(folder.folder(phase)), str(folder.folder("graphs"))
-        return self.entries[trial.entry].trial(trial.values, trial.id, storage, trial.seed, phase == "final", graphs)
+        return self.entries[trial.entry].trial(
+            trial.settings, trial.id, storage, trial.seed, phase == "final", graphs, trial.pause
+        )
 
     @property
     def seconds(self) -> float:
@@ -225,7 +260,7 @@ class Search:
         by_id = {trial.id: trial for trial in self.trials}
         configs = {
             label: self.entries[label].trial(
-                by_id[name].values, f"{label}-winner", self.sweep.run.storage, self.sweep.seed, True
+                by_id[name].settings, f"{label}-winner", self.sweep.run.storage, self.sweep.seed, True
             )
             for label, name in winners.items()
         }
@@ -241,5 +276,19 @@ class Search:
                 seed = self.sweep.seed + 1 + number
                 final = f"{label}-seed{seed}"
                 winner = winners[name]
-                out.append(known.get(final) or Trial(final, label, number, winner.values, winner.cpus, seed))
+                fresh = Trial(final, label, number, winner.values, winner.cpus, seed, past=winner.past)
+                out.append(known.get(final) or fresh)
         return out
+
+
+def _populations(sweep: SweepConfig, entries: dict[str, Entry]) -> dict[str, Population]:
+    """Of those methods whose spaces have parameters that may change while a run trains."""
+    if sweep.scheduler != "pbt":
+        return {}
+    found = {
+        label: Population.of(entry, sweep.pbt, sweep.budget.min_trials, sweep.seed) for label, entry in entries.items()
+    }
+    for label, population in found.items():
+        if population is None:
+            print(f"{label}: no parameter of its space may change while it trains, so its trials are not compared")
+    return {label: population for label, population in found.items() if population is not None}

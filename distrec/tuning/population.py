@@ -1,0 +1,131 @@
+"""Population-based training (Jaderberg et al. 2017) of one method, as pure decisions from what stands in the folder.
+
+A population is `budget.min_trials` trials. All train `pbt.interval` epochs and pause; then the places of the worst go to
+clones of the best, which take over their checkpoint with other values of those parameters that may change while a run
+trains; and so on to the last epoch. Each stretch of epochs is a start of an ordinary training run, so a cluster of any
+size will do, and a sweep that was killed goes on with the same decisions.
+
+Ray Tune's own scheduler of this name keeps the population in the driver's memory and the order of events decides who is
+compared with whom; here a population waits for its last member, and the same sweep always ends the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from distrec.data import keyed
+from distrec.tuning.folder import Stretch, Trial
+from distrec.tuning.space import Range, Space, Values
+from distrec.tuning.sweep import Entry, PbtSection
+
+_FACTORS = (0.8, 1.2)  # of a parameter that is moved on, as in the paper
+
+
+@dataclass(frozen=True)
+class Population:
+    """The rules for the populations of one method.
+
+    Args:
+        space: the parameters that may change while a run trains, and their candidates.
+        shipped: their values in the method's run config.
+        interval: epochs between two comparisons.
+        epochs: of a whole run.
+        size: trials of a population.
+        seed: of the search.
+    """
+
+    label: str
+    space: Space
+    shipped: Values
+    interval: int
+    epochs: int
+    size: int
+    seed: int
+    settings: PbtSection
+
+    @classmethod
+    def of(cls, entry: Entry, settings: PbtSection, size: int, seed: int) -> Population | None:
+        """The population of a method; None where its space has no parameter that may change."""
+        space = entry.changeable
+        if not space:
+            return None
+        tree, every = entry.base.model_dump(), entry.base.train.eval_every
+        shipped = {key: _at(tree, key) for key in space}
+        interval = math.ceil(settings.interval / every) * every  # a pause is an evaluation
+        return cls(entry.label, space, shipped, interval, entry.base.train.epochs, size, seed, settings)
+
+    def next_pause(self, trial: Trial) -> int | None:
+        """Where a trial that goes on now pauses next; None: not before its end."""
+        pause = trial.paused + self.interval
+        return pause if pause < self.epochs else None
+
+    def step(self, members: Sequence[Trial]) -> list[tuple[Trial, Trial]] | Trial | None:
+        """What comes next for the trials of one complete population.
+
+        Returns:
+            Pairs of a trial to stop and the clone that takes its place, still to be made; or a trial to go on; or None
+            while trials run, and when all have ended.
+        """
+        living = [trial for trial in members if not trial.ended]
+        if not living or any(trial.status == "running" for trial in living):
+            return None
+        at = min(trial.paused for trial in living)
+        if at and not any(trial.pause is None or trial.pause > at for trial in living):
+            pairs = self._pairs(members, at)
+            if pairs:
+                return pairs
+        return min((trial for trial in living if trial.paused == at), key=lambda trial: trial.number)
+
+    def _pairs(self, members: Sequence[Trial], at: int) -> list[tuple[Trial, Trial]]:
+        made = {trial.number for trial in members if trial.born == at}
+        compared = [
+            trial
+            for trial in members
+            if trial.paused == at and trial.born < at and trial.status in ("waiting", "stopped")
+        ]
+        ranked = sorted(compared, key=lambda trial: (-(-1.0 if trial.last is None else trial.last), trial.number))
+        count = min(math.ceil(self.settings.quantile * len(ranked)), len(ranked) // 2)
+        return [
+            (loser, self._clone(loser, ranked[:count], at))
+            for loser in ranked[len(ranked) - count :]
+            if loser.number not in made
+        ]
+
+    def _clone(self, loser: Trial, best: Sequence[Trial], at: int) -> Trial:
+        key = ("clone", self.seed, self.label, loser.number, at)
+        donor = best[int(keyed.integers(key, 0, 1, len(best))[0])]
+        now = {**self.shipped, **donor.values}
+        values = {name: self._explored(name, now[name], (*key, name)) for name in self.space}
+        return replace(
+            donor,
+            id=f"{self.label}-{loser.number:03d}-epoch{at}",
+            number=loser.number,
+            values={**donor.values, **values},
+            past=[*donor.past, Stretch(at, {**donor.values, **{name: now[name] for name in self.space}})],
+            parent=donor.id,
+            born=at,
+            failures=0,
+            seconds=0.0,
+        )
+
+    def _explored(self, name: str, value: Any, key: tuple[str | int, ...]) -> Any:
+        """Another value of a parameter: now and then drawn anew, else moved on from where it is."""
+        candidates = self.space[name]
+        chance, draw, up = keyed.uniform(key, 0, 3).tolist()
+        anew, direction = chance < self.settings.resample, int(up < 0.5)
+        if isinstance(candidates, Range):
+            return candidates.at(draw) if anew else candidates.nearest(value * _FACTORS[direction], value)
+        if anew or value not in candidates:
+            return candidates[int(draw * len(candidates))]
+        place = candidates.index(value) + (-1, 1)[direction]
+        return candidates[min(max(place, 0), len(candidates) - 1)]
+
+
+def _at(tree: dict[str, Any], key: str) -> Any:
+    node: Any = tree
+    for part in key.split("."):
+        node = node[part]
+    return node
