@@ -77,13 +77,13 @@ def load_file(path: str | Path) -> dict[str, Any]:
 
 
 def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A copy of `tree` with each `dotted.key=value` set; the value is read as YAML."""
+    """`tree` with each `dotted.key=value` set, in a copy; the value is read as YAML."""
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise InputError(f"override '{override}' is not of the form key=value, for example train.epochs=10.")
         tree = set_keys(tree, {key: parse_scalar(text, f"override '{override}'")}, f"override '{override}'")
-    return _copy(tree)
+    return tree
 
 
 def set_keys(tree: dict[str, Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, Literal
 
 from ray import tune
@@ -84,7 +85,9 @@ class Execution:
         return {"CPU": resources.cpus_per_worker} if resources.workers == 0 else {"CPU": 0, "memory": 1 << 20}
 
     def _scheduler(self) -> TrialScheduler:
-        return _PerMethod(self.sweep) if self.sweep.scheduler == "asha" and self.phase == "trials" else FIFOScheduler()
+        if self.sweep.scheduler != "asha" or self.phase == "final":
+            return FIFOScheduler()
+        return _PerMethod(self.sweep, self.folder)
 
     def _run_config(self) -> tune.RunConfig:
         from pyarrow.fs import FSSpecHandler, PyFileSystem
@@ -232,9 +235,10 @@ class _Failures(Callback):
 class _PerMethod(FIFOScheduler):
     """Asynchronous successive halving (Li et al. 2020) among the trials of each method: methods learn at their own pace."""
 
-    def __init__(self, sweep: SweepConfig):
+    def __init__(self, sweep: SweepConfig, folder: SweepFolder):
         super().__init__()
-        self._sweep = sweep
+        self._sweep, self._folder = sweep, folder
+        self._earlier = [trial for trial in folder.trials("trials") if trial.ended]
         self._schedulers: dict[str, ASHAScheduler] = {}
 
     def _of(self, trial: Any) -> ASHAScheduler:
@@ -250,7 +254,22 @@ class _PerMethod(FIFOScheduler):
                 reduction_factor=self._sweep.asha.factor,
                 stop_last_trials=False,
             )
+            self._tell_earlier(label)
         return self._schedulers[label]
+
+    def _tell_earlier(self, label: str) -> None:
+        """Fill the rungs with what trials of earlier attempts had found there."""
+        for trial in self._earlier:
+            if trial.entry == label:
+                known: Any = SimpleNamespace(trial_id=trial.id)  # the scheduler looks at a trial's id alone
+                nobody: Any = None
+                best = -1.0
+                self._schedulers[label].on_trial_add(nobody, known)
+                for record in self._folder.run("trials", trial).read_metrics():
+                    if "valid" in record:
+                        best = max(best, record["valid"][self._sweep.metric])
+                        told = {"epoch": record["epoch"], "best": best}
+                        self._schedulers[label].on_trial_result(nobody, known, told)
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         self._of(trial).on_trial_add(tune_controller, trial)

@@ -239,7 +239,7 @@ def best_trials(trials: Iterable[Trial]) -> dict[str, str]:
     A clone has its donor's best value where it did not find a better one, and is later than any donor.
     """
     best: dict[str, Trial] = {}
-    for trial in sorted(trials, key=lambda trial: (len(trial.past), trial.number)):
+    for trial in sorted(trials, key=lambda trial: (trial.born, trial.number)):
         if trial.finished:
             leader = best.get(trial.entry)
             if leader is None or (trial.value or 0.0) > (leader.value or 0.0):

@@ -71,7 +71,7 @@ def _located(sweep: SweepConfig) -> SweepConfig:
 
 
 def prepare_data(section: PrepareSection, out: str) -> None:
-    """Make the dataset at `out` as far as it is not there: prepare, then encode."""
+    """Make the dataset at `out` as far as it is not there: prepare, then encode what content it has."""
     from distrec.data.demo import write_demo
     from distrec.data.prepare import prepare
     from distrec.encoders.encode import encode
@@ -82,10 +82,11 @@ def prepare_data(section: PrepareSection, out: str) -> None:
                 print("making the demo shop", flush=True)
                 write_demo(shop)
             prepare(section.config, shop if section.source == "demo" else section.source, out)
-    features = Dataset.open(out).manifest.features
-    if "text" not in features:
+    manifest = Dataset.open(out).manifest
+    content = [name for name, items in manifest.content.items() if items]
+    if any(name not in manifest.features for name in content):
         encode(out)
-    if section.tokens and "text-tokens" not in features:
+    if section.tokens and any(f"{name}-tokens" not in manifest.features for name in content):
         encode(out, tokens=True, image_pool=section.image_pool)
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
 from distrec.cli import main
+from distrec.data.dataset import Dataset
 from distrec.errors import BAD_INPUT, InputError
-from distrec.tuning.folder import SweepFolder
-from distrec.tuning.sweep import load_sweep, resolve_entries
-from distrec.tuning.tune import tune
+from distrec.tuning.execute import _PerMethod
+from distrec.tuning.folder import SweepFolder, Trial
+from distrec.tuning.sweep import PrepareSection, load_sweep, resolve_entries
+from distrec.tuning.tune import prepare_data, tune
+from tests.data import raw
 from tests.training import small
 from tests.tuning.planted import write_sweep
 
@@ -118,3 +122,34 @@ def test_a_folder_of_something_else_is_not_touched(tmp_path: Path, data: str) ->
     (tmp_path / "sweep" / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match=r"holds 'thesis.txt' but no sweep"):
         SweepFolder.of(sweep).open_attempt(sweep, resolve_entries(sweep), "hash")
+
+
+def test_a_sweep_makes_its_data_once_and_encodes_nothing_where_there_is_no_content(tmp_path: Path) -> None:
+    raw.write(tmp_path / "raw" / "interactions.parquet", raw.interactions(1))
+    section = PrepareSection(config=str(raw.config(tmp_path / "data.yaml")), source=str(tmp_path / "raw"))
+    prepare_data(section, str(tmp_path / "out"))
+    assert not Dataset.open(str(tmp_path / "out")).manifest.features
+    before = (tmp_path / "out" / "manifest.json").stat().st_mtime_ns
+    prepare_data(section, str(tmp_path / "out"))
+    assert (tmp_path / "out" / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_a_continued_search_halves_among_all_its_trials(tmp_path: Path, data: str) -> None:
+    """The rungs of successive halving know what trials of earlier attempts had found."""
+    path = write_sweep(
+        tmp_path, data, {"lightgcn": {}, "bprmf": {}}, scheduler="asha", asha={"grace": 2, "factor": 2}
+    )  # fmt: skip
+    sweep = load_sweep(path)
+    folder = SweepFolder.of(sweep)
+    for number, value in enumerate([0.5, 0.6, 0.7]):
+        trial = Trial(f"lightgcn-00{number}", "lightgcn", number, {}, 1, 1, "done", value)
+        folder.write_trial("trials", trial)
+        folder.run("trials", trial).write_metrics([{"epoch": 2, "valid": {"recall@20": value}}])
+    nobody: Any = None
+    verdicts = {}
+    for label, value in (("lightgcn", 0.1), ("lightgcn", 0.9), ("bprmf", 0.1)):
+        scheduler = _PerMethod(sweep, folder)
+        weak: Any = SimpleNamespace(trial_id="new", config={"entry": label, "run": {"train": {"epochs": 9}}})
+        scheduler.on_trial_add(nobody, weak)
+        verdicts[label, value] = scheduler.on_trial_result(nobody, weak, {"epoch": 2, "best": value})
+    assert verdicts == {("lightgcn", 0.1): "STOP", ("lightgcn", 0.9): "CONTINUE", ("bprmf", 0.1): "CONTINUE"}

@@ -272,6 +272,46 @@ def test_trials_of_several_workers_stop_by_the_scheduler_and_on_ctrl_c(
     assert final["world_size"] == 2
 
 
+def test_a_population_survives_its_driver_and_a_clones_config_repeats_its_way(
+    tmp_path: Path, data: str, start: Callable[..., Command]
+) -> None:
+    methods: dict[str, dict[str, Any]] = {
+        "alignrec": {
+            "space": {"optimizer.lr": {"low": 1e-3, "high": 1e-1, "log": True}, "method.sim_weight": [0.1, 0.3, 0.5]},
+            "train": {"epochs": 6},
+        },
+        "bprmf": {"space": {"method.dim": [4, 12]}},
+    }
+    config = write_sweep(
+        tmp_path, data, methods, budget={"trials": 6, "min_trials": 3}, scheduler="pbt", pbt={"interval": 2}
+    )  # fmt: skip
+    sweep, deadline = tmp_path / "sweep", time.monotonic() + 200
+    command = start(config)
+    while not list((sweep / "trials").glob("*-epoch2")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    command.process.kill()
+    command.wait(60)
+    command.end()
+    assert start(config).wait(300) == DONE, (tmp_path / "log").read_text()[-3000:]
+    assert "bprmf: no parameter of its space may change while it trains" in (tmp_path / "log").read_text()
+    record = trials(sweep)
+    clones = {name: trial for name, trial in record.items() if trial["parent"]}
+    assert sorted(trial["born"] for trial in clones.values()) == [2, 4]
+    assert sum(trial["status"] == "done" for trial in record.values()) == 6
+    assert all(trial["status"] in ("done", "stopped") for trial in record.values())
+    for name, clone in clones.items():
+        mine, donors = (small.metrics(sweep / "trials" / run) for run in (name, clone["parent"]))
+        assert mine[: clone["born"]] == donors[: clone["born"]]
+        assert mine[clone["born"] :] != donors[clone["born"] :]
+    name = max((n for n in clones if clones[n]["status"] == "done"), key=lambda name: len(clones[name]["past"]))
+    own = [f"run.storage={tmp_path}", "run.name=again", "run.graphs=null"]
+    assert main(["train", str(sweep / "trials" / name / "config.yaml"), *own]) == DONE
+    again, first = small.metrics(tmp_path / "again"), small.metrics(sweep / "trials" / name)
+    assert [(epoch["loss"], epoch["valid"]) for epoch in again] == [(epoch["loss"], epoch["valid"]) for epoch in first]
+    assert len(again) == 6
+    assert {trial["entry"] for trial in trials(sweep, "final").values()} == {"alignrec", "bprmf"}
+
+
 def test_resources_that_no_node_has_are_told_at_once(
     tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

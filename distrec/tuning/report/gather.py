@@ -8,7 +8,8 @@ data         name, path, users, items, interactions {split: rows}, split, hash; 
 versions     {package: version}
 entries      one object for each method of the sweep, in its order:
   label, title, method, reads_content (null: not known)
-  trials       id, number, values, status, finished, reason, failures, value (best validation metric), epoch (of it),
+  trials       id, number, values (a clone's: since the epoch `born`, when it took over from the trial `parent`, else null),
+               status, finished, reason, failures, value (best validation metric), epoch (of it),
                epochs, curve [[epoch, value]], started, seconds, cpu_hours, seconds_per_epoch, peak_memory_bytes
   counts       {status: trials}
   best         the finished trial of the highest value, null before there is one
@@ -113,9 +114,10 @@ def _entries(reader: Reader, settings: dict[str, Any], state: dict[str, Any], me
     for label in settings["methods"]:
         about = _dict(described.get(label))
         mine = [trial(reader, name, record, metric) for name, record in trials if record["entry"] == label]
-        mine.sort(key=lambda one: one["number"])
+        mine.sort(key=lambda one: (one["born"], one["number"]))
         fill_values(reader, mine)
         finished = [one for one in mine if one["finished"]]
+        whole = [one for one in finished if one["parent"] is None]  # a clone's value is not that of its settings alone
         fresh = [fresh_seed(reader, name, record) for name, record in seeds if record["entry"] == label]
         fresh.sort(key=lambda one: (one["seed"] is None, one["seed"]))
         tested = [one for one in fresh if one["test"]]
@@ -131,7 +133,7 @@ def _entries(reader: Reader, settings: dict[str, Any], state: dict[str, Any], me
                 "best": max(finished, key=lambda one: one["value"])["id"] if finished else None,
                 "winner": winners.get(label),
                 "progress": _progress(mine),
-                "importance": importance([one["values"] for one in finished], [one["value"] for one in finished]),
+                "importance": importance([one["values"] for one in whole], [one["value"] for one in whole]),
                 "seeds": [_without(one, "degradations", "versions") for one in fresh],
                 "valid": _over_seeds([one["valid"] for one in tested if one["valid"]]),
                 "test": _over_seeds([one["test"] for one in tested]),

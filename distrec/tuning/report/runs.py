@@ -31,6 +31,8 @@ def trial(reader: Reader, name: str, record: dict[str, Any], metric: str) -> dic
         "id": name,
         "number": int(record.get("number") or 0),
         "values": dict(values) if isinstance(values, dict) else {},
+        "parent": record.get("parent"),
+        "born": int(record.get("born") or 0),
         "status": status,
         "finished": status in ("done", "stopped") and value is not None,
         "reason": record.get("reason"),

@@ -184,6 +184,13 @@ def _search(report: dict[str, Any], style: plots.Style) -> Section | None:
             " A trial that the scheduler stopped was given fewer epochs, so its value is a lower bound of what its settings "
             "could reach."
         )
+    if any(trial["parent"] for entry in report["entries"] for trial in entry["trials"]):
+        told.append(
+            "Population-based training: at some epochs the weakest trials of a method went on as clones of the strongest, with "
+            "their weights and other settings. A clone's row shows its last settings, its curve and value hold its donor's epochs "
+            "too, its hours do not. A winner's config has the whole way it came, under `changes`, and its fresh seeds repeat it. "
+            "Importance leaves clones out."
+        )
     if any(entry["importance"] for entry in report["entries"]):
         told.append(
             f"Importance is the share of the variance of the trials' values that one parameter alone explains, from {FEWEST_TRIALS} "

@@ -108,6 +108,8 @@ def trials(report: dict[str, Any], entry: dict[str, Any]) -> Table:
         status = trial["status"] + (f": {trial['reason']}" if trial["reason"] else "")
         again = f", restarted {trial['failures']} {plural(trial['failures'], 'time')}" if trial["failures"] else ""
         number = f"{trial['number']}" + (", winner" if trial["id"] == entry["winner"] else "")
+        if trial["parent"]:
+            number += f", clone of {trial['parent'].removeprefix(entry['label'] + '-').lstrip('0') or '0'} from epoch {trial['born']}"
         rows.append(
             [
                 number,

@@ -8,6 +8,7 @@ from typing import Any
 
 CERTAIN = 0.05  # the level at which a corrected p is called a difference
 _NAMES = {"recall": "Recall", "ndcg": "NDCG", "precision": "Precision", "map": "MAP", "hit": "Hit rate"}
+_SCHEDULERS = {"asha": "asynchronous successive halving", "pbt": "population-based training"}
 _MASKS = {
     "train": "Items of a user's training history are left out of the ranking",
     "train+valid": "Items of a user's training and validation history are left out of the ranking",
@@ -190,7 +191,7 @@ def how_searched(report: dict[str, Any]) -> str:
     scheduler = (
         "no early stopping between trials"
         if sweep["scheduler"] in (None, "none")
-        else f"scheduler {sweep['scheduler']}"
+        else f"scheduler {_SCHEDULERS.get(sweep['scheduler'], sweep['scheduler'])}"
     )
     return f"Searcher {sweep['searcher']}, {scheduler}, seed {sweep['seed']}{f'; budget: {budget}' if budget else ''}."
 
