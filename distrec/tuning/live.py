@@ -79,10 +79,8 @@ class Live:
         table = Table(title=f"{self._sweep.run.name}: {self._phase}")
         for name in ("trial", "method", "progress", self._sweep.metric, "minutes", "settings"):
             table.add_column(name, justify="left" if name in ("trial", "method", "settings") else "right")
-        for trial in [t for t in trials if t.status == "running"]:
-            table.add_row(*self._row(trial), style="bold")
-        for trial in [t for t in trials if t.between_stretches]:
-            table.add_row(*self._row(trial), style="dim")
+        for trial in sorted((t for t in trials if not t.ended), key=lambda trial: trial.status):
+            table.add_row(*self._row(trial), style="bold" if trial.status == "running" else "dim")
         ended = sorted((t for t in trials if t.ended and not t.replaced), key=lambda trial: -(trial.value or 0.0))
         for trial in ended[:_ROWS]:
             table.add_row(*self._row(trial))
@@ -111,9 +109,12 @@ class Live:
         if finished:
             best = max(finished, key=lambda trial: trial.value or 0.0)
             parts.append(f"best so far {best.value:.4f} ({best.id})")
-        new = len(ended) - self._before
-        if new and math.isfinite(self._total):
+        new, left = len(ended) - self._before, math.inf
+        if new:
             left = (time.monotonic() - self._started) / new * (self._total - len(ended))
+        if self._phase == "trials" and self._sweep.budget.hours is not None:
+            left = min(left, max(self._sweep.budget.hours * 3600 - self._folder.record["seconds"], 0.0))
+        if math.isfinite(left):
             parts.append(f"about {left / 60:.0f} minutes left")
         return ", ".join(parts)
 
