@@ -65,7 +65,7 @@ class RunFolder:
             changes = [change.model_dump() for change in config.changes]
             if record is not None:
                 self._check_identity(record["identity"], identity, config)
-                self._check_changes(record["changes"], changes)
+                self._check_changes(record.get("changes", []), changes)
             else:
                 record = {"identity": identity, "attempts": []}
             record["changes"] = changes
