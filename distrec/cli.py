@@ -133,7 +133,11 @@ def _parser() -> argparse.ArgumentParser:
 
     report = verbs.add_parser("report", help="what a sweep found, finished or not: one HTML page, Markdown and JSON")
     report.add_argument("sweep", metavar="SWEEP_DIR", help="<run.storage>/<run.name> of a sweep, or its s3:// prefix")
-    report.add_argument("--no-pictures", action="store_true", help="show recommended items by title only")
+    report.add_argument(
+        "--no-examples",
+        action="store_true",
+        help="leave out users' histories and recommendations, with items' titles and pictures, to publish a report on licensed data",
+    )
     report.set_defaults(run=_report)
     return parser
 
@@ -212,7 +216,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     from distrec.tuning.report import report
 
-    report(arguments.sweep, pictures=not arguments.no_pictures)
+    report(arguments.sweep, examples=not arguments.no_examples)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from html import unescape
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -332,14 +333,16 @@ def test_the_terminal_shows_paths_and_leaderboard(
     tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = plant(str(tmp_path / "sweep"), data, TWO)
-    assert main(["report", str(folder), "--no-pictures"]) == 0
+    assert main(["report", str(folder), "--no-examples"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:3] == [f"{folder}/report.{kind}" for kind in ("html", "md", "json")]
     assert [line.split()[0] for line in lines[4:]] == ["method", "ODMT", "LightGCN"]
-    html = folder.read_bytes("report.html").decode()
-    assert "data:image/jpeg" not in html
-    assert "A rather long title" in html
-    assert "--no-pictures" in html
+    for kind in ("html", "md", "json"):
+        shown = folder.read_bytes(f"report.{kind}").decode()
+        assert "data:image/jpeg" not in shown
+        assert "A rather long title" not in shown
+        assert "users' histories and recommendations, items' titles and pictures" in unescape(shown)
+    assert folder.read_json("report.json")["examples"] == []
 
 
 def test_without_the_dataset_items_have_numbers_and_the_page_says_why(tmp_path: Path) -> None:
@@ -362,7 +365,7 @@ def test_without_the_dataset_items_have_numbers_and_the_page_says_why(tmp_path: 
 
 def test_every_item_shown_has_its_own_title_and_picture(tmp_path: Path, data: str) -> None:
     folder = plant(str(tmp_path / "sweep"), data, TWO)
-    items = read_items(gather(str(folder)), pictures=True)
+    items = read_items(gather(str(folder)))
     assert items.titles.keys() == set(range(ITEMS))
     assert all(f"{number}</b>" in title for number, title in items.titles.items())
     assert items.pictures == {number: thumbnail(picture(number)) for number in range(ITEMS) if number % 10}

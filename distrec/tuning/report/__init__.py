@@ -13,21 +13,22 @@ from distrec.tuning.report.pictures import read_items
 from distrec.tuning.report.sections import sections
 
 
-def report(path: str, pictures: bool = True) -> dict[str, Any]:
+def report(path: str, examples: bool = True) -> dict[str, Any]:
     """Write `report.html`, `report.md` and `report.json` into a sweep folder, print the leaderboard, return the JSON.
 
     The sweep may be unfinished: what has not been measured is left out, and the page says so.
 
     Args:
         path: the sweep's folder, `<run.storage>/<run.name>`, local or `s3://`.
-        pictures: whether recommended items are shown with their pictures.
+        examples: whether some users' histories and recommendations are shown, with the items' titles and pictures; not, for
+            a report to publish on data whose licence does not let them go with it.
 
     Raises:
         InputError: there is no sweep, no trial of it has finished, or the folder cannot be written.
     """
-    found = gather(path)
+    found = gather(path, examples)
     parts, missing = sections(found)
-    items = read_items(found, pictures)
+    items = read_items(found)
     folder = open_folder(path)
     try:
         folder.write_json(found, "report.json")

@@ -2,7 +2,7 @@
 
 ```
 format       1
-sweep        name, folder, local, state (searching | finishing | done), metric, searcher, scheduler, seed, seeds, budget,
+sweep        name, folder (as it was named), local, state (searching | finishing | done), metric, searcher, scheduler, seed, seeds, budget,
              resources, mask, started, attempts, search_seconds, cpus
 data         name, path, users, items, interactions {split: rows}, split, hash; what sweep.json tells of them
 versions     {package: version}
@@ -30,6 +30,7 @@ next         the same for the second, and its test difference (`difference`: cho
 order        labels as the leaderboard ranks them: by test mean, then those without test by `best`
 published    entry, source, metrics, note: reported elsewhere for this dataset and protocol
 examples     user, id, history, held_out, recommended {label: items}: item indices
+left_out     what was asked not to be shown
 unreadable   files that are there and could not be read
 ```
 
@@ -53,8 +54,8 @@ PerUser = Mapping[str, tuple[np.ndarray, np.ndarray]]
 _EXAMPLES = 4  # users whose recommendations are shown
 
 
-def gather(path: str) -> dict[str, Any]:
-    """The report of the sweep at `path`.
+def gather(path: str, examples: bool = True) -> dict[str, Any]:
+    """The report of the sweep at `path`; without `examples`, nothing of its users' rows and its items' content.
 
     Raises:
         InputError: there is no sweep, or no trial of it has finished.
@@ -75,7 +76,7 @@ def gather(path: str) -> dict[str, Any]:
     choice = choice or max((entry for entry in entries if entry["best"]), key=_best_value)["label"]
     return {
         "format": 1,
-        "sweep": _sweep(folder, settings, state, metric),
+        "sweep": _sweep(path, folder, settings, state, metric),
         "data": {"path": settings.get("data"), **_dict(state.get("data"))},
         "versions": _versions(state, entries),
         "entries": entries,
@@ -84,16 +85,17 @@ def gather(path: str) -> dict[str, Any]:
         "next": _next(entries, choice, per_user, metric),
         "order": _order(entries, metric),
         "published": _published(state, entries),
-        "examples": _examples(reader, entries),
+        "examples": _examples(reader, entries) if examples else [],
+        "left_out": [] if examples else ["users' histories and recommendations, items' titles and pictures"],
         "unreadable": sorted(set(reader.unreadable)),
     }
 
 
-def _sweep(folder: Folder, settings: dict[str, Any], state: dict[str, Any], metric: str) -> dict[str, Any]:
+def _sweep(path: str, folder: Folder, settings: dict[str, Any], state: dict[str, Any], metric: str) -> dict[str, Any]:
     attempts = [attempt for attempt in state.get("attempts") or [] if isinstance(attempt, dict)]
     return {
         "name": _dict(settings.get("run")).get("name", ""),
-        "folder": str(folder),
+        "folder": path.rstrip("/"),
         "local": folder.local,
         "state": "done" if state.get("done") else "finishing" if state.get("closed") else "searching",
         "metric": metric,

@@ -25,13 +25,8 @@ class Items:
     note: str | None = None
 
 
-def read_items(report: dict[str, Any], pictures: bool) -> Items:
-    """Titles and pictures of every item in the report's examples.
-
-    Args:
-        report: what `gather` gave.
-        pictures: whether pictures are wanted.
-    """
+def read_items(report: dict[str, Any]) -> Items:
+    """Titles and pictures of every item in the examples of what `gather` gave."""
     shown = sorted({item for user in report["examples"] for item in _items_of(user)})
     if not shown:
         return Items()
@@ -43,8 +38,6 @@ def read_items(report: dict[str, Any], pictures: bool) -> Items:
         table = data.items_table()
         titles, ids = table["title"].to_pylist(), table["original"].to_pylist()
         named = {item: titles[item] or f"item {ids[item]}" for item in shown}
-        if not pictures:
-            return Items(named, note="Pictures were left out with --no-pictures.")
         if not data.manifest.content.get("image"):
             return Items(named, note="The dataset holds no pictures.")
         rows = {row["item"]: row["image"] for row in data.content_of(shown, ["image"])}

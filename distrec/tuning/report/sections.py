@@ -85,7 +85,9 @@ def missing(report: dict[str, Any]) -> list[str]:
             [names[entry["label"]] for entry in entries if entry["winner"] and not entry["config"]],
             "the winner's config file is not there",
         )
-        if tested and not report["examples"]:
+        if report["left_out"]:
+            out.append(f"Left out as asked: {', '.join(report['left_out'])}.")
+        elif tested and not report["examples"]:
             out.append("No run has written recommendations, so none are shown.")
         if tested and report["baseline"] is None:
             out.append(
