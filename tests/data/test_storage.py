@@ -115,3 +115,18 @@ def test_an_unknown_protocol_is_refused(path: str):
 
 def test_sha256_is_the_known_one():
     assert sha256(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_copies_are_whole_and_of_their_own(where: str):
+    folder = open_folder(where)
+    for name in ("from/deep/epoch-1/state", "from/deep/epoch-2/state", "from/file"):
+        folder.write_bytes(name.encode(), *name.split("/"))
+    source, target = folder.folder("from"), folder.folder("to")
+    target.make()
+    for name in ("deep", "file", "absent"):
+        source.copy(target, name)
+    assert target.names() == ["deep", "file"]
+    assert target.names("deep") == ["epoch-1", "epoch-2"]
+    source.remove()
+    assert target.read_bytes("deep", "epoch-2", "state") == b"from/deep/epoch-2/state"
+    assert target.read_bytes("file") == b"from/file"
