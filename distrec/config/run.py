@@ -140,7 +140,7 @@ class TrackingSection(Section):
 
 
 class ChangeSection(Section):
-    """Settings that change once so many epochs are done."""
+    """Settings that change once so many epochs are done; the last of these is evaluated, and patience counts anew."""
 
     epoch: int = Field(ge=1, description="epochs done before the change")
     values: dict[str, Any] = Field(

@@ -105,7 +105,7 @@ class MENTOR(Method):
         )
 
     config: MENTOR.Config
-    changeable = ("reg_weight", "align_weight", "mask_weight_f", "mask_weight_g", "dropout", "temperature")
+    changeable = ("reg_weight", "align_weight", "dropout", "temperature")
     negatives_from = "train"
 
     def __init__(self, config: MENTOR.Config, data: Dataset):

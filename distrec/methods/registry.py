@@ -121,8 +121,9 @@ def _check_changes(config: RunConfig) -> None:
                     f"key 'changes' sets '{key}' after epoch {change.epoch}, which can not change while {config.method['name']} "
                     f"trains; {nearest(key, allowed)}."
                 )
-    if config.changes:
-        stretches(config)
+    if config.changes:  # all of them, also those that the run is too short for
+        epochs = max(config.train.epochs, config.changes[-1].epoch + 1)
+        stretches(config.model_copy(update={"train": config.train.model_copy(update={"epochs": epochs})}))
 
 
 def build_method(config: RunConfig, data: Dataset) -> Method:

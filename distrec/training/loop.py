@@ -51,10 +51,13 @@ class Trainer:
     Args:
         data: the prepared dataset.
         config: a resolved run config.
+        start: epochs done before it begins to hold; patience counts from there.
+        total: epochs of the whole run, for display; None: the config's.
     """
 
-    def __init__(self, world: World, data: Dataset, config: RunConfig):
+    def __init__(self, world: World, data: Dataset, config: RunConfig, start: int = 0, total: int | None = None):
         self.world, self.config, self.data = world, config, data
+        self.start, self.total = start, total or config.train.epochs
         self.run = RunFolder.of(config)
         self.checkpoints = Checkpoints(self.run.checkpoints, world)
         self.engine = Engine(world, data, config)
@@ -230,6 +233,8 @@ class Trainer:
         self.ledger.counts = load_weights(self.engine, self.checkpoints, name)
         if self.world.rank != 0:
             self.ledger.counts.zero_()
+        if self.cursor.epoch == self.start:
+            self.cursor.evaluations_since_best = 0
         if self.cursor.epoch < self.epochs:  # a larger train.epochs or patience lets a stopped run go on
             self.cursor.stopped = self.cursor.evaluations_since_best >= self.config.train.patience
         self._count_replayed()
@@ -249,7 +254,7 @@ class Trainer:
             self.run.write_progress(
                 {
                     "epoch": cursor.epoch + 1,
-                    "epochs": self.epochs,
+                    "epochs": self.total,
                     "step": cursor.step,
                     "steps": steps,
                     "replayed": cursor.replayed,
@@ -278,13 +283,14 @@ def fit(world: World, data: Dataset, config: RunConfig) -> dict[str, Any]:
     Each stretch is a model of its own, which takes over from the one before through the checkpoint at its end.
     """
     *earlier, last = stretches(config)
-    checkpoints = Checkpoints(RunFolder.of(config).checkpoints, world)
+    checkpoints, start = Checkpoints(RunFolder.of(config).checkpoints, world), 0
     for stretch in earlier:
         newest = checkpoints.latest()
         if newest is None or checkpoint_place(newest)[0] < stretch.train.epochs:
-            Trainer(world, data, stretch).train()
+            Trainer(world, data, stretch, start, config.train.epochs).train()
             gc.collect()  # DeepSpeed's engine is part of cycles
-    return Trainer(world, data, last).fit()
+        start = stretch.train.epochs
+    return Trainer(world, data, last, start).fit()
 
 
 def build_evaluator(engine: Engine, split: str, held_out: Any, config: RunConfig) -> Evaluator:

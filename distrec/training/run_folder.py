@@ -113,7 +113,7 @@ class RunFolder:
 
     def trained(self) -> int:
         """Epochs that have checkpoints, the one under way among them."""
-        places = map(checkpoint_place, self.checkpoints.names())
+        places = [checkpoint_place(name) for name in self.checkpoints.names() if name.startswith("epoch-")]
         return max((epoch + (step > 0) for epoch, step in places), default=0)
 
     def request_stop(self) -> None:

@@ -7,6 +7,7 @@ attempt of the sweep is a new Tune experiment, which starts what the folder show
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 import traceback
@@ -208,7 +209,8 @@ class _Feed(Searcher):
 
 
 def _take_values(trial: Trial, result: dict[str, Any], metric: str) -> None:
-    trial.value = result.get("best", trial.value)
+    if "best" in result:  # a continued trial tells its epochs again, from the first
+        trial.value = max(result["best"], -1.0 if trial.value is None else trial.value)
     if "finished" not in result:  # whose value is that of the best epoch
         trial.last = result.get(metric, trial.last)
 
@@ -233,13 +235,18 @@ class _Failures(Callback):
 
 
 class _PerMethod(FIFOScheduler):
-    """Asynchronous successive halving (Li et al. 2020) among the trials of each method: methods learn at their own pace."""
+    """Asynchronous successive halving (Li et al. 2020) among the trials of each method: methods learn at their own pace.
+
+    A trial is known by its name, over all attempts of the sweep: rungs hold what trials found in earlier ones, and what a
+    continued trial tells again is not judged again.
+    """
 
     def __init__(self, sweep: SweepConfig, folder: SweepFolder):
         super().__init__()
         self._sweep, self._folder = sweep, folder
-        self._earlier = [trial for trial in folder.trials("trials") if trial.ended]
+        self._earlier = folder.trials("trials")
         self._schedulers: dict[str, ASHAScheduler] = {}
+        self._told: dict[str, int] = {}  # epochs of earlier attempts, by trial
 
     def _of(self, trial: Any) -> ASHAScheduler:
         label = trial.config["entry"]
@@ -258,30 +265,37 @@ class _PerMethod(FIFOScheduler):
         return self._schedulers[label]
 
     def _tell_earlier(self, label: str) -> None:
-        """Fill the rungs with what trials of earlier attempts had found there."""
+        nobody: Any = None
         for trial in self._earlier:
             if trial.entry == label:
-                known: Any = SimpleNamespace(trial_id=trial.id)  # the scheduler looks at a trial's id alone
-                nobody: Any = None
                 best = -1.0
-                self._schedulers[label].on_trial_add(nobody, known)
+                self._schedulers[label].on_trial_add(nobody, _known(trial.id))
                 for record in self._folder.run("trials", trial).read_metrics():
                     if "valid" in record:
                         best = max(best, record["valid"][self._sweep.metric])
                         told = {"epoch": record["epoch"], "best": best}
-                        self._schedulers[label].on_trial_result(nobody, known, told)
+                        self._schedulers[label].on_trial_result(nobody, _known(trial.id), told)
+                        self._told[trial.id] = record["epoch"]
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        self._of(trial).on_trial_add(tune_controller, trial)
+        self._of(trial).on_trial_add(tune_controller, _known(trial.config["name"]))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        return str(self._of(trial).on_trial_result(tune_controller, trial, result))
+        name = trial.config["name"]
+        if result.get("epoch", math.inf) <= self._told.get(name, 0):
+            return TrialScheduler.CONTINUE
+        return str(self._of(trial).on_trial_result(tune_controller, _known(name), result))
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        self._of(trial).on_trial_complete(tune_controller, trial, result)
+        self._of(trial).on_trial_complete(tune_controller, _known(trial.config["name"]), result)
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        self._of(trial).on_trial_remove(tune_controller, trial)
+        self._of(trial).on_trial_remove(tune_controller, _known(trial.config["name"]))
+
+
+def _known(name: str) -> Any:
+    """All that successive halving looks at of a trial."""
+    return SimpleNamespace(trial_id=name)
 
 
 def run_trial(task: dict[str, Any]) -> None:

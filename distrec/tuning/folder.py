@@ -24,7 +24,6 @@ from distrec.tuning.sweep import Entry, SweepConfig
 
 Status = Literal["waiting", "running", "done", "stopped", "failed"]
 Phase = Literal["trials", "final"]
-_TAKEN_OVER = ("checkpoints", "metrics.jsonl", "run.json")  # of a donor's run folder, by its clone
 ERROR_FILE = "error.txt"  # written by a trial that raised, read by the driver
 
 
@@ -206,16 +205,23 @@ class SweepFolder:
         trial.value = max(values, default=None)
 
     def clone(self, loser: Trial, clone: Trial) -> None:
-        """Stop a trial, and put a clone of another in its place, with that one's checkpoints. Can be done again."""
-        loser.status = "stopped"
-        self.write_trial("trials", loser)
+        """Put a clone of another trial, with that one's checkpoints, in the place of `loser`. Can be done again."""
         assert clone.parent is not None
         donor, target = self.folder.folder("trials", clone.parent), self.folder.folder("trials", clone.id)
         target.remove()
         target.make()
-        for name in _TAKEN_OVER:
+        for name in ("checkpoints", "metrics.jsonl"):
             donor.copy(target, name)
-        self.write_trial("trials", clone)
+        if donor.exists("run.json"):
+            record = donor.read_json("run.json")
+            target.write_json({**record, "attempts": []}, "run.json")
+        self.write_trial("trials", clone)  # from here on the place is the clone's
+        self.replace(loser)
+
+    def replace(self, trial: Trial) -> None:
+        """Note that a trial's place is a clone's."""
+        trial.status = "stopped"
+        self.write_trial("trials", trial)
 
     def write_winners(self, winners: dict[str, str], configs: dict[str, RunConfig]) -> None:
         """Note each method's winner and write its run config, ready to run."""
@@ -231,6 +237,11 @@ class SweepFolder:
         for trial in trials:
             if trial.ended and best.get(trial.entry) != trial.id:
                 self.folder.remove("trials", trial.id, "checkpoints")
+
+
+def in_place(trials: Iterable[Trial]) -> list[Trial]:
+    """Without those whose place is a clone's: as many as were begun afresh."""
+    return [trial for trial in trials if not trial.replaced]
 
 
 def best_trials(trials: Iterable[Trial]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from rich.live import Live as RichLive
 from rich.table import Table
 from rich.text import Text
 
-from distrec.tuning.folder import Phase, SweepFolder, Trial
+from distrec.tuning.folder import Phase, SweepFolder, Trial, in_place
 from distrec.tuning.sweep import SweepConfig
 
 _SECONDS = 1.0
@@ -54,7 +54,7 @@ class Live:
     def phase(self, phase: Phase, total: float, trials: Sequence[Trial]) -> None:
         """Begin to show a phase of `total` trials, of which `trials` exist."""
         self._show()
-        ended = {trial.id for trial in trials if trial.ended and not trial.replaced}
+        ended = {trial.id for trial in in_place(trials) if trial.ended}
         self._phase, self._total, self._told, self._before = phase, total, ended, len(ended)
         self._started = time.monotonic()
         what = "search" if phase == "trials" else "winners with fresh seeds, read on test"
@@ -81,7 +81,7 @@ class Live:
             table.add_column(name, justify="left" if name in ("trial", "method", "settings") else "right")
         for trial in sorted((t for t in trials if not t.ended), key=lambda trial: trial.status):
             table.add_row(*self._row(trial), style="bold" if trial.status == "running" else "dim")
-        ended = sorted((t for t in trials if t.ended and not t.replaced), key=lambda trial: -(trial.value or 0.0))
+        ended = sorted((t for t in in_place(trials) if t.ended), key=lambda trial: -(trial.value or 0.0))
         for trial in ended[:_ROWS]:
             table.add_row(*self._row(trial))
         if len(ended) > _ROWS:
@@ -103,8 +103,8 @@ class Live:
 
     def _summary(self, trials: Sequence[Trial]) -> str:
         """Best so far, how many, and when it will end at this pace."""
-        ended = [trial for trial in trials if trial.ended and not trial.replaced]
-        finished = [trial for trial in ended if trial.finished]
+        ended = [trial for trial in in_place(trials) if trial.ended]
+        finished = [trial for trial in trials if trial.finished]
         parts = [f"{len(ended)}{f' of {self._total:g}' if math.isfinite(self._total) else ''} ended"]
         if finished:
             best = max(finished, key=lambda trial: trial.value or 0.0)
@@ -112,7 +112,7 @@ class Live:
         new, left = len(ended) - self._before, math.inf
         if new:
             left = (time.monotonic() - self._started) / new * (self._total - len(ended))
-        if self._phase == "trials" and self._sweep.budget.hours is not None:
+        if self._phase == "trials" and self._sweep.budget.hours is not None and self._sweep.scheduler != "pbt":
             left = min(left, max(self._sweep.budget.hours * 3600 - self._folder.record["seconds"], 0.0))
         if math.isfinite(left):
             parts.append(f"about {left / 60:.0f} minutes left")

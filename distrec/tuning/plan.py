@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from distrec.data import keyed
 from distrec.errors import InputError
-from distrec.tuning.folder import Trial
+from distrec.tuning.folder import Trial, in_place
 from distrec.tuning.space import Range, Space, Values, grid, random_point, size
 from distrec.tuning.sweep import SweepConfig
 
@@ -35,12 +35,12 @@ class Plan:
     def next_trial(self, trials: Sequence[Trial]) -> Trial | None:
         """The trial to start now; None when the search has nothing to start, with populations perhaps only for now."""
         budget = self.sweep.budget.trials
-        trials = [trial for trial in trials if not trial.replaced]
-        if budget is not None and len(trials) >= budget:
+        places = in_place(trials)
+        if budget is not None and len(places) >= budget:
             return None
         exhausted: set[str] = set()
         while (label := self._next_method(trials, exhausted)) is not None:
-            number = sum(trial.entry == label for trial in trials)
+            number = sum(trial.entry == label for trial in places)
             values = self._point(label, number, trials)
             if values is not None:
                 resources = self.sweep.resources
@@ -51,14 +51,16 @@ class Plan:
 
     def living(self, trials: Sequence[Trial]) -> list[str]:
         """The methods that have not been dropped, in the order of the sweep config."""
-        trials = [trial for trial in trials if not trial.replaced]
-        ended = {label: [trial for trial in trials if trial.entry == label and trial.ended] for label in self.spaces}
+        places = in_place(trials)
+        ended = {label: sum(trial.entry == label and trial.ended for trial in places) for label in self.spaces}
         best = {
-            label: max((t.value for t in ended[label] if t.finished and t.value is not None), default=-1.0)
-            for label in ended
+            label: max(
+                (t.value for t in trials if t.entry == label and t.finished and t.value is not None), default=-1.0
+            )
+            for label in self.spaces
         }
         living, quota = list(self.spaces), self.sweep.budget.min_trials
-        while len(living) > 1 and all(len(ended[label]) >= min(quota, self.points(label)) for label in living):
+        while len(living) > 1 and all(ended[label] >= min(quota, self.points(label)) for label in living):
             if all(quota >= self.points(label) for label in living):
                 break  # nothing to divide any more
             ranked = sorted(living, key=lambda label: -best[label])
@@ -78,7 +80,7 @@ class Plan:
 
     def _next_method(self, trials: Sequence[Trial], exhausted: set[str]) -> str | None:
         """Of the living methods the one with the fewest trials; once their spaces are searched through, of the others."""
-        count = {label: sum(trial.entry == label for trial in trials) for label in self.spaces}
+        count = {label: sum(trial.entry == label for trial in in_place(trials)) for label in self.spaces}
         living = self.living(trials)
         for labels in (living, [label for label in self.spaces if label not in living]):
             candidates = [label for label in labels if label not in exhausted]
@@ -94,7 +96,7 @@ class Plan:
         """Whether a method may have another trial now: its next population begins when all methods' last ones have ended."""
         if self.sweep.scheduler != "pbt":
             return True
-        mine, size = sum(trial.entry == label for trial in trials), self.sweep.budget.min_trials
+        mine, size = sum(trial.entry == label for trial in in_place(trials)), self.sweep.budget.min_trials
         return mine % size > 0 or all(trial.ended or trial.number // size >= mine // size for trial in trials)
 
     def _point(self, label: str, number: int, trials: Sequence[Trial]) -> Values | None:
@@ -109,7 +111,7 @@ class Plan:
             return points[number - 1] if number <= len(points) else None
         if self.sweep.searcher == "random" or number < 1 + _RANDOM_FIRST:
             return random_point(space, (self.sweep.seed, label), number - 1)
-        mine = [trial for trial in trials if trial.entry == label]
+        mine = [trial for trial in trials if trial.entry == label and trial.parent is None]
         return tpe_point(space, (self.sweep.seed, label, number), mine)
 
 

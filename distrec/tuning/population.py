@@ -52,10 +52,9 @@ class Population:
         space = entry.changeable
         if not space:
             return None
-        tree, every = entry.base.model_dump(), entry.base.train.eval_every
+        tree = entry.base.model_dump()
         shipped = {key: _at(tree, key) for key in space}
-        interval = math.ceil(settings.interval / every) * every  # a pause is an evaluation
-        return cls(entry.label, space, shipped, interval, entry.base.train.epochs, size, seed, settings)
+        return cls(entry.label, space, shipped, entry.interval(settings), entry.base.train.epochs, size, seed, settings)
 
     def next_pause(self, trial: Trial) -> int | None:
         """Where a trial that goes on now pauses next; None: not before its end."""
@@ -67,17 +66,16 @@ class Population:
 
         Returns:
             Pairs of a trial to stop and the clone that takes its place, still to be made; or a trial to go on; or None
-            while trials run, and when all have ended.
+            while those that are not there yet train, and when all have ended.
         """
         living = [trial for trial in members if not trial.ended]
-        if not living or any(trial.status == "running" for trial in living):
-            return None
-        at = min(trial.paused for trial in living)
-        if at and not any(trial.pause is None or trial.pause > at for trial in living):
+        at = min((trial.paused for trial in living), default=0)
+        if at and all(trial.between_stretches and trial.paused == at for trial in living):
             pairs = self._pairs(members, at)
             if pairs:
                 return pairs
-        return min((trial for trial in living if trial.paused == at), key=lambda trial: trial.number)
+        ready = [trial for trial in living if trial.between_stretches and trial.paused == at]
+        return min(ready, key=lambda trial: trial.number, default=None)
 
     def _pairs(self, members: Sequence[Trial], at: int) -> list[tuple[Trial, Trial]]:
         made = {trial.number for trial in members if trial.born == at}
@@ -115,7 +113,7 @@ class Population:
         """Another value of a parameter: now and then drawn anew, else moved on from where it is."""
         candidates = self.space[name]
         chance, draw, up = keyed.uniform(key, 0, 3).tolist()
-        anew, direction = chance < self.settings.resample, int(up < 0.5)
+        anew, direction = chance < self.settings.resample or value == 0, int(up < 0.5)  # no factor moves a zero
         if isinstance(candidates, Range):
             return candidates.at(draw) if anew else candidates.nearest(value * _FACTORS[direction], value)
         if anew or value not in candidates:

@@ -63,7 +63,7 @@ class Range(Section):
     def nearest(self, wanted: float, current: float) -> float | int:
         """The value of the range nearest to `wanted`; of whole numbers one that differs from `current` where there is one."""
         if not self.integer:
-            return float(f"{min(max(wanted, self.low), self.high):.6g}")
+            return min(max(float(f"{wanted:.6g}"), self.low), self.high)
         step = 1 if wanted > current else -1
         whole = round(wanted) if round(wanted) != current else int(current) + step
         return int(min(max(whole, self.low), self.high))

@@ -32,7 +32,11 @@ class BudgetSection(Section):
     """When the search ends: at whichever of `trials` and `hours` comes first. The winners' seeds come on top."""
 
     trials: int | None = Field(None, ge=1, description="trials of all methods together")
-    hours: float | None = Field(None, gt=0, description="wall time, after which no trial starts any more")
+    hours: float | None = Field(
+        None,
+        gt=0,
+        description="wall time, after which no trial starts any more; what has begun goes on, a population to its end",
+    )
     epochs: int | None = Field(None, ge=1, description="most epochs of a trial; a run config with fewer keeps its own")
     min_trials: int = Field(
         1,
@@ -56,7 +60,7 @@ class PbtSection(Section):
 
     interval: int = Field(5, ge=1, description="epochs between comparisons, rounded up to whole evaluations")
     quantile: float = Field(
-        0.25, gt=0, le=0.5, description="part of the population that is replaced, and part it comes from"
+        0.25, gt=0, le=0.5, description="part of the population that is replaced, rounded up, and part it comes from"
     )
     resample: float = Field(0.25, ge=0, le=1, description="chance that a parameter is drawn anew, not moved by a fifth")
 
@@ -132,6 +136,11 @@ class Entry:
     label: str
     base: RunConfig
     space: Space
+
+    def interval(self, pbt: PbtSection) -> int:
+        """Epochs between two comparisons of a population: whole evaluations."""
+        every = self.base.train.eval_every
+        return -(-pbt.interval // every) * every
 
     @property
     def changeable(self) -> Space:
@@ -233,10 +242,10 @@ def _check_populations(sweep: SweepConfig, entries: dict[str, Entry]) -> None:
             raise InputError(
                 f"'methods.{entry.label}' searches 'train.epochs', which trials of one population share; remove it."
             )
-        if sweep.pbt.interval >= entry.base.train.epochs:
+        if entry.interval(sweep.pbt) >= entry.base.train.epochs:
             raise InputError(
-                f"key 'pbt.interval' is {sweep.pbt.interval} but 'methods.{entry.label}' trains {entry.base.train.epochs} "
-                "epochs; lower it, or give the method more epochs."
+                f"key 'pbt.interval' is {sweep.pbt.interval}, in whole evaluations {entry.interval(sweep.pbt)} epochs, but "
+                f"'methods.{entry.label}' trains {entry.base.train.epochs}; lower it, or give the method more epochs."
             )
 
 
@@ -265,6 +274,10 @@ def _entry(sweep: SweepConfig, label: str, section: EntrySection) -> Entry:
     }
     try:
         base = resolve(decode(RunConfig, set_keys(tree, own, where)))
+        if base.changes:
+            raise InputError(
+                "key 'changes' is set, but a search begins with settings that hold for a whole run; remove it."
+            )
         if sweep.budget.epochs is not None and sweep.budget.epochs < base.train.epochs:
             base = base.model_copy(update={"train": base.train.model_copy(update={"epochs": sweep.budget.epochs})})
         entry = Entry(label, base, space)

@@ -175,11 +175,19 @@ class Search:
                 self.folder.read_result(phase, trial, self.sweep.metric)
                 if asdict(trial) != before:
                     self.folder.write_trial(phase, trial)
+        newest = {(trial.entry, trial.number): trial for trial in trials}  # clones come after whom they replace
+        for trial in trials:
+            if not trial.ended and newest[trial.entry, trial.number] is not trial:
+                self.folder.replace(trial)
         return trials
 
     def _next(self) -> Next:
         """First what an earlier attempt left unended, then what the populations or the plan say, while there is time."""
-        trial = self.waiting.pop(0) if self.waiting else self._advanced(False) or self._begun() or self._advanced(True)
+        trial = (
+            self.waiting.pop(0)
+            if self.waiting
+            else (self._advanced(closed=False) or self._begun() or self._advanced(closed=True))
+        )
         if trial is None:
             running = any(trial.status == "running" for trial in self.trials)
             return "later" if self.populations and running else None
@@ -197,7 +205,7 @@ class Search:
                 trial.pause = self.populations[trial.entry].next_pause(trial)
         return trial
 
-    def _advanced(self, closed: bool) -> Trial | None:
+    def _advanced(self, *, closed: bool) -> Trial | None:
         """A paused trial of a population that goes on; `closed`: no trial will join any more, so all are complete."""
         size = self.sweep.budget.min_trials
         groups: dict[tuple[str, int], list[Trial]] = {}

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from distrec.config.run import RunConfig, load_run
+from distrec.config.tree import decode, set_keys
+from distrec.data.dataset import Dataset
 from distrec.errors import InputError
-from distrec.methods.registry import METHODS, changeable, resolve
+from distrec.methods.registry import METHODS, build_method, changeable, resolve
 from distrec.training.launch import train
 from tests.training import small
 
@@ -66,6 +68,39 @@ def test_a_change_acts_from_its_epoch_on_and_not_before(tmp_path: Path, data: st
     assert any(not torch.equal(want[name], got[name]) for name in want)
 
 
+@pytest.mark.parametrize(("method", "key"), [(m, k) for m, k in CASES if k.startswith("method.") and m != "odmt"])
+def test_a_weight_of_zero_changes_no_table_and_no_module(tmp_path: Path, data: str, method: str, key: str) -> None:
+    base = resolve(load_run(small.write_config(tmp_path / "run.yaml", data, tmp_path, method)))
+    shapes = []
+    for value in (other(base, key), 0.0):
+        try:
+            config = resolve(decode(RunConfig, set_keys(base.model_dump(), {key: value}, "test")))
+        except InputError:  # zero is no value of it
+            assert value == 0
+            continue
+        built = build_method(config, Dataset.open(data))
+        module = built.dense() or torch.nn.Identity()
+        tables = [(table.name, table.side, table.dim) for table in built.tables()]
+        shapes.append((tables, {name: value.shape for name, value in module.state_dict().items()}))
+    assert shapes[0] == shapes[-1]
+
+
+def test_odmt_goes_on_without_distillation(tmp_path: Path, data: str) -> None:
+    """Its module hangs on the features, so that it is tried by training."""
+    changes = [{"epoch": 1, "values": {"method.alpha": 0.0, "method.dropout": 0.0}}]
+    assert len(small.metrics(run(tmp_path, data, "odmt", changes, train={"epochs": 2}))) == 2
+
+
+def test_patience_counts_anew_from_a_change(tmp_path: Path, data: str) -> None:
+    still = {"optimizer": {"lr": 1e-30}, "train": {"epochs": 12, "patience": 3}}
+    assert len(small.metrics(run(tmp_path / "plain", data, "bprmf", [], **still))) == 4
+    for epoch in (3, 4):  # before patience is out, and when it is
+        changes = [{"epoch": epoch, "values": {"method.reg": 0.5}}]
+        assert len(small.metrics(run(tmp_path / str(epoch), data, "bprmf", changes, **still))) == epoch + 3
+    changes = [{"epoch": 5, "values": {"method.reg": 0.5}}]
+    assert len(small.metrics(run(tmp_path / "late", data, "bprmf", changes, **still))) == 4
+
+
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
 def test_learning_rates_by_changes_are_those_of_a_decay(tmp_path: Path, data: str, name: str) -> None:
     decayed = run(
@@ -118,6 +153,7 @@ def test_changes_ahead_may_be_set_and_those_behind_may_not(tmp_path: Path, data:
         ("alignrec", [{"epoch": 2, "values": {"optimizer.lr": 1.0}}] * 2, "ascending epochs"),
         ("alignrec", [{"epoch": 0, "values": {"optimizer.lr": 1.0}}], "changes.0.epoch"),
         ("alignrec", [{"epoch": 1, "values": {}}], "changes.0.values"),
+        ("alignrec", [{"epoch": 7, "values": {"optimizer.lr": -1.0}}], "'optimizer.lr' is -1.0"),  # beyond the end
         ("popularity", [{"epoch": 1, "values": {"optimizer.lr": 1.0}}], "popularity does not train"),
     ],
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return small.write_small(tmp_path_factory.mktemp("data"))
 
 
-def search_of(path: Path, data: str, **sections: Any) -> Search:
+def search_of(path: Path, data: str, methods: Sequence[str] = tuple(METHODS), **sections: Any) -> Search:
     """A new look at the sweep in `path`, as a process that was started just now has it."""
     settings: dict[str, Any] = {"budget": {"trials": 30, "min_trials": 4}, "scheduler": "pbt", "pbt": {"interval": 3}}
-    sweep = load_sweep(write_sweep(path, data, METHODS, **(settings | sections)))
+    sweep = load_sweep(write_sweep(path, data, {label: METHODS[label] for label in methods}, **(settings | sections)))
     entries, folder = resolve_entries(sweep), SweepFolder.of(sweep)
     new = folder.open_attempt(sweep, entries, "hash")
     return Search(sweep, entries, folder, 1, new)
@@ -50,24 +51,44 @@ def value(trial: Trial, epochs: int) -> float:
     return float(keyed.uniform(("worth", trial.id, epochs), 0, 1)[0])
 
 
+class Killed(Exception):
+    """SIGKILL, as far as a process can do that to itself."""
+
+
 def searched(path: Path, data: str, at_once: int, killed: random.Random | None = None, **sections: Any) -> list[Trial]:
     """The trials of a search without training; in the end they stand in the folder. `killed`: at some random moments."""
     search = search_of(path, data, **sections)
     running: list[tuple[Trial, int]] = []
+
+    def following() -> Any:
+        """What comes next; killed now and then before one of the writes on the way."""
+        write = SweepFolder.write_trial
+
+        def deadly(*arguments: Any) -> None:
+            if killed is not None and killed.random() < 0.3:
+                raise Killed
+            write(*arguments)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(SweepFolder, "write_trial", deadly)
+            return search._next()
+
     while True:
-        if killed is not None and killed.random() < 0.2:
-            for trial, _ in running:  # nothing of theirs had come to the driver
-                trial.status = "waiting"
-                search.folder.write_trial("trials", trial)
+        try:
+            if killed is not None and killed.random() < 0.2:
+                raise Killed
+            found = following() if len(running) < at_once else "later"
+        except Killed:  # nothing of what runs has come to the driver
             search, running = search_of(path, data, **sections), []
-        while len(running) < at_once and (found := search._next()) not in (None, "later"):
-            assert isinstance(found, tuple)
+            continue
+        if isinstance(found, tuple):
             trial, config = found
             trial.status = "running"
             search.folder.write_trial("trials", trial)
             running.append((trial, config.train.epochs))
+            continue
         if not running:
-            assert search._next() is None
+            assert found is None
             return search.folder.trials("trials")
         trial, epochs = running.pop(0)
         trial.last = value(trial, epochs)
@@ -91,9 +112,30 @@ def told(trials: list[Trial]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_neither_the_order_of_events_nor_a_kill_changes_a_decision(tmp_path: Path, data: str, seed: int) -> None:
-    want = told(searched(tmp_path / "one", data, 1, seed=seed))
-    assert told(searched(tmp_path / "many", data, 5, seed=seed)) == want
-    assert told(searched(tmp_path / "killed", data, 3, random.Random(seed), seed=seed)) == want
+    budget = {"trials": (30, 18, 23, 17)[seed], "min_trials": 4}  # populations that are complete, and that are not
+    want = told(searched(tmp_path / "one", data, 1, seed=seed, budget=budget))
+    assert told(searched(tmp_path / "many", data, 5, seed=seed, budget=budget)) == want
+    for again in range(3):
+        moments = random.Random(10 * seed + again)
+        assert told(searched(tmp_path / f"killed{again}", data, 3, moments, seed=seed, budget=budget)) == want
+
+
+def test_a_population_trains_as_many_at_once_as_there_is_room_for(tmp_path: Path, data: str) -> None:
+    search = search_of(tmp_path, data, budget={"trials": 18, "min_trials": 6}, methods=["lightgcn"])
+    for stretch in range(3):
+        started = []
+        for _ in range(6):
+            found = search._next()
+            assert isinstance(found, tuple)
+            trial, config = found
+            assert config.train.epochs == 3 * (stretch + 1)
+            trial.status = "running"
+            started.append(trial)
+        assert search._next() == "later"
+        for trial in started:
+            trial.last = trial.value = value(trial, stretch)
+            trial.finish(3 * (stretch + 1))
+            search.folder.write_trial("trials", trial)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -160,6 +202,8 @@ def test_the_config_of_a_clone_holds_the_way_it_came(tmp_path: Path, data: str) 
         ({"budget": {"trials": 30, "min_trials": 1}}, METHODS, "'budget.min_trials' is 1 but 'scheduler: pbt'"),
         ({}, {"popularity": {}, "stair": METHODS["stair"]}, "no method's space has a parameter that may change"),
         ({"pbt": {"interval": 14}}, {"lightgcn": METHODS["lightgcn"]}, "'pbt.interval' is 14"),
+        ({"pbt": {"interval": 9}}, {"lightgcn": {**METHODS["lightgcn"], "overrides": {"train.eval_every": 8}}}, "16 epochs, but"),
+        ({}, {"lightgcn": {**METHODS["lightgcn"], "overrides": {"changes": [{"epoch": 1, "values": {"method.reg": 1.0}}]}}}, "key 'changes' is set"),
         ({}, {"lightgcn": {"space": {"optimizer.lr": LR, "train.epochs": [9, 12]}}}, "searches 'train.epochs'"),
     ],
 )  # fmt: skip

@@ -135,21 +135,30 @@ def test_a_sweep_makes_its_data_once_and_encodes_nothing_where_there_is_no_conte
 
 
 def test_a_continued_search_halves_among_all_its_trials(tmp_path: Path, data: str) -> None:
-    """The rungs of successive halving know what trials of earlier attempts had found."""
+    """The rungs of successive halving know what trials of earlier attempts had found, and judge nothing twice."""
     path = write_sweep(
         tmp_path, data, {"lightgcn": {}, "bprmf": {}}, scheduler="asha", asha={"grace": 2, "factor": 2}
     )  # fmt: skip
     sweep = load_sweep(path)
     folder = SweepFolder.of(sweep)
-    for number, value in enumerate([0.5, 0.6, 0.7]):
-        trial = Trial(f"lightgcn-00{number}", "lightgcn", number, {}, 1, 1, "done", value)
+    for number, value in enumerate([0.5, 0.6, 0.7, 0.3]):
+        trial = Trial(f"lightgcn-00{number}", "lightgcn", number, {}, 1, 1, "done" if number < 3 else "waiting", value)
         folder.write_trial("trials", trial)
         folder.run("trials", trial).write_metrics([{"epoch": 2, "valid": {"recall@20": value}}])
     nobody: Any = None
-    verdicts = {}
-    for label, value in (("lightgcn", 0.1), ("lightgcn", 0.9), ("bprmf", 0.1)):
-        scheduler = _PerMethod(sweep, folder)
-        weak: Any = SimpleNamespace(trial_id="new", config={"entry": label, "run": {"train": {"epochs": 9}}})
-        scheduler.on_trial_add(nobody, weak)
-        verdicts[label, value] = scheduler.on_trial_result(nobody, weak, {"epoch": 2, "best": value})
-    assert verdicts == {("lightgcn", 0.1): "STOP", ("lightgcn", 0.9): "CONTINUE", ("bprmf", 0.1): "CONTINUE"}
+
+    def verdict(scheduler: _PerMethod, label: str, name: str, epoch: int, value: float) -> str:
+        trial: Any = SimpleNamespace(
+            trial_id="drawn anew", config={"entry": label, "name": name, "run": {"train": {"epochs": 9}}}
+        )
+        scheduler.on_trial_add(nobody, trial)
+        return scheduler.on_trial_result(nobody, trial, {"epoch": epoch, "best": value})
+
+    assert verdict(_PerMethod(sweep, folder), "lightgcn", "lightgcn-004", 2, 0.1) == "STOP"
+    assert verdict(_PerMethod(sweep, folder), "lightgcn", "lightgcn-004", 2, 0.9) == "CONTINUE"
+    assert verdict(_PerMethod(sweep, folder), "bprmf", "bprmf-000", 2, 0.1) == "CONTINUE"
+    continued = _PerMethod(sweep, folder)
+    assert verdict(continued, "lightgcn", "lightgcn-003", 2, 0.3) == "CONTINUE"  # told again
+    assert verdict(continued, "lightgcn", "lightgcn-003", 3, 0.9) == "CONTINUE"
+    assert verdict(continued, "lightgcn", "lightgcn-004", 4, 0.95) == "CONTINUE"
+    assert verdict(continued, "lightgcn", "lightgcn-003", 4, 0.9) == "STOP"

@@ -9,7 +9,7 @@ versions     {package: version}
 entries      one object for each method of the sweep, in its order:
   label, title, method, reads_content (null: not known)
   trials       id, number, values (a clone's: since the epoch `born`, when it took over from the trial `parent`, else null),
-               status, finished, reason, failures, value (best validation metric), epoch (of it),
+               replaced (by a clone), status, finished, reason, failures, value (best validation metric), epoch (of it),
                epochs, curve [[epoch, value]], started, seconds, cpu_hours, seconds_per_epoch, peak_memory_bytes
   counts       {status: trials}
   best         the finished trial of the highest value, null before there is one

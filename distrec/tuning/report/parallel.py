@@ -23,11 +23,12 @@ _ON_LINES: dict[str, Any] = {"bgcolor": PAPER, "opacity": 0.85, "borderpad": 1} 
 
 
 def parallel_coordinates(report: dict[str, Any], entry: dict[str, Any], style: Style) -> go.Figure | None:
-    """Every finished trial as a line from parameter to parameter, down to its best validation value.
+    """Every finished trial that is no clone as a line from parameter to parameter, down to its best validation value.
 
     Better trials are drawn darker, the best one strong. Nothing with fewer than two varied parameters or three trials.
     """
-    trials = sorted((trial for trial in entry["trials"] if trial["finished"]), key=lambda trial: trial["value"])
+    whole = (trial for trial in entry["trials"] if trial["finished"] and trial["parent"] is None)
+    trials = sorted(whole, key=lambda trial: trial["value"])
     names = varied(trials)
     if len(names) < FEWEST_PARAMETERS or len(trials) < FEWEST_TRIALS:
         return None

@@ -33,6 +33,7 @@ def trial(reader: Reader, name: str, record: dict[str, Any], metric: str) -> dic
         "values": dict(values) if isinstance(values, dict) else {},
         "parent": record.get("parent"),
         "born": int(record.get("born") or 0),
+        "replaced": status == "stopped" and record.get("pause") is not None,
         "status": status,
         "finished": status in ("done", "stopped") and value is not None,
         "reason": record.get("reason"),

@@ -191,7 +191,7 @@ def _search(report: dict[str, Any], style: plots.Style) -> Section | None:
             "Population-based training: at some epochs the weakest trials of a method went on as clones of the strongest, with "
             "their weights and other settings. A clone's row shows its last settings, its curve and value hold its donor's epochs "
             "too, its hours do not. A winner's config has the whole way it came, under `changes`, and its fresh seeds repeat it. "
-            "Importance leaves clones out."
+            "Importance and parallel coordinates leave clones out."
         )
     if any(entry["importance"] for entry in report["entries"]):
         told.append(
@@ -205,16 +205,17 @@ def _search(report: dict[str, Any], style: plots.Style) -> Section | None:
 
 def _method(report: dict[str, Any], entry: dict[str, Any], style: plots.Style) -> Section:
     label, name = entry["label"], style.name[entry["label"]]
-    finished = sum(trial["finished"] for trial in entry["trials"])
+    finished, begun = words.trial_counts(entry)
+    whole = sum(trial["finished"] and trial["parent"] is None for trial in entry["trials"])
     made = [
         (f"plot-trials-{label}", f"{name}: all trials; the best is strong, those stopped early are dotted.", plots.trial_curves(report, entry, style)),
         (f"plot-parallel-{label}", f"{name}: each line is a finished trial, from its settings down to its value; stronger is better.",
          parallel_coordinates(report, entry, style)),
-        (f"plot-importance-{label}", f"{name}: share of the variance that a parameter alone explains, over {finished} finished trials; the tick is chance.",
+        (f"plot-importance-{label}", f"{name}: share of the variance that a parameter alone explains, over {whole} finished trials; the tick is chance.",
          plots.importance(entry, style)),
     ]  # fmt: skip
     shown = [Plot(plot, caption, figure) for plot, caption, figure in made if figure is not None]
-    told = [f"{finished} of {len(entry['trials'])} {words.plural(len(entry['trials']), 'trial')} finished."]
+    told = [f"{finished} of {begun} {words.plural(begun, 'trial')} finished."]
     listed = [tables.trials(report, entry), *([tables.importance(entry)] if entry["importance"] else [])]
     return Section(f"method-{label}", name, told, shown, listed)
 

@@ -16,6 +16,7 @@ from distrec.tuning.report.words import (
     plural,
     seconds,
     signed,
+    trial_counts,
 )
 
 NOTHING = "–"
@@ -76,12 +77,18 @@ def cost(report: dict[str, Any]) -> Table:
     rows = []
     for label in report["order"]:
         entry, spent = entries[label], entries[label]["cost"]
-        finished = sum(trial["finished"] for trial in entry["trials"])
-        stopped = sum(trial["finished"] and trial["status"] == "stopped" for trial in entry["trials"])
+        finished, begun = trial_counts(entry)
+        clones = sum(trial["parent"] is not None for trial in entry["trials"])
+        stopped = entry["counts"]["stopped"] - sum(trial["replaced"] for trial in entry["trials"])
+        notes = [
+            f"{count} {what}"
+            for count, what in ((stopped, "stopped early"), (clones, plural(clones, "clone")))
+            if count
+        ]
         rows.append(
             [
                 names[label],
-                f"{finished} of {len(entry['trials'])}" + (f", {stopped} stopped early" if stopped else ""),
+                ", ".join([f"{finished} of {begun}", *notes]),
                 str(entry["counts"]["failed"]),
                 *(_or(spent[key], hours) for key in ("search_cpu_hours", "final_cpu_hours")),
                 *(_or(spent[key], seconds) for key in ("seconds", "seconds_per_epoch")),
@@ -103,13 +110,14 @@ def trials(report: dict[str, Any], entry: dict[str, Any]) -> Table:
         "CPU hours",
         "status",
     ]
-    rows = []
+    rows, numbers = [], {trial["id"]: trial["number"] for trial in entry["trials"]}
     for trial in sorted(entry["trials"], key=lambda trial: -(-1.0 if trial["value"] is None else trial["value"])):
-        status = trial["status"] + (f": {trial['reason']}" if trial["reason"] else "")
+        status = "replaced" if trial["replaced"] else trial["status"]
+        status += f": {trial['reason']}" if trial["reason"] else ""
         again = f", restarted {trial['failures']} {plural(trial['failures'], 'time')}" if trial["failures"] else ""
         number = f"{trial['number']}" + (", winner" if trial["id"] == entry["winner"] else "")
         if trial["parent"]:
-            number += f", clone of {trial['parent'].removeprefix(entry['label'] + '-').lstrip('0') or '0'} from epoch {trial['born']}"
+            number += f", from epoch {trial['born']} a clone of {numbers.get(trial['parent'], 'another')}"
         rows.append(
             [
                 number,

@@ -67,7 +67,7 @@ def answer(report: dict[str, Any]) -> list[str]:
     name = names[chosen["label"]]
     if not chosen["test"]:
         best = next(trial for trial in chosen["trials"] if trial["id"] == chosen["best"])
-        finished = sum(trial["finished"] for trial in chosen["trials"])
+        finished, _ = trial_counts(chosen)
         return [
             f"{name} is ahead so far: validation {measure} {best['value']:.4f} in the best of its {finished} finished {plural(finished, 'trial')}.",
             "That number is optimistic, as the best of several always is: no fresh seed has been trained and the test split "
@@ -126,7 +126,7 @@ def _against_baseline(report: dict[str, Any], chosen: dict[str, Any], names: dic
 
 def _cost(entry: dict[str, Any]) -> str:
     cost, out = entry["cost"], []
-    tried = sum(trial["finished"] for trial in entry["trials"])
+    tried, _ = trial_counts(entry)
     if cost["search_cpu_hours"] is not None:
         out.append(
             f"its search took {hours(cost['search_cpu_hours'])} reserved CPU hours over {tried} finished {plural(tried, 'trial')}"
@@ -142,7 +142,7 @@ def _cost(entry: dict[str, Any]) -> str:
 
 def reading_the_leaderboard(report: dict[str, Any]) -> list[str]:
     """What the leaderboard's numbers mean, and what they do not."""
-    tried = [sum(trial["finished"] for trial in entry["trials"]) for entry in report["entries"]]
+    tried = [trial_counts(entry)[0] for entry in report["entries"]]
     compared = any(entry["difference"] for entry in report["entries"])
     out = [
         f"Rows are in order of the test mean. The bold one, {display_names(report)[report['choice']]}, is the choice: highest on "
@@ -201,6 +201,12 @@ def command(report: dict[str, Any], entry: dict[str, Any]) -> str:
     if report["sweep"]["local"]:
         return f"distrec train {shlex.quote(report['sweep']['folder'] + '/' + entry['config']['path'])}"
     return f"distrec train {shlex.quote(entry['label'] + '.yaml')}"  # a config is a local file: download it first
+
+
+def trial_counts(entry: dict[str, Any]) -> tuple[int, int]:
+    """Finished trials and all of them; a clone and whom it replaced are one."""
+    own = [trial for trial in entry["trials"] if not trial["replaced"]]
+    return sum(trial["finished"] for trial in own), len(own)
 
 
 def plural(count: int, word: str) -> str:
