@@ -63,7 +63,7 @@ class Cluster:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A head node with 3 CPUs on ports of its own, and a copy of the repository without its history."""
     folder = tmp_path_factory.mktemp("head")
-    port, dashboard, client = free_ports(3)
+    port, dashboard, client, agent = free_ports(4)
     environment = {
         **os.environ, "HOME": str(folder),
         "OMP_NUM_THREADS": "1", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -78,6 +78,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         head = subprocess.Popen(
             [RAY, "start", "--head", "--block", "--num-cpus=3", "--node-ip-address=127.0.0.1", f"--port={port}",
              "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
+             f"--dashboard-agent-listen-port={agent}",  # whose default another cluster on this host has
              "--object-store-memory=100000000", "--disable-usage-stats"],
             env=environment, stdout=log, stderr=log, cwd=folder, start_new_session=True,
         )  # fmt: skip
