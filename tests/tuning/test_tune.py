@@ -310,6 +310,11 @@ def test_a_population_survives_its_driver_and_a_clones_config_repeats_its_way(
     assert [(epoch["loss"], epoch["valid"]) for epoch in again] == [(epoch["loss"], epoch["valid"]) for epoch in first]
     assert len(again) == 6
     assert {trial["entry"] for trial in trials(sweep, "final").values()} == {"alignrec", "bprmf"}
+    assert main(["report", str(sweep)]) == DONE
+    told = (sweep / "report.md").read_text()
+    assert "3 of 3, 2 clones" in told  # a clone and whom it replaced are one trial
+    assert told.count("from epoch 2 a clone of") == told.count("from epoch 4 a clone of") == 1
+    assert "population-based training" in told
 
 
 def test_resources_that_no_node_has_are_told_at_once(
