@@ -80,9 +80,8 @@ def quiet() -> None:
     logging.getLogger("torchrec").setLevel(logging.ERROR)  # it warns of every DENSE kernel
     for name in ("ray._private", "ray.train", "ray.tune"):  # "ray" itself is set again by its import
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("ray._private.authentication").setLevel(
-        logging.ERROR
-    )  # it warns that a local cluster is protected
+    # It warns that a cluster is protected.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     # DeepSpeed and TorchRec call collectives by names that this torch has begun to rename.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\._private\.worker")

@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 from ray import tune
 from ray.tune.callback import Callback
@@ -27,10 +27,8 @@ from distrec.errors import InputError, Interrupted, NonFiniteLoss
 from distrec.runtime import on_cluster
 from distrec.training.stop import on_stop_signal
 from distrec.tuning.folder import ERROR_FILE, Phase, SweepFolder, Trial
+from distrec.tuning.plan import Next
 from distrec.tuning.sweep import SweepConfig
-
-Source = Callable[[], tuple[Trial, RunConfig] | Literal["later"] | None]
-"""The next trial to start, "later" while that hangs on trials that run, or None when there is nothing left."""
 
 _NOTE_SECONDS = 5.0  # between two notes of a running trial's time
 
@@ -48,7 +46,7 @@ class Execution:
         sweep: SweepConfig,
         folder: SweepFolder,
         phase: Phase,
-        source: Source,
+        source: Callable[[], Next],
         concurrent: int,
         on_end: Callable[[Trial], None],
     ):

@@ -10,12 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+from distrec.config.run import RunConfig
 from distrec.data import keyed
 from distrec.errors import InputError
 from distrec.tuning.folder import Trial, in_place
 from distrec.tuning.space import Range, Space, Values, grid, random_point, size
 from distrec.tuning.sweep import SweepConfig
+
+Next = tuple[Trial, RunConfig] | Literal["later"] | None
+"""What to start now; "later" while that hangs on trials that run; None when there is nothing left."""
 
 _RANDOM_FIRST = 4  # random points of a method before the Parzen estimators have something to go by
 _TRIES = 32  # points asked of them until one is new

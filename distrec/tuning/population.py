@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from distrec.data import keyed
+from distrec.training.run_folder import flat
 from distrec.tuning.folder import Stretch, Trial
 from distrec.tuning.space import Range, Space, Values
 from distrec.tuning.sweep import Entry, PbtSection
@@ -33,7 +34,6 @@ class Population:
         shipped: their values in the method's run config.
         interval: epochs between two comparisons.
         epochs: of a whole run.
-        size: trials of a population.
         seed: of the search.
     """
 
@@ -42,19 +42,18 @@ class Population:
     shipped: Values
     interval: int
     epochs: int
-    size: int
     seed: int
-    settings: PbtSection
+    rules: PbtSection
 
     @classmethod
-    def of(cls, entry: Entry, settings: PbtSection, size: int, seed: int) -> Population | None:
+    def of(cls, entry: Entry, rules: PbtSection, seed: int) -> Population | None:
         """The population of a method; None where its space has no parameter that may change."""
         space = entry.changeable
         if not space:
             return None
-        tree = entry.base.model_dump()
-        shipped = {key: _at(tree, key) for key in space}
-        return cls(entry.label, space, shipped, entry.interval(settings), entry.base.train.epochs, size, seed, settings)
+        config = flat(entry.base.model_dump())
+        shipped = {key: config[key] for key in space}
+        return cls(entry.label, space, shipped, entry.interval(rules), entry.base.train.epochs, seed, rules)
 
     def next_pause(self, trial: Trial) -> int | None:
         """Where a trial that goes on now pauses next; None: not before its end."""
@@ -85,7 +84,7 @@ class Population:
             if trial.paused == at and trial.born < at and trial.status in ("waiting", "stopped")
         ]
         ranked = sorted(compared, key=lambda trial: (-(-1.0 if trial.last is None else trial.last), trial.number))
-        count = min(math.ceil(self.settings.quantile * len(ranked)), len(ranked) // 2)
+        count = min(math.ceil(self.rules.quantile * len(ranked)), len(ranked) // 2)
         return [
             (loser, self._clone(loser, ranked[:count], at))
             for loser in ranked[len(ranked) - count :]
@@ -113,17 +112,10 @@ class Population:
         """Another value of a parameter: now and then drawn anew, else moved on from where it is."""
         candidates = self.space[name]
         chance, draw, up = keyed.uniform(key, 0, 3).tolist()
-        anew, direction = chance < self.settings.resample or value == 0, int(up < 0.5)  # no factor moves a zero
+        anew, direction = chance < self.rules.resample or value == 0, int(up < 0.5)  # no factor moves a zero
         if isinstance(candidates, Range):
             return candidates.at(draw) if anew else candidates.nearest(value * _FACTORS[direction], value)
         if anew or value not in candidates:
             return candidates[int(draw * len(candidates))]
         place = candidates.index(value) + (-1, 1)[direction]
         return candidates[min(max(place, 0), len(candidates) - 1)]
-
-
-def _at(tree: dict[str, Any], key: str) -> Any:
-    node: Any = tree
-    for part in key.split("."):
-        node = node[part]
-    return node

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from distrec.config.run import RunConfig
 from distrec.data.dataset import Dataset
@@ -21,14 +21,11 @@ from distrec.data.storage import located, open_folder
 from distrec.errors import InputError
 from distrec.runtime import WORKER_ENVIRONMENT, check_stack, quiet, ray_cluster, versions
 from distrec.training.launch import check_inputs
-from distrec.tuning.folder import SweepFolder, Trial, best_trials, now
+from distrec.tuning.folder import SweepFolder, Trial, best_trials, in_place, now
 from distrec.tuning.live import Live
-from distrec.tuning.plan import Plan, require_optuna
+from distrec.tuning.plan import Next, Plan, require_optuna
 from distrec.tuning.population import Population
 from distrec.tuning.sweep import Entry, PrepareSection, SweepConfig, load_sweep, resolve_entries
-
-Next = tuple[Trial, RunConfig] | Literal["later"] | None
-"""What to start now; "later": nothing before a running trial has paused or ended."""
 
 
 def tune(config: SweepConfig | str | Path, overrides: Sequence[str] = ()) -> SweepFolder:
@@ -214,7 +211,7 @@ class Search:
                 groups.setdefault((trial.entry, trial.number // size), []).append(trial)
         for (label, _), members in groups.items():
             population = self.populations[label]
-            if not closed and len({trial.number for trial in members}) < min(size, self.plan.points(label)):
+            if not closed and len(in_place(members)) < min(size, self.plan.points(label)):
                 continue
             step = population.step(members)
             if isinstance(step, list):
@@ -230,7 +227,7 @@ class Search:
 
     def _all_begun(self) -> bool:
         """Whether each method has had its minimum; the time cannot be so short that a method is left out."""
-        count = {label: len({t.number for t in self.trials if t.entry == label}) for label in self.entries}
+        count = {label: sum(t.entry == label for t in in_place(self.trials)) for label in self.entries}
         least = self.sweep.budget.min_trials
         return all(count[label] >= min(least, self.plan.points(label)) for label in self.entries)
 
@@ -294,9 +291,7 @@ def _populations(sweep: SweepConfig, entries: dict[str, Entry]) -> dict[str, Pop
     """Of those methods whose spaces have parameters that may change while a run trains."""
     if sweep.scheduler != "pbt":
         return {}
-    found = {
-        label: Population.of(entry, sweep.pbt, sweep.budget.min_trials, sweep.seed) for label, entry in entries.items()
-    }
+    found = {label: Population.of(entry, sweep.pbt, sweep.seed) for label, entry in entries.items()}
     for label, population in found.items():
         if population is None:
             print(f"{label}: no parameter of its space may change while it trains, so its trials are not compared")
