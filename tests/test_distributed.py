@@ -1,11 +1,14 @@
 import os
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from tests.distributed import run_workers
+from tests.preload import LOADED
 
 pytestmark = pytest.mark.multiprocess
 
@@ -14,6 +17,13 @@ def total(value: int) -> tuple[int, int, int]:
     values = torch.tensor([value + dist.get_rank()])
     dist.all_reduce(values)
     return int(values), dist.get_rank(), torch.get_num_threads()
+
+
+def origin() -> tuple[list[str], list[str], str | None]:
+    """Libraries that this worker came without, the server's threads besides its first, and a variable."""
+    tasks = Path(f"/proc/{os.getppid()}/task")
+    threads = [(task / "comm").read_text().strip() for task in tasks.iterdir() if task.name != str(os.getppid())]
+    return [name for name in LOADED if name not in sys.modules], threads, os.environ.get("DISTREC_TEST")
 
 
 def stumble() -> None:
@@ -29,6 +39,14 @@ def hang() -> int:
 
 def test_results_come_by_rank():
     assert run_workers(total, 3, 10) == [(33, rank, 1) for rank in range(3)]
+
+
+def test_workers_come_with_the_libraries_from_a_server_of_one_thread(monkeypatch: pytest.MonkeyPatch):
+    """Forking a process of several threads may copy a lock that nobody releases; jemalloc takes care of its own."""
+    monkeypatch.setenv("DISTREC_TEST", "as it is now")  # not as it was when the server started
+    for missing, threads, variable in run_workers(origin, 2):
+        assert (missing, variable) == ([], "as it is now")
+        assert set(threads) <= {"jemalloc_bg_thd"}
 
 
 def test_an_error_in_one_worker_ends_all_and_is_told():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,20 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return small.write_small(tmp_path_factory.mktemp("data"))
 
 
+@pytest.fixture(scope="module")
+def unchanged(tmp_path_factory: pytest.TempPathFactory, data: str) -> Callable[..., Path]:
+    """A method's run without changes; each is trained once."""
+    made: dict[str, Path] = {}
+
+    def of(name: str, **sections: Any) -> Path:
+        key = repr((name, sections))
+        if key not in made:
+            made[key] = run(tmp_path_factory.mktemp("plain"), data, name, [], **sections)
+        return made[key]
+
+    return of
+
+
 @pytest.mark.parametrize("method", TRAINED)
 def test_changes_to_the_same_values_leave_every_bit(tmp_path: Path, data: str, method: str) -> None:
     same = resolve(load_run(small.write_config(tmp_path / "c.yaml", data, tmp_path, method)))
@@ -54,11 +69,13 @@ def test_changes_to_the_same_values_leave_every_bit(tmp_path: Path, data: str, m
 
 
 @pytest.mark.parametrize(("method", "key"), CASES)
-def test_a_change_acts_from_its_epoch_on_and_not_before(tmp_path: Path, data: str, method: str, key: str) -> None:
+def test_a_change_acts_from_its_epoch_on_and_not_before(
+    tmp_path: Path, data: str, unchanged: Callable[..., Path], method: str, key: str
+) -> None:
     own = {"variant": "intent"} if method == "mentor" and key == INTENT else {}
     sections = {"train": {"epochs": 2}, "method": own}
-    plain = run(tmp_path / "plain", data, method, [], **sections)
-    config = resolve(load_run(tmp_path / "plain" / "run.yaml"))
+    plain = unchanged(method, **sections)
+    config = resolve(load_run(plain.parent / "run.yaml"))
     changes = [{"epoch": 1, "values": {key: other(config, key)}}]
     changed = run(tmp_path / "changed", data, method, changes, **sections)
     one, two = small.metrics(plain), small.metrics(changed)
@@ -163,7 +180,7 @@ def test_refused(tmp_path: Path, data: str, method: str, changes: list[dict[str,
 
 
 @pytest.mark.multiprocess
-def test_two_workers_train_the_same_schedule(tmp_path: Path, data: str) -> None:
+def test_two_workers_train_the_same_schedule(tmp_path: Path, data: str, cluster: None) -> None:
     changes = [
         {"epoch": 1, "values": {"optimizer.lr": 0.004, "method.cl_loss": 0.1}},
         {"epoch": 2, "values": {"method.sim_weight": 0.5}},
