@@ -9,7 +9,7 @@ LOCK ?= cpu
 BIN := .venv/bin
 STAMP := .venv/installed-$(LOCK)
 
-.PHONY: env demo test lint clean
+.PHONY: env demo test test-all lint clean
 
 env: $(STAMP)
 
@@ -36,16 +36,18 @@ demo: env
 	@echo "== Full ranking of the test split; in brackets the best that is possible, known because the shop is generated"
 	$(BIN)/distrec evaluate $(addprefix $(DEMO)/runs/,popularity-demo lightgcn-demo alignrec-demo) --beside $(DEMO)/shop/oracle.json
 
-test: lint
-	@echo "== Unit tests: each room by itself"
-	$(PYTEST) -m "not multiprocess and not realdata"
-	@echo "== Multi-process tests: gloo workers and Ray clusters on this machine"
-	$(PYTEST) -m "multiprocess and not realdata"
-	@echo "== Real-data tests: the datasets in shared/data beside the repository"
-	$(PYTEST) -m realdata
+# What CI runs. `wide` tests repeat its properties with more seeds, sizes, workers and kills: `make test-all`.
+test: SCOPE := and not wide
+test test-all: lint
+	@echo "== Each room by itself, in two processes"
+	$(PYTEST) -n 2 -m "not multiprocess and not realdata $(SCOPE)"
+	@echo "== Several processes: gloo workers and Ray clusters on this machine"
+	$(PYTEST) -m "multiprocess and not realdata $(SCOPE)"
+	@echo "== Real data: the datasets in shared/data beside the repository"
+	$(PYTEST) -m "realdata $(SCOPE)"
 
 # One thread per process, since several run at once.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=20
 
 lint: env
 	@echo "== Style: ruff"
