@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from distrec.cli import main
-from distrec.errors import BAD_INPUT, DONE, FAILED
+from distrec.errors import BAD_INPUT, DONE
 from tests.training import small
 from tests.tuning.planted import write_sweep
 from tests.tuning.sweeps import METHODS, trials
@@ -70,7 +70,7 @@ def test_a_sweep_of_which_every_trial_fails_says_why(
     tmp_path: Path, data: str, cluster: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     methods = {"bprmf": {"overrides": {"optimizer.name": "sgd", "optimizer.lr": 1e30}}}
-    assert main(["tune", write_sweep(tmp_path, data, methods, budget={"trials": 1})]) == FAILED
+    assert main(["tune", write_sweep(tmp_path, data, methods, budget={"trials": 1})]) == BAD_INPUT
     told = capsys.readouterr().err
     assert "no trial of the sweep" in told
     assert "NonFiniteLoss" in told
