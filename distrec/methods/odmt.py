@@ -1,7 +1,7 @@
 """ODMT (Ji et al., ACM MM 2023): three next-item predictors, from IDs, texts and images.
 
-A transformer over all tokens of an item (`imt`) gives it three vectors, each with a user encoder of its own. In training
-they choose among the batch's items and learn from each other (`distillation`).
+A transformer over all tokens of an item (`imt`) gives it three vectors, each with a user encoder of its own. In
+training they choose among the batch's items and learn from each other (`distillation`).
 
 Section numbers in brackets refer to docs/methods/odmt.md.
 """

@@ -31,8 +31,8 @@ MENTOR: dict[str, Any] = {"name": "mentor", "dim": DIM, "knn_k": 4, "mask_weight
 INTENT = MENTOR | {"variant": "intent"}
 UNPERTURBED: dict[str, Any] = {"mask_weight_g": 0.0}
 
-# The towers and tables that each term's gradient reaches (4). The contrast of items does not see the users' weights (4.5);
-# the term's sum does.
+# The towers and tables that each term's gradient reaches (4). The contrast of items does not see the users'
+# weights (4.5); the term's sum does.
 ALIGNED = {"v", "t", "id", "id table", "weight"}
 PUBLISHED = {
     "bpr": {"v", "t", "weight"},
