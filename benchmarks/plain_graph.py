@@ -2,8 +2,7 @@
 
 One adjacency of stacked users and items (STAIR's in CSR, as its authors keep it), autograd through every step, optimizers
 as called by default, negatives drawn row by row, and contrast over a dense users x users and an items x items matrix. They
-start from the project's weights. Section numbers are those of the project's method specifications; layers that the
-published programs never use are left out.
+start from the project's weights. Layers that the published programs never use are left out.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ def unit_features(data: Dataset, name: str) -> torch.Tensor:
 
 
 class Smoothed(torch.optim.Optimizer):
-    """STAIR's AdamW with a smoother (3.6), one tensor operation per line of the specification."""
+    """STAIR's AdamW with a smoother (docs/methods/stair.md section 3.6), one tensor operation per line."""
 
     def __init__(self, parameter: torch.Tensor, lr: float, decay: float, matrix: torch.Tensor, powers: torch.Tensor):
         super().__init__([parameter], {"lr": lr, "weight_decay": decay, "betas": (0.9, 0.999), "eps": 1e-8})
@@ -52,7 +51,7 @@ class Smoothed(torch.optim.Optimizer):
 
 
 def convolved(matrix: torch.Tensor, x: torch.Tensor, decay: torch.Tensor, layers: int) -> torch.Tensor:
-    """STAIR's stepwise convolution (3.2): powers of the matrix, each column with a decay of its own."""
+    """STAIR's stepwise convolution (docs/methods/stair.md section 3.2): powers of the matrix, a decay per column."""
     total = x
     for _ in range(layers):
         x = torch.sparse.mm(matrix, x) * decay
@@ -173,7 +172,7 @@ class Mentor(Program):
         return out
 
     def tower(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """User and item rows of one tower (3.2)."""
+        """User and item rows of one tower (docs/methods/mentor.md section 3.2)."""
         weights = {key.removeprefix(f"{name}."): x for key, x in self.weights.items() if key.startswith(f"{name}.")}
         rows = self.weights["id_feat"] if name == "id" else self.inputs[name.partition("_")[0]]
         hidden = functional.leaky_relu(functional.linear(rows, weights["first.weight"], weights["first.bias"]))

@@ -165,8 +165,8 @@ class UserWindows(Sampler):
 class RandomWindows(Sampler):
     """Windows that end in a random item: a user, then one of its positions from number `first` on, both uniformly.
 
-    Drawn with replacement (bivrec.md 2), so what is counted once an epoch is the draw. An epoch has as many draws as
-    there are such positions.
+    Drawn with replacement (docs/methods/bivrec.md section 2), so what is counted once an epoch is the draw. An epoch
+    has as many draws as there are such positions.
     """
 
     def __init__(self, histories: Histories, length: int, first: int, seed: int):

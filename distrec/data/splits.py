@@ -7,7 +7,7 @@
 * `leave_last_out`: the last row of each user is test, the one before it valid.
 * `by_user`: users are dealt out, in an order drawn from the seed, until train has 80 % and valid 10 % of all rows; test has
   the rest. Of a valid or test user with n rows the first floor(0.8 n) in time order are context, known when ranking and
-  never trained; those after them are held out (bivrec.md 2).
+  never trained; those after them are held out (docs/methods/bivrec.md section 2).
 * `global_time`: two points in time for everybody; rows of one time never part. Valid and test rows of users who have no
   row before the first point are left out.
 

@@ -1,4 +1,4 @@
-"""Ranking metrics from the ranks of held-out items (alignrec.md section 5.3), in float64.
+"""Ranking metrics from the ranks of held-out items (docs/methods/alignrec.md section 5.3), in float64.
 
 A user has L held-out items; h_k = 1 where position k (from 1) of the user's ranking is one of them.
 

@@ -1,4 +1,4 @@
-"""Symmetric item graphs of several modalities' nearest neighbours (stair.md 3.3)."""
+"""Symmetric item graphs of several modalities' nearest neighbours (docs/methods/stair.md section 3.3)."""
 
 from __future__ import annotations
 

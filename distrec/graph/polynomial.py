@@ -36,7 +36,7 @@ def mean_of_powers(layers: int) -> list[Weight]:
 def decaying_powers(decay: torch.Tensor, layers: int, dtype: torch.dtype = torch.float32) -> list[Weight]:
     """Weights `(1 - c) / (1 - c^(L+1)) c^l` that sum to 1, for each column's own decay `c` in (0, 1) `[width]`.
 
-    A truncated Neumann series (stair.md 3.2). Formed in float64: 1 - c can be as small as 1e-3.
+    A truncated Neumann series (docs/methods/stair.md section 3.2). Formed in float64: 1 - c can be as small as 1e-3.
     """
     c = decay.double()
     scale = (1 - c) / (1 - c ** (layers + 1))

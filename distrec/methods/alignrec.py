@@ -1,9 +1,8 @@
-"""AlignRec, stage 2 (Liu et al., CIKM 2024; section numbers are those of the project's method specification).
+"""AlignRec, stage 2 (Liu et al., CIKM 2024). Section numbers in brackets refer to docs/methods/alignrec.md.
 
 Content never enters the score as a vector of its own: it gates the item's ID vector (3.4) and shapes the item graph
-(3.2). X is the concatenation of the chosen feature sets, each row-normalised, until a content encoder exists. The
-published program's unused layers (3.6) and dormant options (BCE form of the regulariser, history decoder, warm-up) are
-left out.
+(3.2). X is the concatenation of the chosen feature sets, each row-normalised. The published program's unused layers
+(3.6) and dormant options (4) are left out.
 """
 
 from __future__ import annotations

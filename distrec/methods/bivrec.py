@@ -1,4 +1,6 @@
-"""BiVRec (Hu et al. 2024), at two levels that are two methods (section numbers: bivrec.md). Results name the level.
+"""BiVRec (Hu et al. 2024), at two levels that are two methods. Results name the level.
+
+Section numbers in brackets refer to docs/methods/bivrec.md.
 
 `prototype` is what the authors' public code computes. It is eight months older than the paper and lacks four of its parts:
 patches at several scales, Gaussian attention, the allocation term and recommendation by content. Its slips, each behind a

@@ -1,4 +1,7 @@
-"""BPR-MF (Rendle et al. 2009): matrix factorisation with a pairwise loss, the ID-only baseline that only looks rows up."""
+"""BPR-MF (Rendle et al. 2009): matrix factorisation with a pairwise loss, the ID-only baseline that only looks rows up.
+
+See docs/methods/bprmf.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""In-batch cross-entropy of several predictors with popularity correction, and their online distillation (odmt.md 4)."""
+"""In-batch cross-entropy of several predictors with popularity correction, and their online distillation.
+
+The formulas are those of docs/methods/odmt.md section 4.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""ODMT's dense module: an item's tokens to its three vectors, and histories of such vectors to a user's three (odmt.md 3.2 to 3.5)."""
+"""ODMT's dense module: from an item's tokens to its three vectors, and from histories of them to a user's three.
+
+Section numbers in brackets refer to docs/methods/odmt.md. Projections (3.2), IMT (3.3), networks
+(3.4) and user encoders (3.5) are here.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ SOURCES = ("id", "text", "image")
 
 
 class IMT(nn.Module):
-    """The ID-aware multimodal transformer over all tokens of one item (odmt.md 3.3).
+    """The ID-aware multimodal transformer over all tokens of one item (3.3).
 
     Args:
         layers: blocks, and heads of each.

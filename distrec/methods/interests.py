@@ -1,4 +1,6 @@
-"""A history decomposed into interests, in two views: the dense module of BiVRec (section numbers: bivrec.md).
+"""A history decomposed into interests, in two views: the dense module of BiVRec.
+
+Section numbers in brackets refer to docs/methods/bivrec.md.
 
 `ClusterAttention` is the released prototype's block; `Patches` and `GaussianAttention` are the reconstruction's, and with
 their switches off nothing of them is there.

@@ -1,4 +1,7 @@
-"""LightGCN (He et al. 2020): ID vectors propagated over the user-item graph, mean of all layers, BPR."""
+"""LightGCN (He et al. 2020): ID vectors propagated over the user-item graph, mean of all layers, BPR.
+
+See docs/methods/lightgcn.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MENTOR (Xu et al., AAAI 2025; section numbers are those of the project's method specification).
+"""MENTOR (Xu et al., AAAI 2025). Section numbers in brackets refer to docs/methods/mentor.md.
 
 Towers of text, image and IDs are propagated over users and items (3.2) and aligned by the first two moments of their
 entries under the guidance of the ID tower (4.3). Two variants, which are two methods:

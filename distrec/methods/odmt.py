@@ -1,7 +1,9 @@
-"""ODMT (Online Distillation-enhanced Multi-modal Transformer, ACM MM 2023): three next-item predictors from IDs, texts and images.
+"""ODMT (Ji et al., ACM MM 2023): three next-item predictors, from IDs, texts and images.
 
-A transformer over all tokens of an item (`imt`) gives it three vectors, each with a user encoder of its own; in training
-they choose among the batch's items, and learn from each other (`distillation`). Numbers in brackets are sections of odmt.md.
+A transformer over all tokens of an item (`imt`) gives it three vectors, each with a user encoder of its own. In
+training they choose among the batch's items and learn from each other (`distillation`).
+
+Section numbers in brackets refer to docs/methods/odmt.md.
 """
 
 from __future__ import annotations

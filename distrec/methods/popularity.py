@@ -1,4 +1,7 @@
-"""Popularity: every user gets the items with the most training interactions. The floor that a recommender must beat."""
+"""Popularity: every user gets the items with the most training interactions. The floor that a recommender must beat.
+
+See docs/methods/popularity.md.
+"""
 
 from __future__ import annotations
 

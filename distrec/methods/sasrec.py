@@ -1,7 +1,9 @@
-"""SASRec (Kang & McAuley 2018): next-item prediction by causal self-attention over ID vectors, the ID-only sequential baseline.
+"""SASRec (Kang & McAuley 2018): next-item prediction by causal self-attention over ID vectors.
 
 The loss is the cross-entropy over the whole catalogue at every position, which later studies found far better than the
-paper's one sampled negative; the block is the one that ODMT's user encoders have (post-norm).
+paper's one sampled negative. The block is the one that ODMT's user encoders have (post-norm).
+
+See docs/methods/sasrec.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""STAIR (Xu et al., AAAI 2025; section numbers are those of the project's method specification).
+"""STAIR (Xu et al., AAAI 2025). Section numbers in brackets refer to docs/methods/stair.md.
 
 Content makes the tables' first values (3.4) and smooths every update of the item table over a graph of similar items
 (3.6). Between the two the method is a propagation whose reach differs from column to column (3.2): early columns are

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 
 class Attention(nn.Module):
-    """Multi-head attention without biases (odmt.md 3.3).
+    """Multi-head attention without biases (docs/methods/odmt.md section 3.3).
 
     Args:
         dim: width of queries, keys and values; a multiple of `heads`.
@@ -66,7 +66,9 @@ class Block(nn.Module):
 
 
 class SequenceEncoder(nn.Module):
-    """A causal transformer over a left-padded history with learned positions (Kang & McAuley 2018; odmt.md 3.5).
+    """A causal transformer over a left-padded history with learned positions (Kang & McAuley 2018).
+
+    The form of the block is that of docs/methods/odmt.md section 3.5.
 
     Args:
         length: positions; the newest input is always the last one.

@@ -33,7 +33,7 @@ def build_optimizer(parameters: Iterable[torch.Tensor], config: OptimizerSection
 
 
 class SmoothedOptimizer(torch.optim.Optimizer):
-    """A rule whose update of a table passes through a linear map before it is written (STAIR, stair.md 3.6).
+    """A rule whose update passes through a linear map before it is written (docs/methods/stair.md section 3.6).
 
     What is smoothed is the finished direction: for Adam the bias-corrected, normalised one, neither gradient nor moments;
     decoupled weight decay is not smoothed. With the identity as map it is the plain rule.

@@ -1,6 +1,6 @@
 """Tables on the workers: TorchRec shards them row-wise, this class starts, reads, steps and saves them.
 
-Two kinds (design.md section 4):
+Two kinds (docs/design.md section 4):
 
 * exact: TorchRec's DENSE kernel. My block is a view of the kernel's flat parameter and an ordinary leaf of autograd, so
   whole-table work costs no look-up and the paper's own optimizer steps over every row.

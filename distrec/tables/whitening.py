@@ -1,4 +1,4 @@
-"""Whitened features as first values of a table (stair.md 3.4), without the whole feature matrix on any rank."""
+"""Whitened features as first values of a table (docs/methods/stair.md section 3.4), no rank holding all features."""
 
 from __future__ import annotations
 

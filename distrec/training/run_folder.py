@@ -1,4 +1,4 @@
-"""A run at rest: `<storage>/<run name>/` and what lies in it (design.md section 6).
+"""A run at rest: `<storage>/<run name>/` and what lies in it.
 
 `config.yaml` the resolved config of the last attempt; `run.json` identity, attempts, plan, versions, degradations;
 `metrics.jsonl` one object per epoch of the trajectory that survived; `summary.json` best epoch and test metrics;

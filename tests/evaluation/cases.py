@@ -90,7 +90,7 @@ def plain_rankings(case: Case, scores: torch.Tensor) -> dict[int, tuple[list[int
 
 
 def plain_metrics(rankings: dict[int, tuple[list[int], set[int]]], ks: tuple[int, ...] = KS) -> dict[str, float]:
-    """Formulas of the specification, word for word."""
+    """The formulas of docs/methods/alignrec.md section 5.3, word for word."""
     out = {}
     for k in ks:
         rows = []

@@ -1,4 +1,7 @@
-"""Dense, single-process transcriptions of the methods, in float64 autograd: what the sharded ones are held against."""
+"""Dense, single-process transcriptions of the methods, in float64 autograd: what the sharded ones are held against.
+
+Section numbers in brackets refer to docs/methods/alignrec.md.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ Terms = dict[str, torch.Tensor]
 
 
 def info_nce(anchors: torch.Tensor, candidates: torch.Tensor, temperature: float) -> torch.Tensor:
-    """alignrec.md 4.4: mean over rows k of `-a_k b_k / t + log sum_j exp(a_k b_j / t)` of normalised rows."""
+    """NCE (4.4): mean over rows k of `-a_k b_k / t + log sum_j exp(a_k b_j / t)` of normalised rows."""
     a, b = functional.normalize(anchors, dim=1), functional.normalize(candidates, dim=1)
     similarity = a @ b.t() / temperature
     return (similarity.logsumexp(1) - similarity.diagonal()).mean()
@@ -25,7 +28,7 @@ def bpr(users: torch.Tensor, positives: torch.Tensor, negatives: torch.Tensor) -
 
 
 def item_graph(content: torch.Tensor, k: int) -> torch.Tensor:
-    """alignrec.md 3.2: S `[items, items]` of the `k` largest cosines per row, itself included, by row sums on both sides."""
+    """S (3.2) `[items, items]`: the `k` largest cosines per row, itself included, by row sums on both sides."""
     unit = content / content.norm(dim=1, keepdim=True)
     cosines = unit @ unit.t()
     kept = torch.zeros_like(cosines)
@@ -41,7 +44,7 @@ def item_graph(content: torch.Tensor, k: int) -> torch.Tensor:
 
 
 class AlignRec:
-    """alignrec.md 3.3 to 4.5, written down as it stands there."""
+    """The views (3.3, 3.4) and the terms (4.1 to 4.5) as the page has them."""
 
     def __init__(
         self, user: np.ndarray, item: np.ndarray, users: int, features: torch.Tensor, config: dict[str, float]

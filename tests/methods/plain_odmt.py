@@ -1,4 +1,4 @@
-"""ODMT in one process and float64, place by place as odmt.md has it: every slot encoded, nothing left out."""
+"""ODMT in one process and float64, place by place as docs/methods/odmt.md has it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""BiVRec: what the reconstruction promises (bivrec.md 10), what each released defect does, its parts against plain loops."""
+"""BiVRec: what the reconstruction promises (10), what each released defect does, its parts against plain loops.
+
+Section numbers in brackets refer to docs/methods/bivrec.md.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ from tests.training.random_data import write_random
 
 BIVREC: dict[str, Any] = {"name": "bivrec", "dim": 8, "length": 6, "interests": 3, "dropout": 0.0}
 PROTOTYPE = BIVREC | {"level": "prototype", "modality": "both"}
-# The reconstruction with every part switched off and every released defect switched on (bivrec.md 10 a).
+# The reconstruction with every part switched off and every released defect switched on (10).
 DEFECTS = {"pad_collision", "unmasked_content", "padded_sums", "noise_in_evaluation", "zero_tokens"}
 SWITCHES = {"cluster_norm": "released", "nce": "released"} | dict.fromkeys(DEFECTS, True)
 REDUCED = BIVREC | SWITCHES | {"scales": [1], "positions": False, "gaussian": "none", "lambda_f": 0.0, "lambda_mm": 0.0}

@@ -1,4 +1,7 @@
-"""MENTOR: what each loss term reaches, what is left out, the noise's keys, stale scores."""
+"""MENTOR: what each loss term reaches, what is left out, the noise's keys, stale scores.
+
+Section numbers in brackets refer to docs/methods/mentor.md.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +31,8 @@ MENTOR: dict[str, Any] = {"name": "mentor", "dim": DIM, "knn_k": 4, "mask_weight
 INTENT = MENTOR | {"variant": "intent"}
 UNPERTURBED: dict[str, Any] = {"mask_weight_g": 0.0}
 
-# mentor.md section 4: the towers and tables that each term's gradient reaches. The contrast of items does not see the
-# users' weights (4.5); the term's sum does.
+# The towers and tables that each term's gradient reaches (4). The contrast of items does not see the users'
+# weights (4.5); the term's sum does.
 ALIGNED = {"v", "t", "id", "id table", "weight"}
 PUBLISHED = {
     "bpr": {"v", "t", "weight"},
@@ -111,7 +114,7 @@ VARIANTS = [
 
 @pytest.mark.parametrize("settings", VARIANTS, ids=str)
 def test_every_parameter_that_exists_is_trained(data: Dataset, settings: dict[str, Any]):
-    """None of the layers that section 3.5 lists without a gradient is there."""
+    """None of the layers that have no gradient in the released program (3.5) is there."""
     bare = alone(data, **settings)
     towers = CLEAN + (NOISY if bare.method.noisy and not bare.method.intent else [])
     assert bare.method.towers == towers

@@ -1,4 +1,7 @@
-"""ODMT against its plain transcription, at any number of workers, and what its settings promise (odmt.md 10)."""
+"""ODMT against its plain transcription, at any number of workers, and what its settings promise (10).
+
+Section numbers in brackets refer to docs/methods/odmt.md.
+"""
 
 from __future__ import annotations
 

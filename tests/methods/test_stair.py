@@ -19,7 +19,7 @@ from tests.graph.cases import dense
 from tests.methods.bare import Bare, method_of, write
 from tests.oracle.gather import sparse_entries
 
-# stair.md 3.1: gamma, then b at columns 0, 1, 16, 32 and 63 of 64, then the means of b and of beta = 1 - b.
+# docs/methods/stair.md section 3.1: gamma, then b at columns 0, 1, 16, 32 and 63 of 64, then the means of b and beta.
 SCHEDULE = [
     (0.1, [0.1, 0.69378, 0.88350, 0.93973, 0.99858], 0.9073, 0.0927),
     (0.2, [0.1, 0.49175, 0.78207, 0.88350, 0.99717], 0.8408, 0.1592),

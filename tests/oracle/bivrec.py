@@ -1,5 +1,7 @@
 """BiVRec's fixture, two runs of the released prototype: names, settings, recorded noise, and what to compare.
 
+Section numbers in brackets refer to docs/methods/bivrec.md.
+
 The program pads histories on the right, here they are padded on the left. The prototype sees a set, so only recorded draws
 have to follow: those of a row with n items move n places on, round the end.
 """

@@ -1,4 +1,4 @@
-"""Fixtures of our own: AlignRec's specification carried out densely in float64, kept in the layout of the published ones."""
+"""Fixtures of our own: AlignRec computed densely in float64, kept in the layout of the published ones."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def write_fixture(
 
 
 def metrics(scores: torch.Tensor, data: dict[str, Any], users: int) -> dict[str, float]:
-    """alignrec.md 5.3 by a loop over users: recall, NDCG, precision and MAP at 5, 10 and 20, training items left out."""
+    """The metrics of docs/methods/alignrec.md section 5.3 at 5, 10 and 20, by a loop over users."""
     found: dict[str, list[float]] = {}
     for split in ("valid", "test"):
         for user in range(users):

@@ -1,4 +1,4 @@
-"""Tables whose update is smoothed against plain rules and stair.md 3.6 in float64, in 1 to 3 processes."""
+"""Tables whose update is smoothed in 1 to 3 processes, against plain rules and docs/methods/stair.md section 3.6."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def by_library(optimizer: dict[str, Any], name: str, rows: int) -> list[torch.Te
 
 
 def by_specification(optimizer: dict[str, Any], before: Map, after: Map, decay: Map) -> list[torch.Tensor]:
-    """stair.md 3.6, line by line, with a map at three places: of the gradient, of the direction, and of the decay."""
+    """docs/methods/stair.md section 3.6, with a map at three places: of gradient, direction and decay."""
     weight = torch.from_numpy(initial(ITEMS)).double()
     first, second = optimizer.get("betas", [0.9, 0.999])
     eps, rate = optimizer.get("eps", 1e-8), optimizer.get("weight_decay", 0.0)

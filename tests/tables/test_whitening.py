@@ -34,7 +34,7 @@ def features(shape: tuple[int, int, int, float, float]) -> torch.Tensor:
 
 
 def by_svd(x: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """stair.md 3.4 in float64, and V `[width, dim]`; a column's sign makes the largest entry of its v positive."""
+    """docs/methods/stair.md section 3.4 in float64, and V `[width, dim]`; the largest entry of each v is positive."""
     centred = x.double() - x.double().mean(0)
     left, _, right = torch.linalg.svd(centred, full_matrices=False)
     v = right[:dim].t()

@@ -1,4 +1,4 @@
-"""Design promise 1: workers, sharding and ZeRO stage change speed and memory, never the trajectory."""
+"""Promise 1 of docs/design.md: workers, sharding and ZeRO stage change speed and memory, never the trajectory."""
 
 from __future__ import annotations
 
