@@ -65,7 +65,8 @@ def test_overrides_stand_before_or_after_options(tmp_path: Path, capsys: pytest.
         assert main(["train", *arguments]) == 0
         shown.add(capsys.readouterr().out)
     (only,) = shown
-    assert "epochs: 9\n  seed: 4\n" in only
+    assert "\n  epochs: 9  # " in only
+    assert "\n  seed: 4  # " in only
 
 
 def test_every_verb_has_a_job_script() -> None:
