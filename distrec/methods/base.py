@@ -35,7 +35,7 @@ from distrec.tables.spec import Initializer, Side, Table, from_rows
 class MethodConfig(Section):
     """Base of a method's own settings, `method.*` in the run config."""
 
-    name: str = Field(description="name of the method, from the README's table of methods")
+    name: str = Field(description="name of the method, such as lightgcn")
 
 
 @dataclass(frozen=True)

@@ -133,16 +133,16 @@ class BiVRec(Method):
             "groupvit",
             description="normalisation of assignments: groupvit, by their sum; released, by a further softmax (4, B4)",
         )
-        pad_collision: bool = Field(False, description="as in the public code, item 0 is also the padding (2)")
+        pad_collision: bool = Field(False, description="use item 0 as the padding too, as in the public code (2)")
         unmasked_content: bool = Field(
-            False, description="as in the public code, empty places carry item 0's features (3)"
+            False, description="give empty places item 0's features, as in the public code (3)"
         )
         padded_sums: bool = Field(
-            False, description="as in the public code, empty places count as an interest's items (3)"
+            False, description="count empty places among an interest's items, as in the public code (3)"
         )
-        noise_in_evaluation: bool = Field(False, description="as in the public code, draw noise for ranking too (3)")
+        noise_in_evaluation: bool = Field(False, description="draw noise for ranking too, as in the public code (3)")
         zero_tokens: bool = Field(
-            False, description="as in the public code, the content view's tokens start at zero (3)"
+            False, description="start the content view's tokens at zero, as in the public code (3)"
         )
         scales: list[int] = Field(
             [1, 2, 4],

@@ -23,7 +23,7 @@ class FeatureFiles(Section):
         None, description="column of item ids in Parquet files; null: row i belongs to the i-th item"
     )
     column: str = Field("vector", description="column of vectors in Parquet files")
-    zeros_are_missing: bool = Field(False, description="a row of zeros marks an item without this modality")
+    zeros_are_missing: bool = Field(False, description="take a row of zeros for an item without this modality")
 
 
 def read_feature(source: Source, name: str, config: FeatureFiles, catalogue: pa.Array, where: str) -> RawFeature:

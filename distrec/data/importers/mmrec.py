@@ -23,7 +23,7 @@ class Config(Section):
 
     name: Literal["mmrec"] = Field(description="mmrec reads files of the MMRec toolbox")
     dataset: str = Field(description="name of the dataset; the file <dataset>.inter holds its interactions")
-    zeros_are_missing: bool = Field(False, description="a feature row of zeros marks an item without this modality")
+    zeros_are_missing: bool = Field(False, description="take a row of zeros for an item without this modality")
 
 
 def read(source: Source, config: Config) -> RawDataset:
