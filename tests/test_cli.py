@@ -35,8 +35,10 @@ def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, s
     return process.returncode, out, err
 
 
-@pytest.mark.parametrize("arguments", [[], ["trian"], ["train"], ["check", "a", "b"], ["check", "a", "--deep"],
-                                       ["train", "c.yaml", "--fast"], ["evaluate", "r", "--split", "train"]])  # fmt: skip
+@pytest.mark.parametrize("arguments", [
+    [], ["trian"], ["train"], ["check", "a", "b"], ["check", "a", "--deep"], ["train", "c.yaml", "--fast"],
+    ["evaluate", "r", "--split", "train"],
+])  # fmt: skip
 def test_wrong_usage_has_status_2_and_shows_the_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(arguments)

@@ -105,7 +105,7 @@ def printed(verb: str, path: Path, capsys: pytest.CaptureFixture[str], folder: P
 
 
 def has_comments(shown: str, *kinds: type[Section]) -> bool:
-    """Whether the descriptions of all fields of `kinds` stand in a config as comments, on lines of at most 120 columns."""
+    """Whether a config describes all fields of `kinds` in comments, on lines of at most 120 columns."""
     words = " ".join(line.rpartition("# ")[2] for line in shown.splitlines())
     described = all(field.description in words for kind in kinds for field in kind.model_fields.values())
     return described and max(map(len, shown.splitlines())) <= 120

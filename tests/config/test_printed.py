@@ -11,7 +11,10 @@ from pydantic import Field
 
 from distrec.config import Section, commented, decode, load_file
 
-LONG = "numbers whose description is so long that it cannot stand in one line with a key and a value, even if that is short"
+LONG = (
+    "numbers whose description is so long that it cannot stand in one line with a key and a value, "
+    "even if that is short"
+)
 
 
 class Leaf(Section):
