@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 from distrec.errors import DONE, InputError, Interrupted, NonFiniteLoss, exit_status
 
+_PRINT_CONFIG = "show the config with every setting and its description, and stop"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit status."""
@@ -102,8 +104,8 @@ def _parser() -> argparse.ArgumentParser:
         "--cut",
         type=int,
         metavar="N",
-        help="with --tokens: write 'text-tokens-cutN' and 'image-tokens-cutN', what stands before the last N layers, for a "
-        "method that trains these",
+        help="with --tokens: write 'text-tokens-cutN' and 'image-tokens-cutN', what stands before the last N layers, "
+        "for a method that trains these",
     )
     encode.add_argument("--workers", type=int, default=2, help="Ray actors; 0 encodes in this process")
     encode.add_argument("--threads", type=int, default=1, help="CPU threads per worker")
@@ -114,12 +116,13 @@ def _parser() -> argparse.ArgumentParser:
     train = verbs.add_parser("train", help="train a model, or continue a run")
     train.add_argument("config", help="a run config, such as configs/lightgcn/demo.yaml")
     train.add_argument("overrides", nargs="*", metavar="key=value")
-    train.add_argument("--print-config", action="store_true", help="show the resolved config and stop")
+    train.add_argument("--print-config", action="store_true", help=_PRINT_CONFIG)
     train.set_defaults(run=_train)
 
     tune = verbs.add_parser("tune", help="search over methods and their settings, or continue a sweep")
     tune.add_argument("config", metavar="SWEEP", help="a sweep config, such as configs/sweeps/demo.yaml")
     tune.add_argument("overrides", nargs="*", metavar="key=value")
+    tune.add_argument("--print-config", action="store_true", help=_PRINT_CONFIG)
     tune.set_defaults(run=_tune)
 
     evaluate = verbs.add_parser("evaluate", help="rank a split with the best weights of trained runs")
@@ -136,7 +139,8 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--no-examples",
         action="store_true",
-        help="leave out users' histories and recommendations, with items' titles and pictures, to publish a report on licensed data",
+        help="leave out users' histories and recommendations, with items' titles and pictures, to publish a report on "
+        "licensed data",
     )
     report.set_defaults(run=_report)
     return parser
@@ -181,15 +185,11 @@ def _encode(arguments: argparse.Namespace) -> None:
 
 def _train(arguments: argparse.Namespace) -> None:
     if arguments.print_config:
-        import yaml
+        from distrec.config import commented, load_run
+        from distrec.methods.registry import METHODS, resolve
 
-        from distrec.config import load_run
-        from distrec.methods.registry import resolve
-
-        print(
-            yaml.safe_dump(resolve(load_run(arguments.config, arguments.overrides)).model_dump(), sort_keys=False),
-            end="",
-        )
+        config = resolve(load_run(arguments.config, arguments.overrides))
+        print(commented(config, method=METHODS[config.method["name"]].Config), end="")
         return
     from distrec.training.display import summary_table
     from distrec.training.launch import train
@@ -198,6 +198,14 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _tune(arguments: argparse.Namespace) -> None:
+    if arguments.print_config:
+        from distrec.config import commented
+        from distrec.tuning.sweep import load_sweep, resolve_entries
+
+        sweep = load_sweep(arguments.config, arguments.overrides)
+        resolve_entries(sweep)  # so that a sweep which could not start is refused here too
+        print(commented(sweep), end="")
+        return
     from distrec.tuning.tune import tune
 
     folder = tune(arguments.config, arguments.overrides)

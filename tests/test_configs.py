@@ -8,14 +8,23 @@ import pytest
 import yaml
 
 from distrec.cli import main
-from distrec.config import decode, load_run
-from distrec.config.run import RunConfig
+from distrec.config import Section, commented, decode, load_run
+from distrec.config.run import OptimizerSection, RunConfig, TrainSection
 from distrec.config.tree import apply_overrides, load_file
 from distrec.data.importers import choose_importer
 from distrec.data.prepare import DataConfig
 from distrec.methods.registry import METHODS, resolve
 from distrec.tuning.space import Range, load_spaces
-from distrec.tuning.sweep import load_sweep, resolve_entries
+from distrec.tuning.sweep import (
+    AshaSection,
+    BudgetSection,
+    EntrySection,
+    PbtSection,
+    ResourceSection,
+    SweepConfig,
+    load_sweep,
+    resolve_entries,
+)
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SPACES = sorted(CONFIGS.glob("*/search.yaml"))
@@ -87,14 +96,53 @@ def test_sweep_resolves(path: Path) -> None:
     assert Path(sweep.data).parts[0] in ("data", "build")
 
 
+def printed(verb: str, path: Path, capsys: pytest.CaptureFixture[str], folder: Path) -> tuple[str, Path]:
+    """What --print-config shows of a config, and a file that holds it."""
+    assert main([verb, str(path), "--print-config", "run.name=again"]) == 0
+    shown, file = capsys.readouterr().out, folder / "shown.yaml"
+    file.write_text(shown)
+    return shown, file
+
+
+def has_comments(shown: str, *kinds: type[Section]) -> bool:
+    """Whether a config describes all fields of `kinds` in comments, on lines of at most 120 columns."""
+    words = " ".join(line.rpartition("# ")[2] for line in shown.splitlines())
+    described = all(field.description in words for kind in kinds for field in kind.model_fields.values())
+    return described and max(map(len, shown.splitlines())) <= 120
+
+
 @pytest.mark.parametrize("path", RUNS, ids=label)
-def test_print_config_shows_what_would_be_read_again(
+def test_a_printed_run_config_reads_back_as_the_same(
     path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["train", str(path), "--print-config", "train.seed=7"]) == 0
-    shown = tmp_path / "shown.yaml"
-    shown.write_text(capsys.readouterr().out)
-    assert resolve(load_run(shown)) == resolve(load_run(path, ["train.seed=7"]))
+    shown, file = printed("train", path, capsys, tmp_path)
+    assert load_run(file) == resolve(load_run(path, ["run.name=again"]))
+    assert has_comments(shown, RunConfig, TrainSection, OptimizerSection, METHODS[path.parent.name].Config)
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=label)
+def test_a_printed_sweep_config_reads_back_as_the_same(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown, file = printed("tune", path, capsys, tmp_path)
+    assert load_sweep(file) == load_sweep(path, ["run.name=again"])
+    assert has_comments(shown, SweepConfig, EntrySection, BudgetSection, AshaSection, PbtSection, ResourceSection)
+
+
+@pytest.mark.parametrize("path", DATA, ids=label)
+def test_a_commented_data_config_reads_back_as_the_same(path: Path, tmp_path: Path) -> None:
+    settings = decode(DataConfig, load_file(path))
+    importer, section = choose_importer(settings.importer)
+    settings = settings.model_copy(update={"importer": section.model_dump()})
+    file = tmp_path / "shown.yaml"
+    file.write_text(commented(settings, importer=importer.config))
+    assert decode(DataConfig, load_file(file)) == settings
+    assert has_comments(file.read_text(), DataConfig, importer.config)
+
+
+def test_a_sweep_that_could_not_start_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", str(SWEEPS[0]), "--print-config", "metric=recall@7"]) == 2
+    assert "'evaluate.ks'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("text", "value"), [("1e-3", 1e-3), ("2E+1", 20.0), (".5", 0.5), ("1.", 1.0), ("-0", None)])

@@ -17,11 +17,14 @@ from distrec.config.tree import Section, apply_overrides, decode, load_file
 class RunSection(Section):
     """Where a run lives. The name is stable: the same command again continues the run."""
 
-    name: str
-    storage: str = "runs"
+    name: str = Field(
+        description="name of the run or sweep, and of its folder inside 'storage'; the same name again continues it"
+    )
+    storage: str = Field("runs", description="folder or s3:// prefix that holds the folders of runs")
     graphs: str | None = Field(
         None,
-        description="folder or s3:// prefix where runs keep and share neighbour lists of items; null: each computes its own",
+        description="folder or s3:// prefix where runs share neighbour lists of items; null: each run computes its "
+        "own; unused in sweeps",
     )
 
     @field_validator("name")
@@ -35,24 +38,39 @@ class RunSection(Section):
 class TrainSection(Section):
     """How long, with how many workers, and on which metric epochs are chosen."""
 
-    workers: int = Field(2, ge=0, description="Ray Train workers; 0 runs in this process")
-    epochs: int = Field(100, ge=0)
-    seed: int = Field(1, ge=0, lt=2**63)
-    global_batch: int = Field(2048, ge=1, description="rows per step over all workers together")
+    workers: int = Field(2, ge=0, description="number of Ray Train workers; 0 trains in this process")
+    epochs: int = Field(
+        100, ge=0, description="largest number of epochs; training ends earlier when 'patience' runs out"
+    )
+    seed: int = Field(1, ge=0, lt=2**63, description="seed of initial weights, batches, negative samples and dropout")
+    global_batch: int = Field(
+        2048,
+        ge=1,
+        description="rows per step over all workers together; a row is an interaction, or a history for sequential "
+        "methods",
+    )
     accumulate: int = Field(
         1,
         ge=1,
-        description="micro-batches of a global batch: each goes forward and backward by itself, then one update",
+        description="micro-batches per global batch; each has its own forward and backward pass before the one update",
     )
     eval_every: int = Field(1, ge=1, description="epochs between evaluations on the validation split")
-    patience: int = Field(30, ge=1, description="stop at this many evaluations in a row without strict improvement")
-    metric: str = "recall@20"
-    cpus_per_worker: float = Field(1.0, gt=0)
-    threads: int = Field(1, ge=1, description="CPU threads of each worker's tensor kernels")
-    checkpoint_every: int = Field(
-        0, ge=0, description="steps between checkpoints within an epoch; 0: end of epoch only"
+    patience: int = Field(
+        30, ge=1, description="number of evaluations in a row without strict improvement after which training stops"
     )
-    max_failures: int = Field(3, ge=0, description="times Ray Train restarts the workers from the last checkpoint")
+    metric: str = Field(
+        "recall@20",
+        description="validation metric that selects the best epoch: recall, ndcg, precision, map or hit at one of "
+        "'evaluate.ks'",
+    )
+    cpus_per_worker: float = Field(1.0, gt=0, description="CPUs that Ray reserves for each worker")
+    threads: int = Field(1, ge=1, description="CPU threads for tensor operations in each worker")
+    checkpoint_every: int = Field(
+        0, ge=0, description="steps between checkpoints within an epoch; 0 saves at the end of epochs only"
+    )
+    max_failures: int = Field(
+        3, ge=0, description="number of times Ray Train restarts failed workers from the last checkpoint"
+    )
 
     @field_validator("metric")
     @classmethod
@@ -65,25 +83,45 @@ class TrainSection(Section):
 class LrDecay(Section):
     """Learning rate of epoch e: `lr * factor ** (e / epochs)`, with a fractional exponent."""
 
-    factor: float = Field(gt=0, le=1)
-    epochs: float = Field(gt=0)
+    factor: float = Field(gt=0, le=1, description="what the learning rate has been multiplied by after 'epochs' epochs")
+    epochs: float = Field(
+        gt=0, description="number of epochs, not necessarily whole, in which the learning rate falls by 'factor'"
+    )
 
 
 class OptimizerSection(Section):
     """One optimizer rule for tables and dense weights alike."""
 
-    name: Literal["adam", "adamw", "sgd"] = "adam"
-    lr: float = Field(1e-3, gt=0)
-    betas: list[float] = Field([0.9, 0.999], min_length=2, max_length=2)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    lr_decay: LrDecay | None = None
+    name: Literal["adam", "adamw", "sgd"] = Field(
+        "adam", description="update rule of tables and dense weights: adam, adamw or sgd"
+    )
+    lr: float = Field(1e-3, gt=0, description="learning rate, before any decay")
+    betas: list[float] = Field(
+        [0.9, 0.999],
+        min_length=2,
+        max_length=2,
+        description="decay rates of the first and second moments in adam and adamw, each in [0, 1)",
+    )
+    eps: float = Field(
+        1e-8, gt=0, description="term added to the denominator of adam and adamw for numerical stability"
+    )
+    weight_decay: float = Field(
+        0.0,
+        ge=0,
+        description="weight decay: decoupled from the gradient in adamw, an L2 term of the gradient in adam and sgd",
+    )
+    lr_decay: LrDecay | None = Field(
+        None,
+        description="decay of the learning rate: epoch e, counted from 0, uses lr * factor ** (e / epochs); null: no "
+        "decay",
+    )
     clip_norm: float = Field(
         0.0, ge=0, description="largest L2 norm of the gradient over all tables and dense weights together; 0: no limit"
     )
     tables: Literal["exact", "sparse"] = Field(
         "exact",
-        description="exact: every row of every table steps as the paper's optimizer does; sparse: fused row-wise Adagrad on looked-up rows",
+        description="exact: every row of a table takes the step of 'name'; sparse: only rows looked up, by fused "
+        "row-wise Adagrad",
     )
 
     @field_validator("betas")
@@ -103,13 +141,20 @@ class OptimizerSection(Section):
 class DenseSection(Section):
     """DeepSpeed settings of the dense module."""
 
-    zero_stage: int = Field(0, ge=0, le=3)
+    zero_stage: int = Field(
+        0,
+        ge=0,
+        le=3,
+        description="DeepSpeed ZeRO stage: 0 partitions nothing, 1 optimizer states, 2 gradients as well, 3 weights "
+        "as well",
+    )
     precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="what the module computes in; weights that step, moments and summed gradients stay float32"
+        "fp32",
+        description="number format of the dense module's computation, fp32 or bf16; master weights and moments stay "
+        "float32",
     )
     activation_checkpointing: bool = Field(
-        False,
-        description="blocks that offer it (transformer layers) compute their inner values anew in the backward pass",
+        False, description="recompute activations of transformer layers in the backward pass instead of keeping them"
     )
 
 
@@ -117,12 +162,16 @@ class EvaluateSection(Section):
     """Full-ranking evaluation."""
 
     mask: Literal["train", "train+valid", "none"] = Field(
-        "train", description="items left out of a user's ranking; train+valid leaves out valid items at test only"
+        "train",
+        description="items left out of a user's ranking: train, train+valid (valid items only when ranking test), or "
+        "none",
     )
     test: bool = Field(
-        True, description="read the test split at the end, with the weights of the best validation epoch"
+        True, description="rank the test split after training, with the weights of the best validation epoch"
     )
-    ks: list[int] = Field([5, 10, 20, 50], min_length=1)
+    ks: list[int] = Field(
+        [5, 10, 20, 50], min_length=1, description="cut-offs of the ranking metrics, in ascending order"
+    )
 
     @field_validator("ks")
     @classmethod
@@ -135,32 +184,42 @@ class EvaluateSection(Section):
 class TrackingSection(Section):
     """Experiment trackers beside the run folder."""
 
-    tensorboard: bool = True
-    mlflow: str | None = Field(None, description="MLflow tracking URI; needs the package mlflow-skinny")
+    tensorboard: bool = Field(True, description="write event files for TensorBoard into the folder of the run or sweep")
+    mlflow: str | None = Field(
+        None, description="MLflow tracking URI, which needs the package mlflow-skinny; null: no MLflow"
+    )
 
 
 class ChangeSection(Section):
     """Settings that change once so many epochs are done; the last of these is evaluated, and patience counts anew."""
 
-    epoch: int = Field(ge=1, description="epochs done before the change")
+    epoch: int = Field(ge=1, description="number of epochs trained before the change")
     values: dict[str, Any] = Field(
-        min_length=1, description="dotted run config keys: the optimizer's settings, and those of the loss"
+        min_length=1,
+        description="new values by dotted run config key: the optimizer's lr, weight_decay and clip_norm, and "
+        "settings of the loss",
     )
 
 
 class RunConfig(Section):
     """One run. `method` stays a mapping here: each method owns and decodes its own fields."""
 
-    data: str
-    run: RunSection
-    method: dict[str, Any]
-    train: TrainSection = TrainSection()
-    optimizer: OptimizerSection = OptimizerSection()
-    dense: DenseSection = DenseSection()
-    evaluate: EvaluateSection = EvaluateSection()
-    tracking: TrackingSection = TrackingSection()
+    data: str = Field(description="folder or s3:// prefix of the prepared dataset")
+    run: RunSection = Field(description="name and place of the run")
+    method: dict[str, Any] = Field(
+        description="method and its settings; numbers in brackets are sections of docs/methods/<name>.md"
+    )
+    train: TrainSection = Field(
+        TrainSection(), description="length of training, workers, batches, and the metric that selects the best epoch"
+    )
+    optimizer: OptimizerSection = Field(OptimizerSection(), description="update rule of tables and dense weights")
+    dense: DenseSection = Field(DenseSection(), description="settings of DeepSpeed, which trains the dense module")
+    evaluate: EvaluateSection = Field(EvaluateSection(), description="full ranking of the validation and test splits")
+    tracking: TrackingSection = Field(TrackingSection(), description="experiment trackers beside the run folder")
     changes: list[ChangeSection] = Field(
-        [], description="a schedule of settings, as population-based training finds one; by ascending epochs"
+        [],
+        description="schedule of settings that change during training, by ascending epoch, such as population-based "
+        "training finds",
     )
 
     @field_validator("changes")
@@ -172,7 +231,7 @@ class RunConfig(Section):
         return changes
 
     def identity(self, manifest_hash: str) -> dict[str, Any]:
-        """What makes two attempts the same run; everything else may change between them, `changes` only ahead of them."""
+        """What makes two attempts the same run; all else may change between them, `changes` only ahead of them."""
         return {
             "method": self.method,
             "optimizer": self.optimizer.model_dump(),

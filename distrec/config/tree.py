@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -24,7 +25,7 @@ S = TypeVar("S", bound=Section)
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which `1e-3` is a number (YAML 1.1 wants a dot and calls it a string) and a repeated key an error."""
+    """Safe YAML in which `1e-3` is a number (in YAML 1.1 a string, for want of a dot) and a repeated key an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -36,13 +37,19 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-    ),
-    list("-+0123456789."),
+class _Dumper(yaml.SafeDumper):
+    """Quotes every string that `_Loader` would read as something else, and writes repeated values out."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_FLOAT = re.compile(
+    r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+"
+    r"|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
 )
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
 def parse_scalar(text: str, where: str) -> Any:
@@ -51,6 +58,16 @@ def parse_scalar(text: str, where: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise InputError(f"{where}: '{text}' is not a YAML value ({_first_line(error)}); quote it.") from None
+
+
+def yaml_lines(key: str, value: Any, width: int) -> list[str]:
+    """`key: value` as YAML that `load_file` reads back, inner lists and mappings in one line each if `width` allows."""
+    for flow in (None, False) if isinstance(value, (dict, list)) else (False,):
+        text = yaml.dump({key: value}, Dumper=_Dumper, default_flow_style=flow, sort_keys=False, width=math.inf)
+        lines: list[str] = text.splitlines()
+        if all(len(line) <= width for line in lines):
+            break
+    return lines
 
 
 def load_file(path: str | Path) -> dict[str, Any]:
@@ -141,10 +158,14 @@ def _valid_keys(section: type[BaseModel], path: Sequence[str]) -> list[str]:
     current: Any = section
     for part in path:
         field = getattr(current, "model_fields", {}).get(part)
-        annotation = getattr(field, "annotation", None)
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        current = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+        current = section_of(getattr(field, "annotation", None))
     return list(getattr(current, "model_fields", {}))
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field of this type holds, itself or as its values; None for plain values."""
+    options = [annotation, *get_args(annotation)]
+    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
 
 
 def _copy(tree: Any) -> Any:

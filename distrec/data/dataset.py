@@ -42,20 +42,20 @@ _BYTES_PER_GROUP = 8 << 20
 class FileEntry(Section):
     """One file of a prepared dataset."""
 
-    rows: int
-    bytes: int
-    sha256: str
+    rows: int = Field(description="number of rows in the file")
+    bytes: int = Field(description="size of the file in bytes")
+    sha256: str = Field(description="SHA-256 of the file's content, in hexadecimal")
 
 
 class FeatureEntry(Section):
     """One feature set: a vector per item, or several (tokens)."""
 
-    tokens: int = Field(1, ge=1, description="vectors per item")
+    tokens: int = Field(1, ge=1, description="number of vectors per item")
     width: int = Field(description="length of each vector")
-    dtype: Literal["float16", "float32"]
-    missing: int
-    source: str = Field(description="the encoder and its version, or the imported file")
-    parts: list[str]
+    dtype: Literal["float16", "float32"] = Field(description="number format of the vectors, float16 or float32")
+    missing: int = Field(description="number of items without a vector")
+    source: str = Field(description="encoder and its version, or the imported file")
+    parts: list[str] = Field(description="files that hold the vectors, in index order")
 
     @model_serializer(mode="wrap")
     def _without_default(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -69,18 +69,20 @@ class FeatureEntry(Section):
 class Manifest(Section):
     """`manifest.json`."""
 
-    format: int
-    name: str
-    users: int
-    items: int
-    interactions: dict[str, int]
-    split: str
-    id_order: str
-    features: dict[str, FeatureEntry]
-    content: dict[str, int] = Field(description="items that have a text, an image; empty without content")
-    config: dict[str, Any] = Field(description="the data config it was prepared with")
-    source: str = Field("", description="SHA-256 over the source files; empty if made otherwise")
-    files: dict[str, FileEntry]
+    format: int = Field(description="version of the format of prepared datasets")
+    name: str = Field(description="name of the dataset")
+    users: int = Field(description="number of users")
+    items: int = Field(description="number of items")
+    interactions: dict[str, int] = Field(description="number of interactions by split")
+    split: str = Field(description="rule by which the interactions were split")
+    id_order: str = Field(description="rule by which users and items were numbered")
+    features: dict[str, FeatureEntry] = Field(description="feature sets by name")
+    content: dict[str, int] = Field(
+        description="number of items that have a text or an image, by modality; empty without content"
+    )
+    config: dict[str, Any] = Field(description="data config that the dataset was prepared with")
+    source: str = Field("", description="SHA-256 over the source files; empty if there are none")
+    files: dict[str, FileEntry] = Field(description="every file of the dataset by name")
 
 
 @dataclass(frozen=True)

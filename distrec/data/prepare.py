@@ -51,22 +51,36 @@ _CONTENT_ROWS = 200  # items per row group
 class KCore(Section):
     """Fewest interactions of a kept user and a kept item; both again until nothing changes. 0 keeps all."""
 
-    users: int = Field(0, ge=0)
-    items: int = Field(0, ge=0)
+    users: int = Field(0, ge=0, description="fewest interactions of a user that is kept; 0 keeps all")
+    items: int = Field(0, ge=0, description="fewest interactions of an item that is kept; 0 keeps all")
 
 
 class DataConfig(Section):
     """A data config, `configs/data/<dataset>.yaml`."""
 
-    name: str
-    importer: dict[str, Any] = Field(description="`name` and the section of that importer")
-    min_rating: float | None = Field(None, description="a rating at or above is a positive; the others are dropped")
-    duplicates: Duplicates = Field("first", description="which positive stays where a pair has several, by time")
-    k_core: KCore = KCore()
-    keep_items: Literal["interacted", "all"] = Field("interacted", description="all: also items without a row")
-    split: SplitSection
-    id_order: IdOrder = "sorted"
-    seed: int = Field(1, ge=0, lt=2**63, description="of per_user_random, by_user and shuffled ids")
+    name: str = Field(description="name of the dataset")
+    importer: dict[str, Any] = Field(description="reader of the raw data, with its settings")
+    min_rating: float | None = Field(
+        None, description="lowest rating that counts as a positive; interactions below it are dropped; null keeps all"
+    )
+    duplicates: Duplicates = Field(
+        "first",
+        description="which interaction stays where a user and an item have several: first or last in time; refuse: an "
+        "error",
+    )
+    k_core: KCore = Field(KCore(), description="fewest interactions per user and item, applied until nothing changes")
+    keep_items: Literal["interacted", "all"] = Field(
+        "interacted", description="items to keep: interacted, those with an interaction left; all, the whole catalogue"
+    )
+    split: SplitSection = Field(description="division of the interactions into train, valid and test")
+    id_order: IdOrder = Field(
+        "sorted",
+        description="numbering of users and items: sorted by original id, first_seen in the source, given by the ids, "
+        "or shuffled",
+    )
+    seed: int = Field(
+        1, ge=0, lt=2**63, description="seed of the splits per_user_random and by_user, and of shuffled ids"
+    )
 
 
 @dataclass

@@ -33,9 +33,16 @@ _Counts = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # from a user's
 class SplitSection(Section):
     """`split:` of a data config."""
 
-    name: Literal["given", "per_user_random", "per_user_time", "leave_last_out", "by_user", "global_time"]
-    valid: float | None = Field(None, gt=0, lt=1, description="share of the rows, for global_time; 0.1")
-    test: float | None = Field(None, gt=0, lt=1, description="share of the rows, for global_time; 0.1")
+    name: Literal["given", "per_user_random", "per_user_time", "leave_last_out", "by_user", "global_time"] = Field(
+        description="split rule: given (a column), per_user_random, per_user_time, leave_last_out, by_user or "
+        "global_time",
+    )
+    valid: float | None = Field(
+        None, gt=0, lt=1, description="share of interactions in valid, for global_time only; null: 0.1"
+    )
+    test: float | None = Field(
+        None, gt=0, lt=1, description="share of interactions in test, for global_time only; null: 0.1"
+    )
 
 
 def assign(

@@ -41,21 +41,42 @@ class AlignRec(Method):
     """H = H_id + H_mm, scores are inner products (3.5)."""
 
     class Config(MethodConfig):
-        features: list[str] = Field(["text", "image"], description="feature sets that make X, in this order")
-        fill: Fill = Field("mean", description="what a missing feature row becomes, before normalisation")
-        dim: int = Field(64, ge=1)
-        user_item_layers: int = Field(2, ge=0, description="n_ui_layers")
-        item_layers: int = Field(1, ge=0, description="n_layers on the item graph")
-        knn_k: int = Field(10, ge=1)
-        reg_weight: float = Field(1e-4, ge=0)
-        uia_weight: float = Field(0.1, ge=0, description="ui_cosine_loss_weight; 0 leaves the term out")
-        cl_loss: float = Field(0.01, ge=0, description="weight of the two CCA terms")
-        cca_temperature: float = Field(0.2, ge=0.03, description="a constant of the published program (4.4)")
-        sim_weight: float = Field(0.1, ge=0)
-        side_emb_div: float = Field(0.0, description="divide H_mm by this; 0: plain sum")
-        layer_norm: bool = Field(False, description="LayerNorm on X before the gate (use_ln)")
+        features: list[str] = Field(
+            ["text", "image"],
+            description="feature sets that are concatenated in this order to make X, the content of the items (3)",
+        )
+        fill: Fill = Field(
+            "mean",
+            description="vector of an item without a feature row: mean of the present rows, or zeros, before "
+            "normalisation",
+        )
+        dim: int = Field(64, ge=1, description="d, width of the vectors of both views (3)")
+        user_item_layers: int = Field(2, ge=0, description="n_ui_layers, number of hops on the user-item graph (3.3)")
+        item_layers: int = Field(1, ge=0, description="n_layers, number of hops on the item graph S (3.4)")
+        knn_k: int = Field(
+            10, ge=1, description="number of neighbours of an item in the item graph S, itself included (3.2)"
+        )
+        reg_weight: float = Field(1e-4, ge=0, description="weight of the L2 term on the batch's final vectors (4.2)")
+        uia_weight: float = Field(
+            0.1, ge=0, description="ui_cosine_loss_weight, weight of user-item alignment; 0 leaves it out (4.3)"
+        )
+        cl_loss: float = Field(
+            0.01, ge=0, description="weight of the two terms of content-category alignment; 0 leaves them out (4.4)"
+        )
+        cca_temperature: float = Field(
+            0.2,
+            ge=0.03,
+            description="tau, temperature of content-category alignment; a constant in the published program (4.4)",
+        )
+        sim_weight: float = Field(0.1, ge=0, description="weight of the similarity regulariser; 0 leaves it out (4.5)")
+        side_emb_div: float = Field(
+            0.0, description="divisor of the content view H_mm before it is added to the ID view; 0: no division (3.5)"
+        )
+        layer_norm: bool = Field(False, description="use_ln, apply LayerNorm to X before the gate (3.4)")
         moving_target: bool = Field(
-            True, description="the regulariser's target follows the trained X, as published (3.6)"
+            True,
+            description="keep the target of the similarity regulariser equal to X as it trains, as published; false: "
+            "to the initial X (3.6)",
         )
 
     config: AlignRec.Config

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from distrec.config import Section
 from distrec.data.dataset import Dataset, Interactions
@@ -34,7 +35,7 @@ from distrec.tables.spec import Initializer, Side, Table, from_rows
 class MethodConfig(Section):
     """Base of a method's own settings, `method.*` in the run config."""
 
-    name: str
+    name: str = Field(description="name of the method, such as lightgcn")
 
 
 @dataclass(frozen=True)

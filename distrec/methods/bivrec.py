@@ -98,39 +98,77 @@ class BiVRec(Method):
 
     class Config(MethodConfig):
         level: Literal["prototype", "reconstruction"] = Field(
-            "reconstruction", description="the authors' public code, or our reconstruction of the paper"
+            "reconstruction",
+            description="prototype: what the authors' public code computes; reconstruction: our reading of the paper",
         )
         image: str = Field("image", description="feature set of images")
         text: str = Field("text", description="feature set of texts")
-        fill: Fill = Field("mean", description="what a missing feature row becomes")
-        modality: Literal["image", "text", "both"] = Field("both", description="which of them the content view reads")
-        mm_type: Literal["concat", "sum"] = Field("concat", description="how both are joined")
-        dim: int = Field(64, ge=1)
-        interests: int = Field(4, ge=1, description="K")
-        length: int = Field(20, ge=1, description="items of a history that are read, the newest ones")
-        gumbel: Literal["open", "close"] = Field("open", description="close: items are assigned without noise")
-        tau: float = Field(1.0, gt=0, description="of the assignment's softmax")
-        shelter: int = Field(1, ge=1, description="interests that an item is assigned to")
-        temperature: float = Field(0.07, ge=0.03, description="of the contrast")
-        dropout: float = Field(0.2, ge=0, lt=1)
-        lambda_id: float = Field(1.0, ge=0, description="recommendation by IDs; the prototype's lambda1")
-        lambda_c: float = Field(1.0, ge=0, description="contrast of the views; the prototype's lambda2")
-        nce: Literal["released", "intended", "clip"] = "clip"
-        cluster_norm: Literal["groupvit", "released"] = "groupvit"
-        pad_collision: bool = False
-        unmasked_content: bool = False
-        padded_sums: bool = False
-        noise_in_evaluation: bool = False
-        zero_tokens: bool = False
-        scales: list[int] = Field([1, 2, 4], min_length=1, description="sizes of patches, ascending")
-        positions: bool = Field(True, description="learned vectors of place and scale")
-        gaussian: Literal["feature", "position", "none"] = "feature"
-        lambda_mm: float = Field(1.0, ge=0, description="recommendation by content")
-        lambda_f: float = Field(0.1, ge=0, description="how alike the views allocate items to interests")
-        allocation: Literal["co_allocation", "aligned"] = "co_allocation"
-        tau_a: float = Field(1.0, gt=0, description="of the allocation's softmax")
+        fill: Fill = Field(
+            "mean", description="vector of an item without a feature row: mean of the present rows, or zeros"
+        )
+        modality: Literal["image", "text", "both"] = Field(
+            "both", description="features that the content view reads: image, text or both (3)"
+        )
+        mm_type: Literal["concat", "sum"] = Field(
+            "concat", description="how image and text are joined: concat, by a linear map of both; sum, by addition (3)"
+        )
+        dim: int = Field(64, ge=1, description="d, width of item vectors and interests (3)")
+        interests: int = Field(4, ge=1, description="K, number of interests per view (3)")
+        length: int = Field(20, ge=1, description="S, number of items read from the end of a history (2)")
+        gumbel: Literal["open", "close"] = Field(
+            "open", description="noise in the assignment of items to interests: open, Gumbel noise; close, none (3)"
+        )
+        tau: float = Field(1.0, gt=0, description="temperature of the softmax that assigns items to interests (3)")
+        shelter: int = Field(1, ge=1, description="interests per item in the assignment, at most 'interests' (3)")
+        temperature: float = Field(0.07, ge=0.03, description="temperature of the contrast between the views (4)")
+        dropout: float = Field(0.2, ge=0, lt=1, description="dropout rate of inputs, assignments and heads (3)")
+        lambda_id: float = Field(1.0, ge=0, description="weight of recommendation by IDs; lambda1 in the prototype (4)")
+        lambda_c: float = Field(
+            1.0, ge=0, description="weight of the contrast of the views; lambda2 in the prototype (4)"
+        )
+        nce: Literal["released", "intended", "clip"] = Field(
+            "clip",
+            description="what the contrast pulls together: released, all pairs; intended, a history's views; clip, "
+            "these both ways (4)",
+        )
+        cluster_norm: Literal["groupvit", "released"] = Field(
+            "groupvit",
+            description="normalisation of assignments: groupvit, by their sum; released, by a further softmax (4, B4)",
+        )
+        pad_collision: bool = Field(False, description="use item 0 as the padding too, as in the public code (2)")
+        unmasked_content: bool = Field(
+            False, description="give empty places item 0's features, as in the public code (3)"
+        )
+        padded_sums: bool = Field(
+            False, description="count empty places among an interest's items, as in the public code (3)"
+        )
+        noise_in_evaluation: bool = Field(False, description="draw noise for ranking too, as in the public code (3)")
+        zero_tokens: bool = Field(
+            False, description="start the content view's tokens at zero, as in the public code (3)"
+        )
+        scales: list[int] = Field(
+            [1, 2, 4],
+            min_length=1,
+            description="P, sizes of the patches that a history is cut into, in ascending order (4, B2)",
+        )
+        positions: bool = Field(True, description="add learned vectors of position and scale to the patches (4, B2)")
+        gaussian: Literal["feature", "position", "none"] = Field(
+            "feature",
+            description="kind of Gaussian attention: feature, by distance of features; position, by distance to a "
+            "learned place; none (4, B3)",
+        )
+        lambda_mm: float = Field(1.0, ge=0, description="weight of recommendation by content; 0 leaves it out (4, B5)")
+        lambda_f: float = Field(
+            0.1, ge=0, description="weight of the distance between the views' allocations; 0 leaves it out (4, B7)"
+        )
+        allocation: Literal["co_allocation", "aligned"] = Field(
+            "co_allocation",
+            description="what 'lambda_f' weighs: co_allocation, distance over pairs of items; aligned, over equal "
+            "interests (4, B7)",
+        )
+        tau_a: float = Field(1.0, gt=0, description="temperature of the allocation's softmax over interests (4, B7)")
         rank_by: Literal["id", "mm", "both"] = Field(
-            "id", description="the view that ranks; both: the sum, our extra, and each view is reported beside it"
+            "id", description="view that ranks: id, mm (content), or both, by the sum of their scores (4, B8)"
         )
 
         @model_validator(mode="before")

@@ -19,9 +19,11 @@ class BprMf(Method):
     """Scores are inner products of user and item rows; works with exact and sparse tables."""
 
     class Config(MethodConfig):
-        dim: int = Field(64, ge=1)
+        dim: int = Field(64, ge=1, description="k, width of the user and item vectors")
         reg: float = Field(
-            1e-4, ge=0, description="weight of half the squared norms of the looked-up rows, per batch row"
+            1e-4,
+            ge=0,
+            description="lambda, weight of half the squared L2 norms of the rows looked up, averaged over the batch",
         )
 
     config: BprMf.Config

@@ -21,9 +21,15 @@ class LightGCN(Method):
     """Scores are inner products of the mean over layers 0 to L of the propagated tables."""
 
     class Config(MethodConfig):
-        dim: int = Field(64, ge=1)
-        layers: int = Field(4, ge=0)
-        reg: float = Field(1e-3, ge=0, description="weight of the layer-0 rows' Frobenius norms, divided by the batch")
+        dim: int = Field(64, ge=1, description="width of the user and item vectors")
+        layers: int = Field(
+            4, ge=0, description="K, number of propagation layers; the final vector is the mean over layers 0 to K"
+        )
+        reg: float = Field(
+            1e-3,
+            ge=0,
+            description="weight of the Frobenius norms of the batch's layer-0 rows, divided by the batch size",
+        )
 
     config: LightGCN.Config
     changeable = ("reg",)

@@ -86,22 +86,41 @@ class MENTOR(Method):
     """Scores are inner products of E (3.4), image and text halves side by side."""
 
     class Config(MethodConfig):
-        variant: Literal["published", "intent"] = Field("published", description="the released program, or the paper")
-        image: str = Field("image", description="feature set of the image towers")
-        text: str = Field("text", description="feature set of the text towers")
-        fill: Fill = Field("mean", description="what a missing feature row becomes")
-        dim: int = Field(64, ge=1, description="width of one tower; E is twice as wide")
-        item_layers: int = Field(1, ge=0, description="n_mm_layers, hops on the item graph")
-        knn_k: int = Field(10, ge=1)
-        image_weight: float = Field(0.1, ge=0, le=1, description="of the image's item graph; the text's has the rest")
-        reg_weight: float = Field(1e-3, ge=0)
-        align_weight: float = Field(0.1, ge=0)
-        mask_weight_f: float = Field(1.5, ge=0, description="feature mask; a constant in the loss if published")
-        mask_weight_g: float = Field(1e-3, ge=0, description="contrast of noisy towers; 0 leaves them out")
-        dropout: float = Field(0.5, ge=0, lt=1, description="of the feature mask")
-        temperature: float = Field(0.2, ge=0.03)
+        variant: Literal["published", "intent"] = Field(
+            "published", description="published: what the released program computes; intent: what the paper describes"
+        )
+        image: str = Field("image", description="feature set of the image towers (3.2)")
+        text: str = Field("text", description="feature set of the text towers (3.2)")
+        fill: Fill = Field(
+            "mean", description="vector of an item without a feature row: mean of the present rows, or zeros"
+        )
+        dim: int = Field(64, ge=1, description="d, width of one tower; E, which ranks, is twice as wide (3.4)")
+        item_layers: int = Field(1, ge=0, description="n_mm_layers, number of hops on the item graph S (3.4)")
+        knn_k: int = Field(
+            10, ge=1, description="k, number of neighbours of an item in each modality's graph, itself included (3.3)"
+        )
+        image_weight: float = Field(
+            0.1,
+            ge=0,
+            le=1,
+            description="mm_image_weight, share of the image graph in S; the text graph has the rest (3.3)",
+        )
+        reg_weight: float = Field(1e-3, ge=0, description="lambda_r, weight of the L2 term (4.2)")
+        align_weight: float = Field(0.1, ge=0, description="lambda_al, weight of moment alignment (4.3)")
+        mask_weight_f: float = Field(
+            1.5,
+            ge=0,
+            description="lambda_f, weight of the feature mask term, a constant if 'variant' is published; 0 leaves it "
+            "out (4.4)",
+        )
+        mask_weight_g: float = Field(
+            1e-3, ge=0, description="lambda_g, weight of the contrast of noisy towers; 0 leaves them out (4.5)"
+        )
+        dropout: float = Field(0.5, ge=0, lt=1, description="fraction of entries that the feature mask drops (4.4)")
+        temperature: float = Field(0.2, ge=0.03, description="tau, temperature of the contrast of noisy towers (4.5)")
         stale_scores: bool = Field(
-            False, description="rank by the E of the last training step, before its update, as published (5)"
+            False,
+            description="rank by the E of the last training step, before its update, as the published program does (5)",
         )
 
     config: MENTOR.Config

@@ -62,41 +62,65 @@ class ODMT(Method):
 
     class Config(MethodConfig):
         train_encoder_layers: int = Field(
-            0, ge=0, description="last layers of both encoders that train too, with the dropout of their own configs"
+            0,
+            ge=0,
+            description="number of last layers of both encoders that train too, with the encoders' own dropout; 0 "
+            "keeps them frozen",
         )
         text_tokens: str = Field(
             default_factory=lambda known: cut_name("text", known.get("train_encoder_layers", 0)),
-            description="the token set of texts; text-tokens, or text-tokens-cutN where the last N layers train",
+            description="token set of texts; by default text-tokens, or text-tokens-cutN where the last N layers train",
         )
         image_tokens: str = Field(
             default_factory=lambda known: cut_name("image", known.get("train_encoder_layers", 0)),
-            description="the token set of images, likewise",
+            description="token set of images; by default image-tokens, or image-tokens-cutN where the last N layers "
+            "train",
         )
-        dim: int = Field(768, ge=1, description="width of everything behind the projections")
+        dim: int = Field(768, ge=1, description="D, width of item transformer, MLPs and user encoders (3.2)")
         id_dim: int = Field(
-            768, ge=1, description="width of the ID table; of the tokens it starts from with init 1 to 3"
+            768,
+            ge=1,
+            description="d_id, width of the ID table; with 'init' 1 to 3, the width of the tokens it starts from (3.1)",
         )
         init: Literal[0, 1, 2, 3] = Field(
-            1, description="ID table's first values: 0 Xavier, 1 mean of first image and text token, 2 image, 3 text"
+            1,
+            description="initial ID table: 0 Xavier, 1 mean of first image and text token, 2 first image token, 3 "
+            "first text token (3.1)",
         )
         tie_cls_feature: bool = Field(
-            False, description="with init 2 or 3: that token stays the ID table's row as it trains, as published"
+            False,
+            description="with 'init' 2 or 3, the first token follows the ID table as it trains, as in the published "
+            "program (3.1)",
         )
-        length: int = Field(12, ge=1, description="items of a history that are read, the newest ones")
-        merged_att_layers: int = Field(2, ge=1, description="IMT's blocks, and heads of each")
-        version: Literal["v1", "v3"] = Field("v1", description="v1: other tokens cannot see the ID's")
-        user_layers: int = Field(2, ge=1)
-        user_heads: int = Field(2, ge=1)
-        dropout: float = Field(0.1, ge=0, lt=1)
-        tau: float = Field(0.3, gt=0, description="temperature of distillation")
+        length: int = Field(12, ge=1, description="S, number of items read from the end of a history (2)")
+        merged_att_layers: int = Field(
+            2,
+            ge=1,
+            description="number of blocks of the item transformer (IMT), and of attention heads per block (3.3)",
+        )
+        version: Literal["v1", "v3"] = Field(
+            "v1", description="v1 hides an item's ID token from its text and image tokens; v3 does not (3.3)"
+        )
+        user_layers: int = Field(2, ge=1, description="number of blocks per user encoder (3.5)")
+        user_heads: int = Field(2, ge=1, description="number of attention heads per block of a user encoder (3.5)")
+        dropout: float = Field(
+            0.1, ge=0, lt=1, description="dropout rate of item transformer and user encoders (3.3, 3.5)"
+        )
+        tau: float = Field(0.3, gt=0, description="temperature of the distillation (4)")
         alpha: float = Field(
-            20, ge=0, description="epochs until distillation counts fully; below 1, its constant weight; 0: without it"
+            20,
+            ge=0,
+            description="number of epochs until distillation has full weight; below 1, its constant weight; 0: no "
+            "distillation (4)",
         )
         negatives: Literal["global", "local"] = Field(
-            "global", description="candidates: the whole batch's items; or those of my share of it, as published"
+            "global",
+            description="candidates in the softmax: global, all items of the batch; local, items of a worker's share, "
+            "as published (4)",
         )
         dedupe: bool = Field(
-            True, description="encode an item once a step; if not, each place where it stands, with its own dropout"
+            True,
+            description="encode each item once per step; false: once per occurrence, each with its own dropout (9)",
         )
 
     whole_tables = False

@@ -28,11 +28,13 @@ class SASRec(Method):
     """Scores are inner products of the newest position's output and the item's vector."""
 
     class Config(MethodConfig):
-        dim: int = Field(64, ge=1)
-        length: int = Field(50, ge=1, description="items of a history that are read, the newest ones")
-        layers: int = Field(2, ge=0)
-        heads: int = Field(2, ge=1)
-        dropout: float = Field(0.2, ge=0, lt=1)
+        dim: int = Field(64, ge=1, description="d, width of item vectors and transformer blocks; a multiple of 'heads'")
+        length: int = Field(50, ge=1, description="n, number of items read from the end of a history")
+        layers: int = Field(2, ge=0, description="b, number of transformer blocks")
+        heads: int = Field(2, ge=1, description="number of attention heads per block")
+        dropout: float = Field(
+            0.2, ge=0, lt=1, description="dropout rate of inputs, attention weights and block outputs"
+        )
 
     config: SASRec.Config
     changeable = ("dropout",)

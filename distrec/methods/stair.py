@@ -38,12 +38,17 @@ class STAIR(Method):
         features: list[str] = Field(["text", "image"], description="feature sets, in the order of 'neighbours'")
         neighbours: list[int] = Field(
             [5, 1],
-            description="k of each feature set: its neighbours in the item graph and its weight in the first values",
+            description="k_m of each feature set: its neighbours per item in the item graph, and its weight in the "
+            "initial values (3.3, 3.4)",
         )
-        fill: Fill = Field("mean", description="what a missing feature row becomes")
-        dim: int = Field(64, ge=1)
-        layers: int = Field(3, ge=0, description="hops of both convolutions")
-        gamma: float = Field(0.2, ge=1e-3, description="exponent of the schedule over columns")
+        fill: Fill = Field(
+            "mean", description="vector of an item without a feature row: mean of the present rows, or zeros"
+        )
+        dim: int = Field(64, ge=1, description="d, width of the tables; at most the width of each feature set (3.4)")
+        layers: int = Field(3, ge=0, description="L, number of hops of the forward and the backward convolution (3.2)")
+        gamma: float = Field(
+            0.2, ge=1e-3, description="exponent of the schedule over columns, b_j = 0.1 + 0.9 (j / d)^gamma (3.1)"
+        )
 
     config: STAIR.Config
     negatives_from = "all"

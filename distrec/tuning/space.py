@@ -12,7 +12,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from distrec.config.tree import Section, decode, load_file
 from distrec.data import keyed
@@ -27,10 +27,10 @@ _FIXED = ("data", "run", "tracking", "evaluate", "train.seed", "train.workers", 
 class Range(Section):
     """All numbers from `low` to `high`."""
 
-    low: float
-    high: float
-    log: bool = False
-    integer: bool = False
+    low: float = Field(description="smallest value")
+    high: float = Field(description="largest value")
+    log: bool = Field(False, description="draw values evenly on a logarithmic scale")
+    integer: bool = Field(False, description="draw whole numbers only")
 
     @model_validator(mode="before")
     @classmethod

@@ -22,27 +22,40 @@ SEARCH_FILE = "search.yaml"
 class EntrySection(Section):
     """One method of the sweep: where its search begins and what it searches."""
 
-    config: str = Field(description="a run config; trial 0 of the entry is this config as it stands")
-    spaces: list[str] = Field([], description="names of spaces in the file search.yaml beside 'config'")
-    space: dict[str, Any] = Field({}, description="further keys, or other candidates for keys of 'spaces'")
-    overrides: dict[str, Any] = Field({}, description="dotted run config keys, set in every trial of the entry")
+    config: str = Field(
+        description="run config that the search starts from; the method's first trial is this config as it stands"
+    )
+    spaces: list[str] = Field([], description="names of search spaces in the file search.yaml beside 'config'")
+    space: dict[str, Any] = Field(
+        {},
+        description="more dotted run config keys to search, each a list of values or a range {low, high}; these "
+        "override 'spaces'",
+    )
+    overrides: dict[str, Any] = Field(
+        {}, description="values of dotted run config keys, set in every trial of the method"
+    )
 
 
 class BudgetSection(Section):
     """When the search ends: at whichever of `trials` and `hours` comes first. The winners' seeds come on top."""
 
-    trials: int | None = Field(None, ge=1, description="trials of all methods together")
+    trials: int | None = Field(None, ge=1, description="number of trials of all methods together; null: no limit")
     hours: float | None = Field(
         None,
         gt=0,
-        description="wall time, after which no trial starts any more; what has begun goes on, a population to its end",
+        description="hours after which no new trial starts once each method has 'min_trials'; begun trials finish; "
+        "null: no limit",
     )
-    epochs: int | None = Field(None, ge=1, description="most epochs of a trial; a run config with fewer keeps its own")
+    epochs: int | None = Field(
+        None,
+        ge=1,
+        description="largest number of epochs per trial; a run config with fewer keeps its own; null: no limit",
+    )
     min_trials: int = Field(
         1,
         ge=1,
-        description="finished trials before a method may be dropped; each time all methods left have so many more, the "
-        "better half of them stays",
+        description="trials of each method before the weaker half of the methods is dropped, each time; with pbt, "
+        "size of a population",
     )
 
 
@@ -50,7 +63,7 @@ class AshaSection(Section):
     """Asynchronous successive halving among the trials of one method, never across methods."""
 
     grace: int = Field(5, ge=1, description="epochs before a trial may be stopped")
-    factor: int = Field(3, ge=2, description="one in so many trials passes each rung")
+    factor: int = Field(3, ge=2, description="reduction factor: about one in 'factor' trials passes each rung")
 
 
 class PbtSection(Section):
@@ -58,62 +71,107 @@ class PbtSection(Section):
     that may change while a run trains. A population is `budget.min_trials` trials of one method.
     """
 
-    interval: int = Field(5, ge=1, description="epochs between comparisons, rounded up to whole evaluations")
-    quantile: float = Field(
-        0.25, gt=0, le=0.5, description="part of the population that is replaced, rounded up, and part it comes from"
+    interval: int = Field(
+        5, ge=1, description="epochs between comparisons of a population, rounded up to whole evaluations"
     )
-    resample: float = Field(0.25, ge=0, le=1, description="chance that a parameter is drawn anew, not moved by a fifth")
+    quantile: float = Field(
+        0.25,
+        gt=0,
+        le=0.5,
+        description="fraction of a population, rounded up, that is replaced by clones of the equally many best trials",
+    )
+    resample: float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="probability that a clone's parameter is drawn anew; otherwise it moves by a fifth, or to the "
+        "next value listed",
+    )
 
 
 class ResourceSection(Section):
     """What each trial takes; as many trials run at once as the cluster has room for."""
 
-    workers: int = Field(0, ge=0, description="Ray Train workers of a trial; 0 trains in the trial's own process")
-    cpus_per_worker: float = Field(1.0, gt=0)
-    threads: int = Field(1, ge=1, description="CPU threads of each worker's tensor kernels")
+    workers: int = Field(
+        0, ge=0, description="number of Ray Train workers per trial; 0 trains in the trial's own process"
+    )
+    cpus_per_worker: float = Field(1.0, gt=0, description="CPUs that Ray reserves for each worker")
+    threads: int = Field(1, ge=1, description="CPU threads for tensor operations in each worker")
 
 
 class PrepareSection(Section):
     """How `data` is made where it is not there yet."""
 
-    config: str = Field(description="a data config")
+    config: str = Field(description="data config of the dataset")
     source: str = Field(description="folder or s3:// prefix of the raw data; 'demo' generates the demo shop")
-    tokens: bool = Field(False, description="encode word pieces and image patches too")
+    tokens: bool = Field(False, description="encode word pieces and image patches as well")
     image_pool: int | None = Field(
-        None, ge=1, description="with 'tokens': average feature maps down to so many squared"
+        None,
+        ge=1,
+        description="with 'tokens': average each image's feature map down to this many rows and columns; null: keep "
+        "its size",
     )
 
 
 class PublishedSection(Section):
     """Numbers from elsewhere to show beside an entry's. Give them only where dataset and protocol are the same."""
 
-    entry: str
-    source: str
-    metrics: dict[str, float]
-    note: str = ""
+    entry: str = Field(description="method of the sweep, by its key under 'methods', that the numbers belong to")
+    source: str = Field(description="where the numbers were published")
+    metrics: dict[str, float] = Field(description="published values by metric, such as recall@20")
+    note: str = Field("", description="remark shown beside the numbers")
 
 
 class SweepConfig(Section):
     """One sweep: one dataset, one protocol, one metric, one budget, several methods."""
 
-    run: RunSection
-    data: str
-    methods: dict[str, EntrySection] = Field(min_length=1)
-    budget: BudgetSection
-    prepare: PrepareSection | None = None
-    metric: str = "recall@20"
-    evaluate: EvaluateSection = EvaluateSection()
-    overrides: dict[str, Any] = Field({}, description="dotted run config keys, set in every trial of every method")
-    searcher: Literal["random", "grid", "tpe"] = "random"
-    scheduler: Literal["asha", "pbt", "none"] = "none"
-    asha: AshaSection = AshaSection()
-    pbt: PbtSection = PbtSection()
-    seed: int = Field(1, ge=0, lt=2**62, description="of the search and of every trial")
-    seeds: int = Field(5, ge=1, description="fresh seeds that each method's winner is trained and tested with")
-    resources: ResourceSection = ResourceSection()
-    retries: int = Field(2, ge=0, description="times a trial that died is started again, from its last checkpoint")
-    tracking: TrackingSection = TrackingSection()
-    published: list[PublishedSection] = Field([])
+    run: RunSection = Field(description="name and place of the sweep")
+    data: str = Field(description="folder or s3:// prefix of the prepared dataset that all trials use")
+    methods: dict[str, EntrySection] = Field(min_length=1, description="methods to search, by a label of your choice")
+    budget: BudgetSection = Field(
+        description="when the search ends: as soon as 'trials' or 'hours' is reached; the winners' seeds come on top"
+    )
+    prepare: PrepareSection | None = Field(
+        None,
+        description="how to prepare and encode the dataset at 'data' as far as it is missing; null: it must be "
+        "complete",
+    )
+    metric: str = Field(
+        "recall@20",
+        description="validation metric that trials are compared by: recall, ndcg, precision, map or hit at one of "
+        "'evaluate.ks'",
+    )
+    evaluate: EvaluateSection = Field(EvaluateSection(), description="full ranking of the validation and test splits")
+    overrides: dict[str, Any] = Field(
+        {}, description="values of dotted run config keys, set in every trial of every method"
+    )
+    searcher: Literal["random", "grid", "tpe"] = Field(
+        "random",
+        description="how new trials are chosen: random, grid (all combinations), or tpe (Optuna's Parzen estimators)",
+    )
+    scheduler: Literal["asha", "pbt", "none"] = Field(
+        "none", description="asha stops weak trials early, pbt trains populations, none lets every trial finish"
+    )
+    asha: AshaSection = Field(
+        AshaSection(), description="settings of asynchronous successive halving, used when 'scheduler' is asha"
+    )
+    pbt: PbtSection = Field(
+        PbtSection(), description="settings of population-based training, used when 'scheduler' is pbt"
+    )
+    seed: int = Field(
+        1, ge=0, lt=2**62, description="seed of the search and of every trial; the winners get the seeds after it"
+    )
+    seeds: int = Field(
+        5, ge=1, description="number of fresh seeds that each method's winner is trained and tested with"
+    )
+    resources: ResourceSection = Field(
+        ResourceSection(), description="what each trial takes; as many trials run at once as the cluster has room for"
+    )
+    retries: int = Field(2, ge=0, description="number of times a trial that died restarts from its last checkpoint")
+    tracking: TrackingSection = Field(TrackingSection(), description="experiment trackers of the whole sweep")
+    published: list[PublishedSection] = Field(
+        [], description="published numbers to show in the report, for the same dataset and protocol"
+    )
 
     @field_validator("metric")
     @classmethod

@@ -18,10 +18,12 @@ _CHUNK = 4096  # rows looked at in one go
 class FeatureFiles(Section):
     """Where one feature set lies."""
 
-    files: Files
-    id: str | None = Field(None, description="key column of Parquet files; without it row i belongs to the i-th item")
-    column: str = Field("vector", description="column of Parquet files that holds the vectors")
-    zeros_are_missing: bool = Field(False, description="a row of zeros stands for an item without this modality")
+    files: Files = Field(description="one .npy file, or Parquet files by name or pattern")
+    id: str | None = Field(
+        None, description="column of item ids in Parquet files; null: row i belongs to the i-th item"
+    )
+    column: str = Field("vector", description="column of vectors in Parquet files")
+    zeros_are_missing: bool = Field(False, description="take a row of zeros for an item without this modality")
 
 
 def read_feature(source: Source, name: str, config: FeatureFiles, catalogue: pa.Array, where: str) -> RawFeature:

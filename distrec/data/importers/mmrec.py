@@ -21,9 +21,9 @@ from distrec.data.importers.source import Source
 class Config(Section):
     """`importer:` of a data config with `name: mmrec`."""
 
-    name: Literal["mmrec"]
-    dataset: str = Field(description="the interactions are in <dataset>.inter")
-    zeros_are_missing: bool = Field(False, description="a feature row of zeros is an item without this modality")
+    name: Literal["mmrec"] = Field(description="mmrec reads files of the MMRec toolbox")
+    dataset: str = Field(description="name of the dataset; the file <dataset>.inter holds its interactions")
+    zeros_are_missing: bool = Field(False, description="take a row of zeros for an item without this modality")
 
 
 def read(source: Source, config: Config) -> RawDataset:

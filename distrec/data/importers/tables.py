@@ -27,23 +27,32 @@ from distrec.errors import InputError
 class InteractionsTable(Section):
     """Files and columns of the interactions."""
 
-    files: Files
-    user: str = "user"
-    item: str = "item"
-    rating: str | None = None
-    timestamp: str | None = None
-    split: str | None = Field(None, description="column of a given split: train, valid, test or 0, 1, 2")
+    files: Files = Field(description="file name, list of names, or patterns such as ratings-*.csv")
+    user: str = Field("user", description="column of user ids")
+    item: str = Field("item", description="column of item ids")
+    rating: str | None = Field(None, description="column of ratings; null if there is none")
+    timestamp: str | None = Field(None, description="column of times; null if there is none")
+    split: str | None = Field(
+        None, description="column of a given split, with values train, valid, test or 0, 1, 2; null if there is none"
+    )
 
 
 class ItemsTable(Section):
     """Files and columns of the items, one row each."""
 
-    files: Files
-    id: str = "item"
-    title: str | None = None
-    text: str | None = Field(None, description='template over columns, for example "{title}. {description}"')
-    text_only_if: dict[str, str] = Field({}, description="a column of the text: the Boolean column that permits it")
-    image: str | None = Field(None, description='file name over columns, for example "pictures/{item}.jpg"')
+    files: Files = Field(description="file name, list of names, or patterns such as items-*.csv")
+    id: str = Field("item", description="column of item ids")
+    title: str | None = Field(None, description="column of titles, which are only shown; null if there is none")
+    text: str | None = Field(
+        None,
+        description='template over columns for the text of an item, such as "{title}. {description}"; null: no text',
+    )
+    text_only_if: dict[str, str] = Field(
+        {}, description="for a column of 'text', the Boolean column that must be true for it to be used"
+    )
+    image: str | None = Field(
+        None, description='template over columns for an image file, such as "pictures/{item}.jpg"; null: no files'
+    )
 
     @field_validator("text", "image")
     @classmethod
@@ -56,19 +65,23 @@ class ItemsTable(Section):
 class ImagesTable(Section):
     """Parquet files with a column of encoded images (JPEG, PNG, …), at most one per item."""
 
-    files: Files
-    id: str = "item"
-    column: str = "image"
+    files: Files = Field(description="file name, list of names, or patterns such as posters-*.parquet")
+    id: str = Field("item", description="column of item ids")
+    column: str = Field("image", description="column of encoded images, such as JPEG or PNG")
 
 
 class Config(Section):
     """`importer:` of a data config with `name: tables`."""
 
-    name: Literal["tables"]
-    interactions: InteractionsTable
-    items: ItemsTable | None = None
-    images: ImagesTable | None = None
-    features: dict[str, FeatureFiles] = Field({}, description="files of each precomputed feature set")
+    name: Literal["tables"] = Field(description="tables reads CSV, TSV, Parquet and .npy files")
+    interactions: InteractionsTable = Field(description="files and columns of the interactions")
+    items: ItemsTable | None = Field(
+        None, description="files and columns of the items, one row per item; null: items are those of the interactions"
+    )
+    images: ImagesTable | None = Field(
+        None, description="files of images in Parquet, at most one image per item; null if there are none"
+    )
+    features: dict[str, FeatureFiles] = Field({}, description="files of each precomputed feature set, by its name")
 
 
 def read(source: Source, config: Config) -> RawDataset:
