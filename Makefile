@@ -47,7 +47,7 @@ test test-all: lint
 	$(PYTEST) -m "realdata $(SCOPE)"
 
 # One thread per process, since several run at once.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=20
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 lint: env
 	@echo "== Style: ruff"
