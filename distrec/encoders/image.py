@@ -46,19 +46,8 @@ class ImageEncoder(Encoder):
         """The tensor of vectors `[len(images), width]` or `[len(images), tokens, width]` of RGB images."""
 
 
-def map_tokens(maps: Any, side: int | None) -> Any:
-    """Feature maps `[n, width, height, breadth]` as tokens `[n, 1 + cells, width]`: the mean, then the cells by rows.
-
-    With `side`, the cells are those of the map averaged down to `side` x `side`.
-    """
-    import torch
-
-    cells = maps if side is None else torch.nn.functional.adaptive_avg_pool2d(maps, side)
-    return torch.cat([maps.mean((2, 3)).unsqueeze(1), cells.flatten(2).transpose(1, 2)], 1)
-
-
 def _count_tokens(name: str, shape: tuple[int, int], side: int | None) -> int:
-    """How many tokens `map_tokens` makes of maps of a shape."""
+    """How many tokens `distrec.encoders.tail.map_tokens` makes of maps of a shape."""
     if side is None:
         return 1 + shape[0] * shape[1]
     if not 2 <= side <= min(shape):
@@ -148,6 +137,8 @@ class EfficientNetLite0(ImageEncoder):
 
     def run(self, model: Any, images: list[Image.Image]) -> Any:
         import torch
+
+        from distrec.encoders.tail import map_tokens
 
         resized = [np.asarray(image.resize((224, 224), Image.Resampling.BICUBIC), np.float32) for image in images]
         # [n, h, w, 3] seen as [n, 3, h, w] is channels-last memory, the faster layout for convolutions
@@ -249,6 +240,8 @@ class TransformerImage(ImageEncoder):
         return self.folder.tail(self.modality, self.cut)
 
     def run(self, model: Any, images: list[Image.Image]) -> Any:
+        from distrec.encoders.tail import map_tokens
+
         output = _output(model, images)
         last = output.last_hidden_state
         if self.tokens == 1:
