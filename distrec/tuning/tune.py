@@ -20,8 +20,9 @@ from distrec.data.dataset import Dataset
 from distrec.data.storage import located, open_folder
 from distrec.errors import InputError
 from distrec.runtime import WORKER_ENVIRONMENT, check_stack, quiet, ray_cluster, versions
+from distrec.training.attempts import now
 from distrec.training.launch import check_inputs
-from distrec.tuning.folder import SweepFolder, Trial, best_trials, in_place, now
+from distrec.tuning.folder import SweepFolder, Trial, best_trials, in_place
 from distrec.tuning.live import Live
 from distrec.tuning.plan import Next, Plan, require_optuna
 from distrec.tuning.population import Population
