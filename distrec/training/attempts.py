@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import yaml
 
 from distrec.config.run import RunSection
-from distrec.data.storage import Folder, open_folder
+from distrec.data.storage import Folder, located, open_folder
 from distrec.errors import InputError
 
+C = TypeVar("C", bound="Config")
 F = TypeVar("F", bound="AttemptFolder")
 
 
@@ -22,7 +23,12 @@ class Config(Protocol):
     @property
     def run(self) -> RunSection: ...
 
+    @property
+    def data(self) -> str: ...
+
     def model_dump(self) -> dict[str, Any]: ...
+
+    def model_copy(self: C, *, update: Mapping[str, Any]) -> C: ...
 
 
 class AttemptFolder:
@@ -79,6 +85,13 @@ def writing_to(storage: str) -> Iterator[None]:
         raise InputError(
             f"key 'run.storage' is '{storage}', which cannot be written ({error}); give a writable folder."
         ) from None
+
+
+def with_absolute_paths(config: C) -> C:
+    """`config` with absolute local paths, since workers and trials do not share this process's working folder."""
+    graphs = config.run.graphs and located(config.run.graphs)  # of runs: a sweep's trials share one in its folder
+    run = config.run.model_copy(update={"storage": located(config.run.storage), "graphs": graphs})
+    return config.model_copy(update={"data": located(config.data), "run": run})
 
 
 def to_yaml(config: Config) -> bytes:

@@ -17,10 +17,10 @@ from typing import Any
 
 from distrec.config.run import RunConfig
 from distrec.data.dataset import Dataset
-from distrec.data.storage import located, open_folder
+from distrec.data.storage import open_folder
 from distrec.errors import InputError
 from distrec.runtime import WORKER_ENVIRONMENT, check_stack, quiet, ray_cluster, versions
-from distrec.training.attempts import now
+from distrec.training.attempts import now, with_absolute_paths
 from distrec.training.launch import check_inputs
 from distrec.tuning.folder import SweepFolder, Trial, best_trials, in_place
 from distrec.tuning.live import Live
@@ -42,7 +42,7 @@ def tune(config: SweepConfig | str | Path, overrides: Sequence[str] = ()) -> Swe
     """
     check_stack()
     quiet()
-    sweep = _located(config if isinstance(config, SweepConfig) else load_sweep(config, overrides))
+    sweep = with_absolute_paths(config if isinstance(config, SweepConfig) else load_sweep(config, overrides))
     if sweep.searcher == "tpe":
         require_optuna()
     entries = resolve_entries(sweep)
@@ -60,12 +60,6 @@ def tune(config: SweepConfig | str | Path, overrides: Sequence[str] = ()) -> Swe
         )  # fmt: skip
         Search(sweep, entries, folder, concurrent, new).run()
     return folder
-
-
-def _located(sweep: SweepConfig) -> SweepConfig:
-    """`sweep` with absolute local paths: trials do not share this process's working folder."""
-    run = sweep.run.model_copy(update={"storage": located(sweep.run.storage)})
-    return sweep.model_copy(update={"data": located(sweep.data), "run": run})
 
 
 def prepare_data(section: PrepareSection, out: str) -> None:
