@@ -28,7 +28,7 @@ def content_hash(content: str | bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=HASH_BYTES).digest()
 
 
-def write_part(
+def keep_part(
     folder: Folder, hashes: Sequence[bytes], values: np.ndarray, missing: np.ndarray, count: np.ndarray | None = None
 ) -> str:
     """Keep `values` `[n, length]` float16 of contents with `hashes`; `missing` marks those that could not be encoded.

@@ -14,16 +14,15 @@ from typing import Any
 
 from tqdm import tqdm
 
+from distrec.data import parts
 from distrec.data.dataset import Dataset, FeatureEntry, FileEntry, group_rows, vector_table, write_manifest
-from distrec.data.storage import Folder, open_folder, parquet_bytes, sha256
+from distrec.data.storage import Folder, open_folder
 from distrec.encoders.base import ENCODED, MODALITIES, Encoder, Modality, cut_name
 from distrec.encoders.cache import Cache, content_hash
 from distrec.encoders.pool import Job, Pool, Shard
 from distrec.encoders.registry import DEFAULTS, make_encoder
 from distrec.errors import InputError
 
-_ITEMS_PER_PART = 65_536
-_BYTES_PER_PART = 64 << 20
 _NAMED = 5  # damaged items named in the report
 
 
@@ -119,7 +118,7 @@ def encode(
             except OSError as error:
                 raise InputError(f"cache '{folder}' cannot be written ({error}); check its permissions.") from None
             known = Cache(folder, encoder.tokens, encoder.width)
-            together = max(1, min(shard, _BYTES_PER_PART // encoder.row_bytes))
+            together = max(1, min(shard, parts.BYTES_PER_PART // encoder.row_bytes))
             hashes, counts = _encode_missing(dataset, pool, Job(encoder, str(folder), batch), known, together)
             dataset = _write_feature(dataset, name, encoder, known, hashes, counts)
             _print(dataset, name, encoder, counts)
@@ -210,27 +209,23 @@ def _write_feature(
     A part's name ends in a piece of its checksum: a part is never overwritten, so that the manifest on disk, old or
     new, always describes the files beside it.
     """
-    step = max(1, min(_ITEMS_PER_PART, _BYTES_PER_PART // encoder.row_bytes))
-    group = group_rows(encoder.row_bytes) if encoder.tokens > 1 else step
-    files: dict[str, FileEntry] = {}
+    old, step, several = dataset.manifest, parts.items_per_part(encoder.row_bytes), encoder.tokens > 1
+    group = group_rows(encoder.row_bytes) if several else step
+    # token values hardly repeat: without a dictionary a part is smaller, written in half the time, read in a third
+    out = parts.Parts(
+        dataset.folder, f"features/{name}", step, group_rows=group, dictionary=not several, known=old.files
+    )
     lacking = 0
-    for number, start in enumerate(range(0, dataset.items, step)):
+    for start in range(0, dataset.items, step):
         values, missing, count = cache.rows(hashes[start : start + step])
         lacking += int(missing.sum())
         counts.damaged += [start + at for at in missing.nonzero()[0].tolist() if hashes[start + at] is not None]
-        table = vector_table(start, values, missing, count)
-        # token values hardly repeat: without a dictionary a part is smaller, written in half the time, read in a third
-        bytes_ = parquet_bytes(table, group, dictionary=count is None)
-        checksum = sha256(bytes_)
-        file = f"features/{name}/part-{number:05d}-{checksum[:12]}.parquet"
-        files[file] = FileEntry(rows=table.num_rows, bytes=len(bytes_), sha256=checksum)
-        if dataset.manifest.files.get(file) != files[file]:
-            dataset.folder.write_bytes(bytes_, *file.split("/"))
+        out.add(vector_table(start, values, missing, count))
+    files = out.close()
     entry = FeatureEntry(
         tokens=encoder.tokens, width=encoder.width, dtype="float16", missing=lacking,
         source=encoder.source, parts=list(files),
     )  # fmt: skip
-    old = dataset.manifest
     others = {file: value for file, value in old.files.items() if not file.startswith(f"features/{name}/")}
     manifest = old.model_copy(
         update={
