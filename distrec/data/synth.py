@@ -272,8 +272,8 @@ def _write_feature(
     amplitude = 12**0.5 * _NOISE[name]
     for start in range(0, size.items, out.rows):
         stop = min(start + out.rows, size.items)
-        values = keyed.uniform32(("synth-vector", size.seed, name), start * width, (stop - start) * width)
-        values = (values.reshape(-1, width) - np.float32(0.5)) * np.float32(amplitude)
+        values = keyed.uniform_rows(("synth-vector", size.seed, name), range(start, stop), width)
+        values = (values - np.float32(0.5)) * np.float32(amplitude)
         values += centres[cluster[start:stop]]
         values *= np.float32(width**-0.5)
         out.add(vector_table(start, values.astype(np.float16), np.zeros(stop - start, bool)))
