@@ -143,7 +143,8 @@ def _choose(raw: RawDataset, config: DataConfig) -> _Chosen:
         rows = rows[mask]
         if not len(rows):
             raise InputError(
-                f"nothing is left of {len(source):,} interactions after dropping {', '.join(dropped)}; relax the filters."
+                f"nothing is left of {len(source):,} interactions after dropping {', '.join(dropped)}; relax the "
+                "filters."
             )
 
     def of(column: np.ndarray | None) -> np.ndarray | None:
@@ -157,7 +158,9 @@ def _choose(raw: RawDataset, config: DataConfig) -> _Chosen:
     if config.duplicates == "refuse" and not first.all():
         row = rows[~first][0]
         raise InputError(
-            f"user {source.user_ids[source.user[row]]} and item {source.item_ids[source.item[row]]} occur together more than once (source row {row}) and 'duplicates' is 'refuse'; remove the row or choose 'first' or 'last'."
+            f"user {source.user_ids[source.user[row]]} and item {source.item_ids[source.item[row]]} occur together "
+            f"more than once (source row {row}) and 'duplicates' is 'refuse'; remove the row or choose 'first' or "
+            "'last'."
         )
     keep(first, "repeated pairs")
     core = k_core(source.user[rows], source.item[rows], config.k_core.users, config.k_core.items)
@@ -191,12 +194,14 @@ def _check_split(raw: RawDataset, config: DataConfig, user: np.ndarray, label: n
     for code, name in enumerate(SPLITS):
         if not (label == code).any():
             raise InputError(
-                f"split '{name}' of rule '{config.split.name}' is empty ({len(label):,} interactions in all); correct the labels or choose another rule."
+                f"split '{name}' of rule '{config.split.name}' is empty ({len(label):,} interactions in all); correct "
+                "the labels or choose another rule."
             )
     lost = splits.users_unknown(user, label)
     if len(lost):
         raise InputError(
-            f"user {raw.interactions.user_ids[int(lost[0])]} has no train interaction in the given split ({len(lost)} such users); give each user one, or remove the user."
+            f"user {raw.interactions.user_ids[int(lost[0])]} has no train interaction in the given split ({len(lost)} "
+            "such users); give each user one, or remove the user."
         )
 
 
@@ -243,7 +248,8 @@ def _check_same(manifest: Manifest, out: str, config: DataConfig, digest: str) -
     for key, value in wanted.items():
         if manifest.config.get(key) != value:
             raise InputError(
-                f"out '{out}' holds '{manifest.name}' prepared with another '{key}' ({manifest.config.get(key)!r}); remove it or give another folder."
+                f"out '{out}' holds '{manifest.name}' prepared with another '{key}' ({manifest.config.get(key)!r}); "
+                "remove it or give another folder."
             )
     if manifest.source != digest:
         raise InputError(
@@ -295,7 +301,7 @@ def _write_feature(
 
 
 def _write_content(folder: Folder, files: dict[str, FileEntry], raw: RawDataset, rows: np.ndarray) -> dict[str, int]:
-    """Texts and images in item order, streamed: never more than one part in memory. Returns how many items have each."""
+    """Texts and images in item order, streamed, one part in memory at a time. Returns how many items have each."""
     if raw.texts is None and raw.images is None:
         return {}
     count = {"text": 0, "image": 0}
@@ -321,7 +327,8 @@ def _report(manifest: Manifest, read: int, dropped: list[str], out: str) -> None
     print(f"  ids       {manifest.id_order}")
     for name, feature in manifest.features.items():
         print(
-            f"  feature   {name}: {feature.width} x {feature.dtype}, {feature.missing:,} items missing ({feature.source})"
+            f"  feature   {name}: {feature.width} x {feature.dtype}, {feature.missing:,} items missing "
+            f"({feature.source})"
         )
     for name, items in manifest.content.items():
         print(f"  content   {name}: {items:,} of {manifest.items:,} items")

@@ -1,8 +1,8 @@
 """`distrec synth graph`: a prepared dataset of any size, for measuring.
 
-Users' numbers of interactions are lognormal and items' popularity follows a shifted power law. Items belong to clusters,
-which their vectors show; a user prefers a few of them, so that content tells something about choices. A user's interactions
-follow one another in time: the last tenth is test, the tenth before it valid, at least one each.
+Users' numbers of interactions are lognormal and items' popularity follows a shifted power law. Items belong to
+clusters, which their vectors show; a user prefers a few of them, so that content tells something about choices. A
+user's interactions follow one another in time: the last tenth is test, the tenth before it valid, at least one each.
 
 Users are made block by block and items part by part. Every draw is keyed by its place, so the bytes do not depend on
 the blocks; memory is a few numbers per user and item and one block of interactions.
@@ -75,13 +75,13 @@ class GraphSize:
         most = self.users * self.items // 4
         if self.edges > most:
             raise InputError(
-                f"option '--edges' is {self.edges}, more than a quarter of the {self.users} x {self.items} pairs; lower it "
-                f"to at most {most}, or raise '--users' or '--items'."
+                f"option '--edges' is {self.edges}, more than a quarter of the {self.users} x {self.items} pairs; "
+                f"lower it to at most {most}, or raise '--users' or '--items'."
             )
         if self.edges < FEWEST * self.users:
             raise InputError(
-                f"option '--edges' is {self.edges}, too few for {FEWEST} interactions of each of {self.users} users; raise "
-                f"it to at least {FEWEST * self.users}, or lower '--users'."
+                f"option '--edges' is {self.edges}, too few for {FEWEST} interactions of each of {self.users} users; "
+                f"raise it to at least {FEWEST * self.users}, or lower '--users'."
             )
 
     @property
@@ -152,7 +152,7 @@ def _ids(prefix: str, count: int) -> pa.Table:
 
 
 def degrees(size: GraphSize) -> np.ndarray:
-    """Interactions of each user, `[users]` int64: lognormal above `FEWEST`, at most half the items, `edges` together."""
+    """Interactions of each user, `[users]` int64: lognormal above `FEWEST`, at most half the items, `edges` in all."""
     share = np.empty(size.users)
     for start in range(0, size.users, _BLOCK):
         stop = min(start + _BLOCK, size.users)

@@ -101,7 +101,7 @@ class Encoder(ABC):
     def forward(self, model: Any, batch: Sequence[Any]) -> np.ndarray:
         """Vectors `[len(batch), tokens * width]` float32 of one batch, an item's tokens one after another.
 
-        NaN marks what is not there: a whole row where the content can not be decoded, and what lies behind the last
+        NaN marks what is not there: a whole row where the content cannot be decoded, and what lies behind the last
         real token of content that is shorter than `tokens`.
         """
 

@@ -1,5 +1,5 @@
-"""`distrec encode`: frozen encoders over the raw content of a prepared dataset, to one feature set per modality: a vector
-per item, or a token set, which is all of the last layer.
+"""`distrec encode`: frozen encoders over the raw content of a prepared dataset, to one feature set per modality: a
+vector per item, or a token set, which is all of the last layer.
 
 The content is streamed once. What the cache (see `distrec.encoders.cache`) does not hold is encoded in shards, in
 parallel; then the feature's parts are put together from the cache and the manifest is written. A run that is killed
@@ -55,7 +55,7 @@ def encode(
 ) -> dict[str, Counts]:
     """Encode the raw content of the prepared dataset `data` into its feature sets `text` and `image`.
 
-    With `tokens`, into `text-tokens` and `image-tokens` in their place; with `cut` N, into `text-tokens-cutN` and so on.
+    With `tokens`, into `text-tokens` and `image-tokens` instead; with `cut` N, into `text-tokens-cutN` and so on.
 
     Args:
         data: A prepared dataset, local or `s3://`.
@@ -74,8 +74,8 @@ def encode(
             ones among them; of an image a class token and patches, or the mean of the feature map and its cells.
         text_tokens: Tokens of a text, the longest kept; None: 30.
         image_pool: Feature maps are averaged down to so many cells a side; None: as they are.
-        cut: With `tokens`, keep what stands before the last so many layers, for a method that trains these. A feature map
-            is then kept whole, and averaged down behind them.
+        cut: With `tokens`, keep what stands before the last so many layers, for a method that trains these. A feature
+            map is then kept whole, and averaged down behind them.
 
     Returns:
         By feature name, what was done.
@@ -106,7 +106,8 @@ def encode(
         if encoder.tokens > 1:
             size = dataset.manifest.content[encoder.modality] * encoder.row_bytes
             print(
-                f"{name}: {encoder.tokens} tokens x {encoder.width} of {dataset.items:,} items, up to {size / 1e6:,.0f} MB and as much again in the cache"
+                f"{name}: {encoder.tokens} tokens x {encoder.width} of {dataset.items:,} items, up to "
+                f"{size / 1e6:,.0f} MB and as much again in the cache"
             )
     kept = open_folder(cache) if cache is not None else dataset.folder.folder("encoded")
     report = {}
@@ -137,18 +138,21 @@ def _choose(
             continue
         if not there:
             raise InputError(
-                f"data '{dataset.folder}' has no {modality} to encode with '{name}'; prepare it with {modality}s, or leave out --{modality}."
+                f"data '{dataset.folder}' has no {modality} to encode with '{name}'; prepare it with {modality}s, or "
+                f"leave out --{modality}."
             )
         feature = names[modality]
         entry = dataset.manifest.features.get(feature)
         if entry is not None and not entry.source.startswith(ENCODED):
             raise InputError(
-                f"data '{dataset.folder}' has an imported feature '{feature}' (from {entry.source}) that encode would replace; give it another name in the data config, or pass --{modality} none."
+                f"data '{dataset.folder}' has an imported feature '{feature}' (from {entry.source}) that encode would "
+                f"replace; give it another name in the data config, or pass --{modality} none."
             )
         chosen[feature] = make_encoder(modality, name or DEFAULTS[modality], **options)
     if not chosen:
         raise InputError(
-            f"data '{dataset.folder}' has no text or image left to encode; prepare it with importer.items.text or images."
+            f"data '{dataset.folder}' has no text or image left to encode; prepare it with importer.items.text or "
+            "images."
         )
     return chosen
 

@@ -52,7 +52,8 @@ def _count_tokens(name: str, shape: tuple[int, int], side: int | None) -> int:
         return 1 + shape[0] * shape[1]
     if not 2 <= side <= min(shape):
         raise InputError(
-            f"encode: --image-pool is {side} but the feature map of image encoder '{name}' is {shape[0]} x {shape[1]}; give 2 to {min(shape)}, or leave it out."
+            f"encode: --image-pool is {side} but the feature map of image encoder '{name}' is {shape[0]} x {shape[1]}; "
+            f"give 2 to {min(shape)}, or leave it out."
         )
     return 1 + side * side
 
@@ -107,7 +108,8 @@ class EfficientNetLite0(ImageEncoder):
             layers = _layers(EfficientNet.from_name("efficientnet-lite0"))
             if self.cut >= len(layers):  # the first one, the stem, reads the image
                 raise InputError(
-                    f"encode: --cut is {self.cut} but image encoder '{self.name}' has {len(layers) - 1} layers to cut before; give 1 to {len(layers) - 1}."
+                    f"encode: --cut is {self.cut} but image encoder '{self.name}' has {len(layers) - 1} layers to cut "
+                    f"before; give 1 to {len(layers) - 1}."
                 )
             shape = layers[: -self.cut].eval()(torch.empty(1, 3, 224, 224)).shape
         return shape[2] * shape[3], shape[1]
@@ -150,7 +152,7 @@ class EfficientNetLite0(ImageEncoder):
 
 
 def _layers(model: Any) -> Any:
-    """An EfficientNet as a sequence of stem, blocks and last convolution. Without its drop-connect, which is for training."""
+    """An EfficientNet as stem, blocks and last convolution, in sequence. Drop-connect, for training, is left out."""
     from torch.nn import Sequential
 
     stem = Sequential(model._conv_stem, model._bn0, model._swish)
@@ -178,7 +180,7 @@ def _fold_norms(model: Any) -> None:
 
 
 class TransformerImage(ImageEncoder):
-    """Mean of the last layer's patch vectors or feature map. A two-tower model (CLIP) gives its own image vector instead.
+    """Mean of the last layer's patch vectors or feature map. A two-tower model (CLIP) gives its own image vector.
 
     With `pooled` false: a transformer's last layer as it is, in its own order (class token, patches), or a feature map
     as the tokens of `map_tokens`.
@@ -219,7 +221,8 @@ class TransformerImage(ImageEncoder):
             raise
         except Exception as error:  # a model that asks for more than an image, or for values where an outline has none
             raise InputError(
-                f"image encoder '{self.name}' has no outputs that can be told without weights ({type(error).__name__}); give another model, or leave out --tokens."
+                f"image encoder '{self.name}' has no outputs that can be told without weights "
+                f"({type(error).__name__}); give another model, or leave out --tokens."
             ) from None
         if last.ndim == 4:
             return _count_tokens(self.name, tuple(last.shape[2:]), self.side), last.shape[1]
@@ -251,7 +254,8 @@ class TransformerImage(ImageEncoder):
         tokens = last if last.ndim == 3 else map_tokens(last, self.side)
         if tokens.shape[1] != self.tokens:
             raise InputError(
-                f"image encoder '{self.name}' makes {tokens.shape[1]} tokens of an image and {self.tokens} of another; give one whose processor brings all images to one size."
+                f"image encoder '{self.name}' makes {tokens.shape[1]} tokens of an image and {self.tokens} of another; "
+                "give one whose processor brings all images to one size."
             )
         return tokens
 

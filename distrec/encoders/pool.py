@@ -128,7 +128,8 @@ class Pool:
         asked, cpus = self._workers * self._threads, offered.get("CPU", 0)
         if asked > cpus:
             raise InputError(
-                f"encode asks for {asked} CPUs ({self._workers} workers x {self._threads} threads) but the cluster offers {cpus:g}; lower --workers."
+                f"encode asks for {asked} CPUs ({self._workers} workers x {self._threads} threads) but the cluster "
+                f"offers {cpus:g}; lower --workers."
             )
         actor = ray.remote(_Worker).options(
             num_cpus=self._threads,

@@ -1,4 +1,4 @@
-"""From a token set that `distrec encode --tokens --cut N` wrote back to its encoder, whose last layers can then train."""
+"""From a token set that `distrec encode --tokens --cut N` wrote back to its encoder, whose last layers then train."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def cut_of(entry: FeatureEntry) -> int:
 
 
 def stored_encoder(data: Dataset, key: str, name: str, modality: Modality, layers: int) -> Encoder:
-    """The encoder whose hidden states before its last `layers` layers token set `name` holds; `tail()` gives those layers.
+    """The encoder whose states before its last `layers` layers are token set `name`; `tail()` gives those layers.
 
     Reads the encoder's files, no network.
 
@@ -33,13 +33,15 @@ def stored_encoder(data: Dataset, key: str, name: str, modality: Modality, layer
     entry, command = data.manifest.features.get(name), f"'distrec encode {data.folder} --tokens --cut {layers}'"
     if entry is None:
         raise InputError(
-            f"key '{key}' is '{name}', which is not in the dataset, but 'method.train_encoder_layers' is {layers}; run {command} and name '{cut_name(modality, layers)}'."
+            f"key '{key}' is '{name}', which is not in the dataset, but 'method.train_encoder_layers' is {layers}; run "
+            f"{command} and name '{cut_name(modality, layers)}'."
         )
     found = _SOURCE.fullmatch(entry.source)
     if found is None or cut_of(entry) != layers:
         state = "holds no encoder's inner states" if found is None else f"was cut before the last {found['cut']}"
         raise InputError(
-            f"key '{key}' is '{name}', which {state}, but 'method.train_encoder_layers' is {layers}; run {command} and name '{cut_name(modality, layers)}'."
+            f"key '{key}' is '{name}', which {state}, but 'method.train_encoder_layers' is {layers}; run {command} and "
+            f"name '{cut_name(modality, layers)}'."
         )
     pool = int(found["pool"]) if found["pool"] else None
     try:
@@ -47,10 +49,12 @@ def stored_encoder(data: Dataset, key: str, name: str, modality: Modality, layer
         same = encoder.key == found["key"]
     except (InputError, OSError) as error:
         raise InputError(
-            f"key '{key}' is '{name}', whose encoder '{found['encoder']}' is not there any more ({error}); bring it back, or run {command} with another one."
+            f"key '{key}' is '{name}', whose encoder '{found['encoder']}' is not there any more ({error}); bring it "
+            f"back, or run {command} with another one."
         ) from None
     if not same:
         raise InputError(
-            f"key '{key}' is '{name}', whose encoder '{found['encoder']}' has other weights or settings than when it was encoded; run {command} again."
+            f"key '{key}' is '{name}', whose encoder '{found['encoder']}' has other weights or settings than when it "
+            f"was encoded; run {command} again."
         )
     return encoder

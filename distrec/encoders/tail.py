@@ -2,8 +2,8 @@
 keeps to the last hidden states that `--tokens` keeps.
 
 Transformer layers keep the dropout of their own config, in training mode. In EfficientNet the statistics of batch
-normalisation are frozen and folded, with its scale and shift, into the weight and bias of the convolution before it, which
-train: what an item becomes never depends on the others of its batch.
+normalisation are frozen and folded, with its scale and shift, into the weight and bias of the convolution before it,
+which train: what an item becomes never depends on the others of its batch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Tail(nn.Module):
         """
         items = len(states)
         if not items:
-            # Who has no items exchanges weights and gradients all the same, and not every layer runs on none: a made-up one.
+            # A worker without items takes part in every exchange of weights and gradients. Not every layer runs on no
+            # item, so it gets a made-up one.
             states, real = states.new_zeros(1, *states.shape[1:]), real.new_ones(1, real.shape[1])
         there = real.any(1, keepdim=True)
         # Attention over no token at all has no value, so that such an item's first token stands in on the way, too.
@@ -49,8 +50,8 @@ class Tail(nn.Module):
 class TransformerTail(Tail):
     """The last layers of a `transformers` model, and the normalisation that stands behind them, if one does.
 
-    Their keys lose their bias: it adds the same to all of a query's logits, which softmax does not see, so that its gradient
-    is rounding alone, of which Adam would make whole steps that differ by the number of workers.
+    Their keys lose their bias: it adds the same to all of a query's logits, which softmax does not see, so that its
+    gradient is rounding alone, of which Adam would make whole steps that differ by the number of workers.
     """
 
     def __init__(self, layers: nn.ModuleList, norm: nn.Module):

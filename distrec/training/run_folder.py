@@ -95,8 +95,8 @@ class RunFolder(AttemptFolder):
         before, now = ([change for change in changes if change["epoch"] < trained] for changes in (old, new))
         if before != now:
             raise InputError(
-                f"run '{self.folder}' has trained {trained} epochs with changes = {before!r}, now {now!r}; restore them (later "
-                f"ones may be set), use another 'run.name', or delete '{self.folder}'."
+                f"run '{self.folder}' has trained {trained} epochs with changes = {before!r}, now {now!r}; restore "
+                f"them (later ones may be set), use another 'run.name', or delete '{self.folder}'."
             )
 
     def trained(self) -> int:

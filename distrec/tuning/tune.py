@@ -110,8 +110,8 @@ def _concurrent(sweep: SweepConfig) -> tuple[float, int]:
     offered, asked = ray.cluster_resources().get("CPU", 0), max(resources.workers, 1) * resources.cpus_per_worker
     if asked > offered:
         raise InputError(
-            f"section 'resources' asks for {asked:g} CPUs per trial, but the cluster offers {offered:g}; lower 'workers' or "
-            "'cpus_per_worker', or add nodes."
+            f"section 'resources' asks for {asked:g} CPUs per trial, but the cluster offers {offered:g}; lower "
+            "'workers' or 'cpus_per_worker', or add nodes."
         )
     return offered, int(offered // asked)
 
@@ -174,7 +174,7 @@ class Search:
         return trials
 
     def _next(self) -> Next:
-        """First what an earlier attempt left unended, then what the populations or the plan say, while there is time."""
+        """First what an earlier attempt left unended, then what populations or the plan say, while there is time."""
         trial = (
             self.waiting.pop(0)
             if self.waiting
@@ -268,7 +268,7 @@ class Search:
         self.folder.write_winners(winners, configs)
 
     def _finals(self) -> list[Trial]:
-        """Every winner's seeds, as far as they stand; the methods take turns, so that an early report has all of them."""
+        """Every winner's seeds, as far as they stand; the methods take turns, so an early report has all of them."""
         known = {trial.id: trial for trial in self._read("final")}
         winners = {trial.id: trial for trial in self._read("trials")}
         out = []
