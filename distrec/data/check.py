@@ -76,7 +76,8 @@ def _check_schema(dataset: Dataset, name: str, expected: dict[str, pa.DataType])
     for column, kind in expected.items():
         if found.get(column) != kind:
             raise InputError(
-                f"data '{dataset.folder}': '{name}' column '{column}' is {found.get(column, 'absent')}, must be {kind}; {_AGAIN}."
+                f"data '{dataset.folder}': '{name}' column '{column}' is {found.get(column, 'absent')}, must be "
+                f"{kind}; {_AGAIN}."
             )
     rows = dataset.manifest.files[name].rows
     if file.metadata.num_rows != rows:
@@ -107,7 +108,8 @@ def _check_interactions(dataset: Dataset, warnings: list[str]) -> None:
         found = dataset.interactions(split)
         if len(found) != dataset.manifest.interactions.get(split) or not len(found):
             raise InputError(
-                f"data '{dataset.folder}': split '{split}' has {len(found)} rows, manifest.json says {dataset.manifest.interactions.get(split)} (none is too few); {_AGAIN}."
+                f"data '{dataset.folder}': split '{split}' has {len(found)} rows, manifest.json says "
+                f"{dataset.manifest.interactions.get(split)} (none is too few); {_AGAIN}."
             )
         back = (np.diff(found.user) < 0) | ((np.diff(found.user) == 0) & (np.diff(found.timestamp) < 0))
         if back.any():
@@ -121,7 +123,8 @@ def _check_interactions(dataset: Dataset, warnings: list[str]) -> None:
             both = np.intersect1d(earlier, pair, assume_unique=True)
             if len(both):
                 raise InputError(
-                    f"data '{dataset.folder}': {_pair(dataset, both[0])} is in '{other}' and in '{split}' ({len(both)} such pairs leak); {_AGAIN}."
+                    f"data '{dataset.folder}': {_pair(dataset, both[0])} is in '{other}' and in '{split}' ({len(both)} "
+                    f"such pairs leak); {_AGAIN}."
                 )
         pairs[split] = pair
         if split in ("train", CONTEXT):
@@ -134,7 +137,8 @@ def _check_interactions(dataset: Dataset, warnings: list[str]) -> None:
     total = sum(len(pair) for pair in pairs.values())
     counts = ", ".join(f"{split} {len(pair):,}" for split, pair in pairs.items())
     print(
-        f"  interactions  {counts}; {total / dataset.users:.1f} per user, density {total / dataset.users / dataset.items:.3%}"
+        f"  interactions  {counts}; {total / dataset.users:.1f} per user, density "
+        f"{total / dataset.users / dataset.items:.3%}"
     )
     every = "every user has train or context rows" if context else "every user has train rows"
     print(f"  split         {dataset.manifest.split}; no pair twice, {every}")
@@ -178,7 +182,8 @@ def _check_feature(dataset: Dataset, name: str, warnings: list[str]) -> None:
                 if wrong.any():
                     row = int(np.flatnonzero(wrong)[0])
                     raise InputError(
-                        f"{where} item {at + row}: {count[row]} real tokens of {entry.tokens}, missing {bool(missing[row])}; run 'distrec encode --tokens' again."
+                        f"{where} item {at + row}: {count[row]} real tokens of {entry.tokens}, missing "
+                        f"{bool(missing[row])}; run 'distrec encode --tokens' again."
                     )
                 real += int(count.sum())
             prints.append(_fingerprints(values[~missing]))
@@ -186,7 +191,8 @@ def _check_feature(dataset: Dataset, name: str, warnings: list[str]) -> None:
             missing_rows += int(missing.sum())
     if at != dataset.items or missing_rows != entry.missing:
         raise InputError(
-            f"data '{dataset.folder}': feature '{name}' has {at} rows, {missing_rows} missing, for {dataset.items} items, {entry.missing} missing; {_AGAIN}."
+            f"data '{dataset.folder}': feature '{name}' has {at} rows, {missing_rows} missing, for {dataset.items} "
+            f"items, {entry.missing} missing; {_AGAIN}."
         )
     seen = np.concatenate(prints)
     shape = f"{entry.width} x {entry.dtype}"
@@ -226,7 +232,8 @@ def _check_content(dataset: Dataset, warnings: list[str]) -> None:
             found[kind] += len(batch) - batch[kind].null_count
     if at != dataset.items or found != dataset.manifest.content:
         raise InputError(
-            f"data '{dataset.folder}': content has {at} rows with {found}, manifest.json says {dataset.items} with {dataset.manifest.content}; {_AGAIN}."
+            f"data '{dataset.folder}': content has {at} rows with {found}, manifest.json says {dataset.items} with "
+            f"{dataset.manifest.content}; {_AGAIN}."
         )
     for kind, items in found.items():
         print(f"  content       {kind}: {_share(items, dataset.items)}")

@@ -115,7 +115,8 @@ class Dataset:
         if not folder.exists("manifest.json"):
             state = "an interrupted prepare" if folder.names() else "nothing"
             raise InputError(
-                f"data '{path}' has no manifest.json ({state} is there); run 'distrec prepare CONFIG --source DIR --out {path}'."
+                f"data '{path}' has no manifest.json ({state} is there); run 'distrec prepare CONFIG --source DIR "
+                f"--out {path}'."
             )
         try:
             tree = folder.read_json("manifest.json")
@@ -126,7 +127,8 @@ class Dataset:
         if not isinstance(tree, dict) or tree.get("format") != FORMAT:
             found = tree.get("format") if isinstance(tree, dict) else type(tree).__name__
             raise InputError(
-                f"data '{path}': manifest format is {found!r}, this version reads {FORMAT}; run 'distrec prepare' again."
+                f"data '{path}': manifest format is {found!r}, this version reads {FORMAT}; run 'distrec prepare' "
+                "again."
             )
         try:
             return cls(folder, decode(Manifest, tree, "manifest"))
@@ -149,12 +151,13 @@ class Dataset:
             ) from None
         if verify and sha256(data) != entry.sha256:
             raise InputError(
-                f"data '{self.folder}': checksum of '{name}' differs from manifest.json ({len(data)} bytes, expected {entry.bytes}); run 'distrec prepare' again."
+                f"data '{self.folder}': checksum of '{name}' differs from manifest.json ({len(data)} bytes, expected "
+                f"{entry.bytes}); run 'distrec prepare' again."
             )
         return pa.parquet.read_table(pa.BufferReader(data))
 
     def interactions(self, split: Split | Literal["context"]) -> Interactions:
-        """All rows of a split, or of the context, as int32 / int32 / int64 arrays, verified against checksum and id range."""
+        """All rows of a split, or of the context, int32 / int32 / int64; checksums and ids are verified."""
         parts = [
             self.read_table(name) for name in sorted(self.manifest.files) if name.startswith(f"interactions/{split}/")
         ]
@@ -167,7 +170,8 @@ class Dataset:
             if len(ids) and (ids.min() < 0 or ids.max() >= bound):
                 row = int(np.flatnonzero((ids < 0) | (ids >= bound))[0])
                 raise InputError(
-                    f"data '{self.folder}': {split} row {row} has {name} {ids[row]} but the manifest counts {bound} {name}s; run 'distrec prepare' again."
+                    f"data '{self.folder}': {split} row {row} has {name} {ids[row]} but the manifest counts {bound} "
+                    f"{name}s; run 'distrec prepare' again."
                 )
         return Interactions(
             user.astype(np.int32, copy=False), item.astype(np.int32, copy=False), time.astype(np.int64, copy=False)
@@ -186,7 +190,7 @@ class Dataset:
         return self.manifest.features[name]
 
     def feature_rows(self, name: str, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows `start:stop` of a feature set: values `[rows, width]` float32 (zeros where missing) and missing `[rows]` bool.
+        """Rows `start:stop` of a set: values `[rows, width]` float32 (zeros where missing) and missing `[rows]` bool.
 
         Reads only the row groups that hold these rows.
 
@@ -196,7 +200,8 @@ class Dataset:
         entry = self.feature(name)
         if entry.tokens > 1:
             raise InputError(
-                f"data '{self.folder}': feature '{name}' has {entry.tokens} vectors per item where one is read; name a set that 'distrec encode' writes without --tokens."
+                f"data '{self.folder}': feature '{name}' has {entry.tokens} vectors per item where one is read; name a "
+                "set that 'distrec encode' writes without --tokens."
             )
         values = np.zeros((max(stop - start, 0), entry.width), np.float32)
         missing = np.zeros(len(values), bool)
@@ -219,7 +224,8 @@ class Dataset:
         entry = self.feature(name)
         if entry.tokens == 1:
             raise InputError(
-                f"data '{self.folder}': feature '{name}' has one vector per item where several are read; name a set that 'distrec encode --tokens' writes."
+                f"data '{self.folder}': feature '{name}' has one vector per item where several are read; name a set "
+                "that 'distrec encode --tokens' writes."
             )
         values = np.zeros((max(stop - start, 0), entry.tokens, entry.width), np.float16)
         count = np.zeros(len(values), np.int32)

@@ -1,9 +1,9 @@
 """`distrec demo-data`: a small shop whose customers choose by hidden tastes over what pictures and texts show.
 
-2,000 users, 1,000 items, 40,000 interactions, the same bytes for the same seed. A user's choice at time t among the items
-on sale, and not yet chosen, is item i with probability proportional to `exp(popularity_i + sum of tastes for i's values)`.
-Since that probability is known, so is the best ranking anyone could produce: `oracle.json` holds its metrics. New items
-go on sale late: they have few or no training interactions, and only their content tells who will like them.
+2,000 users, 1,000 items, 40,000 interactions, the same bytes for the same seed. A user's choice at time t among the
+items on sale, and not yet chosen, is item i with probability proportional to `exp(popularity_i + sum of tastes for i's
+values)`. Since that probability is known, so is the best ranking anyone could produce: `oracle.json` holds its metrics.
+New items go on sale late: they have few or no training interactions, and only their content tells who will like them.
 
 Train, valid and test follow one another in time, and each item is on sale before the first valid interaction, so that
 the choice probability alone decides both held-out splits.

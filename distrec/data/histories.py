@@ -1,7 +1,7 @@
 """Users' histories: the items of each user in time order, across splits, read as windows of a fixed length.
 
-The splits of a prepared dataset are sorted by user, then time, then order in the source, so a history is a stretch of the
-joined rows; equal times keep their order, those of an earlier split first.
+The splits of a prepared dataset are sorted by user, then time, then order in the source, so a history is a stretch of
+the joined rows; equal times keep their order, those of an earlier split first.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Histories:
         return np.flatnonzero(self.lengths >= 2)
 
     def newest(self, users: np.ndarray, length: int) -> np.ndarray:
-        """The last `length` items of each of `users`: int64 `[users, length]`, the newest last, `PADDING` before the first."""
+        """The last `length` items of `users`: int64 `[users, length]`, the newest last, `PADDING` before the first."""
         return self.up_to(users, self.lengths[users], length)
 
     def up_to(self, users: np.ndarray, stop: np.ndarray, length: int) -> np.ndarray:

@@ -39,6 +39,17 @@ def uniform32(key: tuple[str | int, ...], start: int, count: int) -> np.ndarray:
     return generator.random(skip + count, np.float32)[skip:]
 
 
+def uniform_rows(key: tuple[str | int, ...], rows: range, width: int) -> np.ndarray:
+    """Consecutive rows of a matrix with `width` columns, which stream `key` fills row by row.
+
+    Whoever holds some rows, of a side or of a batch, draws these alone and has the same numbers as one who draws all.
+
+    Returns:
+        `[len(rows), width]` float32 in [0, 1), two from each 64-bit number.
+    """
+    return uniform32(key, rows.start * width, len(rows) * width).reshape(len(rows), width)
+
+
 def integers(key: tuple[str | int, ...], start: int, count: int, bound: int) -> np.ndarray:
     """Elements `start : start + count` of stream `key` as int64 in [0, bound); `bound` at most 2**31."""
     return (uniform(key, start, count) * bound).astype(np.int64)

@@ -62,5 +62,6 @@ def _check_given(what: str, ids: pa.Array) -> None:
     if values[-1] != len(values) - 1:
         absent = int(np.flatnonzero(values != np.arange(len(values)))[0])
         raise InputError(
-            f"key 'id_order' is 'given' but {what} id {absent} is absent among the {len(values)} kept (largest {values[-1]}); choose 'sorted'."
+            f"key 'id_order' is 'given' but {what} id {absent} is absent among the {len(values)} kept (largest "
+            f"{values[-1]}); choose 'sorted'."
         )

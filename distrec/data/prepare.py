@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from distrec.config import Section, apply_overrides, decode, load_file
-from distrec.data import splits
+from distrec.data import parts, splits
 from distrec.data.check import damaged_file
 from distrec.data.dataset import (
     CONTEXT,
@@ -42,9 +42,6 @@ from distrec.errors import InputError
 
 _MARK = "prepare.unfinished"  # in a folder that a prepare has begun to fill and may clear
 _WRITTEN = ("interactions", "features", "content", "users.parquet", "items.parquet")
-_ROWS_PER_PART = 1 << 22  # interactions
-_ITEMS_PER_PART = 65_536  # features and content
-_BYTES_PER_PART = 64 << 20
 _CONTENT_ROWS = 200  # items per row group
 
 
@@ -96,18 +93,6 @@ class _Chosen:
     dropped: list[str]  # what was left out and why
 
 
-@dataclass
-class _Writer:
-    """Files written so far."""
-
-    folder: Folder
-    files: dict[str, FileEntry] = field(default_factory=dict)
-
-    def part(self, name: str, table: pa.Table, row_group_rows: int = 65_536) -> str:
-        self.files[name] = write_part(self.folder, name, table, row_group_rows)
-        return name
-
-
 def prepare(config: str, source: str, out: str, overrides: Sequence[str] = ()) -> Dataset:
     """Prepare the dataset of a data config and print a summary.
 
@@ -134,11 +119,11 @@ def prepare(config: str, source: str, out: str, overrides: Sequence[str] = ()) -
         if existing is not None:
             print(f"{out} already holds '{settings.name}' of this config and source; nothing to do.")
             return existing
-        writer = _Writer(folder)
-        _write_tables(writer, raw, chosen)
+        files: dict[str, FileEntry] = {}
+        _write_tables(folder, files, raw, chosen)
         rows = raw.catalogue_row[chosen.items]
-        features = {name: _write_feature(writer, name, feature, rows) for name, feature in raw.features.items()}
-        content = _write_content(writer, raw, rows)
+        features = {name: _write_feature(folder, files, name, feature, rows) for name, feature in raw.features.items()}
+        content = _write_content(folder, files, raw, rows)
         manifest = Manifest(
             format=FORMAT,
             name=settings.name,
@@ -151,7 +136,7 @@ def prepare(config: str, source: str, out: str, overrides: Sequence[str] = ()) -
             content=content,
             config=settings.model_dump(mode="json"),
             source=digest,
-            files=dict(sorted(writer.files.items())),
+            files=dict(sorted(files.items())),
         )
         write_manifest(folder, manifest)
         folder.remove(_MARK)
@@ -172,7 +157,8 @@ def _choose(raw: RawDataset, config: DataConfig) -> _Chosen:
         rows = rows[mask]
         if not len(rows):
             raise InputError(
-                f"nothing is left of {len(source):,} interactions after dropping {', '.join(dropped)}; relax the filters."
+                f"nothing is left of {len(source):,} interactions after dropping {', '.join(dropped)}; relax the "
+                "filters."
             )
 
     def of(column: np.ndarray | None) -> np.ndarray | None:
@@ -186,7 +172,9 @@ def _choose(raw: RawDataset, config: DataConfig) -> _Chosen:
     if config.duplicates == "refuse" and not first.all():
         row = rows[~first][0]
         raise InputError(
-            f"user {source.user_ids[source.user[row]]} and item {source.item_ids[source.item[row]]} occur together more than once (source row {row}) and 'duplicates' is 'refuse'; remove the row or choose 'first' or 'last'."
+            f"user {source.user_ids[source.user[row]]} and item {source.item_ids[source.item[row]]} occur together "
+            f"more than once (source row {row}) and 'duplicates' is 'refuse'; remove the row or choose 'first' or "
+            "'last'."
         )
     keep(first, "repeated pairs")
     core = k_core(source.user[rows], source.item[rows], config.k_core.users, config.k_core.items)
@@ -220,12 +208,14 @@ def _check_split(raw: RawDataset, config: DataConfig, user: np.ndarray, label: n
     for code, name in enumerate(SPLITS):
         if not (label == code).any():
             raise InputError(
-                f"split '{name}' of rule '{config.split.name}' is empty ({len(label):,} interactions in all); correct the labels or choose another rule."
+                f"split '{name}' of rule '{config.split.name}' is empty ({len(label):,} interactions in all); correct "
+                "the labels or choose another rule."
             )
     lost = splits.users_unknown(user, label)
     if len(lost):
         raise InputError(
-            f"user {raw.interactions.user_ids[int(lost[0])]} has no train interaction in the given split ({len(lost)} such users); give each user one, or remove the user."
+            f"user {raw.interactions.user_ids[int(lost[0])]} has no train interaction in the given split ({len(lost)} "
+            "such users); give each user one, or remove the user."
         )
 
 
@@ -272,7 +262,8 @@ def _check_same(manifest: Manifest, out: str, config: DataConfig, digest: str) -
     for key, value in wanted.items():
         if manifest.config.get(key) != value:
             raise InputError(
-                f"out '{out}' holds '{manifest.name}' prepared with another '{key}' ({manifest.config.get(key)!r}); remove it or give another folder."
+                f"out '{out}' holds '{manifest.name}' prepared with another '{key}' ({manifest.config.get(key)!r}); "
+                "remove it or give another folder."
             )
     if manifest.source != digest:
         raise InputError(
@@ -280,7 +271,7 @@ def _check_same(manifest: Manifest, out: str, config: DataConfig, digest: str) -
         )
 
 
-def _write_tables(writer: _Writer, raw: RawDataset, chosen: _Chosen) -> None:
+def _write_tables(folder: Folder, files: dict[str, FileEntry], raw: RawDataset, chosen: _Chosen) -> None:
     """Users, items and interactions."""
     source = raw.interactions
 
@@ -291,56 +282,54 @@ def _write_tables(writer: _Writer, raw: RawDataset, chosen: _Chosen) -> None:
     items = ids(source.item_ids, chosen.items)
     rows = pa.array(raw.catalogue_row[chosen.items])
     items["title"] = pa.nulls(len(rows), pa.string()) if raw.titles is None else raw.titles.take(rows)
-    writer.part("users.parquet", pa.table(ids(source.user_ids, chosen.users)))
-    writer.part("items.parquet", pa.table(items))
+    for file, table in (("users.parquet", ids(source.user_ids, chosen.users)), ("items.parquet", items)):
+        files[file] = write_part(folder, file, pa.table(table))
     for label, name in _named(chosen.label):
         here = np.flatnonzero(chosen.label == label)
-        for part, start in enumerate(range(0, len(here), _ROWS_PER_PART)):
-            at = here[start : start + _ROWS_PER_PART]
-            table = {"user": chosen.user[at], "item": chosen.item[at], "timestamp": chosen.time[at]}
-            writer.part(f"interactions/{name}/part-{part:05d}.parquet", pa.table(table))
+        out = parts.Parts(folder, f"interactions/{name}", parts.ROWS_PER_PART)
+        for start in range(0, len(here), out.rows):
+            at = here[start : start + out.rows]
+            out.add(pa.table({"user": chosen.user[at], "item": chosen.item[at], "timestamp": chosen.time[at]}))
+        files |= out.close()
 
 
-def _write_feature(writer: _Writer, name: str, feature: RawFeature, rows: np.ndarray) -> FeatureEntry:
+def _write_feature(
+    folder: Folder, files: dict[str, FileEntry], name: str, feature: RawFeature, rows: np.ndarray
+) -> FeatureEntry:
     """One feature set in item order; `rows` are the items' catalogue rows."""
     dtype = stored_type(feature.values)
     width = feature.values.shape[1]
-    step = max(1, min(_ITEMS_PER_PART, _BYTES_PER_PART // (width * dtype.itemsize)))
-    parts = []
-    for part, start in enumerate(range(0, len(rows), step)):
-        at = rows[start : start + step]
-        missing = feature.missing[at]
+    out = parts.Parts(folder, f"features/{name}", parts.items_per_part(width * dtype.itemsize))
+    for start in range(0, len(rows), out.rows):
+        at = rows[start : start + out.rows]
         values = feature.values[at].astype(dtype, copy=False)  # zeros where missing
-        parts.append(writer.part(f"features/{name}/part-{part:05d}.parquet", vector_table(start, values, missing)))
+        out.add(vector_table(start, values, feature.missing[at]))
+    files |= out.close()
     return FeatureEntry(
         width=width,
         dtype="float16" if dtype == np.float16 else "float32",
         missing=int(feature.missing[rows].sum()),
         source=feature.source,
-        parts=parts,
+        parts=list(out.files),
     )
 
 
-def _write_content(writer: _Writer, raw: RawDataset, rows: np.ndarray) -> dict[str, int]:
-    """Texts and images in item order, streamed: never more than one part in memory. Returns how many items have each."""
+def _write_content(folder: Folder, files: dict[str, FileEntry], raw: RawDataset, rows: np.ndarray) -> dict[str, int]:
+    """Texts and images in item order, streamed, one part in memory at a time. Returns how many items have each."""
     if raw.texts is None and raw.images is None:
         return {}
     count = {"text": 0, "image": 0}
-    batches: list[pa.RecordBatch] = []
-    part = size = held = 0
+    most = -(-parts.ITEMS_PER_PART // _CONTENT_ROWS) * _CONTENT_ROWS  # whole row groups
+    out = parts.Parts(folder, "content", most, group_rows=_CONTENT_ROWS, most_bytes=parts.BYTES_PER_PART)
     for start in range(0, len(rows), _CONTENT_ROWS):
         at = rows[start : start + _CONTENT_ROWS]
         text = pa.nulls(len(at), pa.string()) if raw.texts is None else raw.texts.take(pa.array(at))
         image = pa.array([None] * len(at) if raw.images is None else raw.images(at), pa.binary())
         item = pa.array(np.arange(start, start + len(at), dtype=np.int32))
-        batches.append(pa.record_batch({"item": item, "text": text, "image": image}))
+        out.add(pa.table({"item": item, "text": text, "image": image}))
         count["text"] += len(at) - text.null_count
         count["image"] += len(at) - image.null_count
-        held += len(at)
-        size += batches[-1].nbytes
-        if size >= _BYTES_PER_PART or held >= _ITEMS_PER_PART or start + len(at) == len(rows):
-            writer.part(f"content/part-{part:05d}.parquet", pa.Table.from_batches(batches), _CONTENT_ROWS)
-            batches, size, held, part = [], 0, 0, part + 1
+    files |= out.close()
     return count
 
 
@@ -352,7 +341,8 @@ def _report(manifest: Manifest, read: int, dropped: list[str], out: str) -> None
     print(f"  ids       {manifest.id_order}")
     for name, feature in manifest.features.items():
         print(
-            f"  feature   {name}: {feature.width} x {feature.dtype}, {feature.missing:,} items missing ({feature.source})"
+            f"  feature   {name}: {feature.width} x {feature.dtype}, {feature.missing:,} items missing "
+            f"({feature.source})"
         )
     for name, items in manifest.content.items():
         print(f"  content   {name}: {items:,} of {manifest.items:,} items")

@@ -1,7 +1,7 @@
 """The global sample order: what every step trains on, without reference to the number of workers.
 
-An epoch is a list of samples; sample `order[position]` is trained at `position`, and step `s` of global batch `B` covers
-positions `s B` to `(s + 1) B`, the last step fewer. Everything drawn is keyed by (seed, epoch, position).
+An epoch is a list of samples; sample `order[position]` is trained at `position`, and step `s` of global batch `B`
+covers positions `s B` to `(s + 1) B`, the last step fewer. Everything drawn is keyed by (seed, epoch, position).
 
 Samples are of two kinds: interactions with a negative each (`PairSampler`), and windows of users' histories
 (`UserWindows`, `RandomWindows`).
@@ -114,8 +114,8 @@ class PairSampler(Sampler):
             if counts.max() >= len(self._candidates):
                 user = users[counts.argmax()]
                 raise InputError(
-                    f"user {user} has all {len(self._candidates)} candidate items in the training split, so no negative "
-                    "can be drawn; remove that user or add items."
+                    f"user {user} has all {len(self._candidates)} candidate items in the training split, so no "
+                    "negative can be drawn; remove that user or add items."
                 )
 
     def _samples(self, epoch: int, start: int, rows: np.ndarray) -> Triples:

@@ -5,7 +5,7 @@
   order of the original item id. Of n rows, fewer than 10 give 1 + 1; otherwise h = n // 5 are held out, h // 2 valid.
 * `per_user_random`: the same numbers, in an order drawn from the seed; independent of the order of the source.
 * `leave_last_out`: the last row of each user is test, the one before it valid.
-* `by_user`: users are dealt out, in an order drawn from the seed, until train has 80 % and valid 10 % of all rows; test has
+* `by_user`: users are dealt out in an order drawn from the seed until train has 80 % of rows and valid 10 %; test has
   the rest. Of a valid or test user with n rows the first floor(0.8 n) in time order are context, known when ranking and
   never trained; those after them are held out (docs/methods/bivrec.md section 2).
 * `global_time`: two points in time for everybody; rows of one time never part. Valid and test rows of users who have no

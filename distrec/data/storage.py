@@ -20,7 +20,7 @@ from distrec.errors import InputError
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder on some filesystem. Credentials and endpoints come from the environment (`AWS_…`), never from configs."""
+    """A folder on some filesystem. Credentials and endpoints come from the environment (`AWS_…`), not from configs."""
 
     fs: Any
     path: str
@@ -52,7 +52,7 @@ class Folder:
         return sorted(posixpath.basename(path.rstrip("/")) for path in self.fs.ls(where, detail=False))
 
     def make(self) -> None:
-        """Create the folder where that means something (object stores have none, and a bucket is not ours to create)."""
+        """Create the folder on a local disk. Object stores have no folders, and a bucket is not ours to create."""
         if self.local:
             self.fs.makedirs(self.path, exist_ok=True)
 
@@ -118,7 +118,7 @@ def open_folder(path: str) -> Folder:
 
 
 def located(path: str) -> str:
-    """`path` as other processes can use it, which do not share this one's working folder: absolute, or the URL it is."""
+    """`path` for processes that do not share this one's working folder: absolute, or the URL it is."""
     return path if "://" in path else os.path.abspath(path)
 
 

@@ -1,8 +1,8 @@
 """`distrec synth graph`: a prepared dataset of any size, for measuring.
 
-Users' numbers of interactions are lognormal and items' popularity follows a shifted power law. Items belong to clusters,
-which their vectors show; a user prefers a few of them, so that content tells something about choices. A user's interactions
-follow one another in time: the last tenth is test, the tenth before it valid, at least one each.
+Users' numbers of interactions are lognormal and items' popularity follows a shifted power law. Items belong to
+clusters, which their vectors show; a user prefers a few of them, so that content tells something about choices. A
+user's interactions follow one another in time: the last tenth is test, the tenth before it valid, at least one each.
 
 Users are made block by block and items part by part. Every draw is keyed by its place, so the bytes do not depend on
 the blocks; memory is a few numbers per user and item and one block of interactions.
@@ -11,13 +11,13 @@ the blocks; memory is a few numbers per user and item and one block of interacti
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distrec.data import keyed
+from distrec.data import keyed, parts
 from distrec.data.dataset import (
     FORMAT,
     SPLITS,
@@ -35,9 +35,6 @@ from distrec.errors import InputError
 FEWEST = 3  # interactions of a user: one of each split
 
 _BLOCK = 1 << 20  # interactions made at a time
-_ROWS_PER_PART = 1 << 22
-_VALUES_PER_PART = 1 << 24
-_ITEMS_PER_PART = 65_536
 _SPREAD = 0.9  # of the logarithm of a user's activity
 _EXPONENT, _SHIFT = 0.8, 10.0  # the item of rank r is chosen in proportion to (r + shift) ** -exponent
 _CLUSTER_ITEMS, _CLUSTERS = 50, 1000  # fewest items of a cluster, most clusters
@@ -78,13 +75,13 @@ class GraphSize:
         most = self.users * self.items // 4
         if self.edges > most:
             raise InputError(
-                f"option '--edges' is {self.edges}, more than a quarter of the {self.users} x {self.items} pairs; lower it "
-                f"to at most {most}, or raise '--users' or '--items'."
+                f"option '--edges' is {self.edges}, more than a quarter of the {self.users} x {self.items} pairs; "
+                f"lower it to at most {most}, or raise '--users' or '--items'."
             )
         if self.edges < FEWEST * self.users:
             raise InputError(
-                f"option '--edges' is {self.edges}, too few for {FEWEST} interactions of each of {self.users} users; raise "
-                f"it to at least {FEWEST * self.users}, or lower '--users'."
+                f"option '--edges' is {self.edges}, too few for {FEWEST} interactions of each of {self.users} users; "
+                f"raise it to at least {FEWEST * self.users}, or lower '--users'."
             )
 
     @property
@@ -95,36 +92,6 @@ class GraphSize:
     def ranked(self) -> np.ndarray:
         """The item of each popularity rank, `[items]` int32."""
         return keyed.permutation(("synth-rank", self.seed), self.items).astype(np.int32)
-
-
-@dataclass
-class _Rows:
-    """The parts of one split: rows wait here until they fill a part."""
-
-    folder: Folder
-    split: str
-    files: dict[str, FileEntry]
-    total: int = 0
-    _waiting: list[pa.Table] = field(default_factory=list)
-    _parts: int = 0
-
-    def add(self, user: np.ndarray, item: np.ndarray, time: np.ndarray) -> None:
-        self._waiting.append(pa.table({"user": user, "item": item, "timestamp": time}))
-        self.total += len(user)
-        if sum(table.num_rows for table in self._waiting) >= _ROWS_PER_PART:
-            self._write(last=False)
-
-    def close(self) -> None:
-        self._write(last=True)
-
-    def _write(self, last: bool) -> None:
-        rows = pa.concat_tables(self._waiting).combine_chunks()
-        while rows.num_rows >= (1 if last else _ROWS_PER_PART):
-            name = f"interactions/{self.split}/part-{self._parts:05d}.parquet"
-            self.files[name] = write_part(self.folder, name, rows.slice(0, _ROWS_PER_PART))
-            self._parts += 1
-            rows = rows.slice(_ROWS_PER_PART)
-        self._waiting = [rows.combine_chunks()]
 
 
 def write_graph(out: str, size: GraphSize, block: int = _BLOCK) -> Dataset:
@@ -185,7 +152,7 @@ def _ids(prefix: str, count: int) -> pa.Table:
 
 
 def degrees(size: GraphSize) -> np.ndarray:
-    """Interactions of each user, `[users]` int64: lognormal above `FEWEST`, at most half the items, `edges` together."""
+    """Interactions of each user, `[users]` int64: lognormal above `FEWEST`, at most half the items, `edges` in all."""
     share = np.empty(size.users)
     for start in range(0, size.users, _BLOCK):
         stop = min(start + _BLOCK, size.users)
@@ -213,7 +180,8 @@ def _write_interactions(
 ) -> dict[str, int]:
     """All parts of all splits; rows of each."""
     degree = degrees(size)
-    splits = [_Rows(folder, name, files) for name in SPLITS]
+    splits = [parts.Parts(folder, f"interactions/{name}", parts.ROWS_PER_PART) for name in SPLITS]
+    total = np.zeros(len(SPLITS), np.int64)
     for first, offset, count in _blocks(degree, block):
         item = _chosen(size, ranked, first, offset, count)
         user = np.repeat(np.arange(first, first + len(count), dtype=np.int32), count)
@@ -226,10 +194,11 @@ def _write_interactions(
         label = np.repeat(np.tile(np.arange(3, dtype=np.int8), len(count)), sizes.reshape(-1))
         for number, rows in enumerate(splits):
             here = label == number
-            rows.add(user[here], item[here], time[here])
+            rows.add(pa.table({"user": user[here], "item": item[here], "timestamp": time[here]}))
+        total += sizes.sum(0)
     for rows in splits:
-        rows.close()
-    return {rows.split: rows.total for rows in splits}
+        files |= rows.close()
+    return dict(zip(SPLITS, total.tolist(), strict=True))
 
 
 def _blocks(degree: np.ndarray, block: int) -> Iterator[tuple[int, int, np.ndarray]]:
@@ -299,16 +268,14 @@ def _write_feature(
     """One feature set: an item's vector is its cluster's and noise, with entries of about `dim ** -0.5`."""
     centres = keyed.normal(("synth-centre", size.seed, name), 0, size.clusters * width).reshape(-1, width)
     centres = centres.astype(np.float32)
-    step = max(1, min(_ITEMS_PER_PART, _VALUES_PER_PART // width))
-    amplitude, parts = 12**0.5 * _NOISE[name], []
-    for start in range(0, size.items, step):
-        stop = min(start + step, size.items)
-        values = keyed.uniform32(("synth-vector", size.seed, name), start * width, (stop - start) * width)
-        values = (values.reshape(-1, width) - np.float32(0.5)) * np.float32(amplitude)
+    out = parts.Parts(folder, f"features/{name}", parts.items_per_part(4 * width))  # float32 while they are made
+    amplitude = 12**0.5 * _NOISE[name]
+    for start in range(0, size.items, out.rows):
+        stop = min(start + out.rows, size.items)
+        values = keyed.uniform_rows(("synth-vector", size.seed, name), range(start, stop), width)
+        values = (values - np.float32(0.5)) * np.float32(amplitude)
         values += centres[cluster[start:stop]]
         values *= np.float32(width**-0.5)
-        part = f"features/{name}/part-{start // step:05d}.parquet"
-        table = vector_table(start, values.astype(np.float16), np.zeros(stop - start, bool))
-        files[part] = write_part(folder, part, table)
-        parts.append(part)
-    return FeatureEntry(width=width, dtype="float16", missing=0, source="synthetic", parts=parts)
+        out.add(vector_table(start, values.astype(np.float16), np.zeros(stop - start, bool)))
+    files |= out.close()
+    return FeatureEntry(width=width, dtype="float16", missing=0, source="synthetic", parts=list(out.files))

@@ -1,4 +1,9 @@
-"""The one interface behind which every frozen encoder stands."""
+"""The one interface behind which every frozen encoder stands.
+
+The modules of this package import torch and transformers inside the functions that compute, and so they do with `tail`,
+whose classes need torch. A process that only names, hashes and checks encoders, as the one that starts the workers
+does, then starts at once.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,7 @@ import numpy as np
 from distrec.config import digest
 from distrec.data.dataset import TOKENS
 
-# Weights come from packages and local folders. Set before the first import of transformers, which reads them then.
+# Weights come from packages and local folders. transformers reads both when it is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
@@ -62,7 +67,7 @@ class Encoder(ABC):
 
     @property
     def source(self) -> str:
-        """What a manifest says of a feature set made by it, from which `distrec.encoders.tail` finds it again."""
+        """What a manifest says of a feature set made by it, from which `distrec.encoders.stored` finds it again."""
         pool = f" pool={self.side}" if self.side else ""
         return f"{ENCODED}{self.name} {self.key}" + (f" cut={self.cut}{pool}" if self.cut else "")
 
@@ -96,7 +101,7 @@ class Encoder(ABC):
     def forward(self, model: Any, batch: Sequence[Any]) -> np.ndarray:
         """Vectors `[len(batch), tokens * width]` float32 of one batch, an item's tokens one after another.
 
-        NaN marks what is not there: a whole row where the content can not be decoded, and what lies behind the last
+        NaN marks what is not there: a whole row where the content cannot be decoded, and what lies behind the last
         real token of content that is shorter than `tokens`.
         """
 

@@ -2,7 +2,8 @@
 
 A part holds the vectors of one shard of contents, each under the hash of its content. Parts are written once and never
 changed, so a part that is there is complete: what an interrupted run had finished is found again, and so is what an
-earlier run, another prepare or another item with the same content has already paid for. Deleting a cache costs time only.
+earlier run, another prepare or another item with the same content has already paid for. Deleting a cache only
+costs time.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def content_hash(content: str | bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=HASH_BYTES).digest()
 
 
-def write_part(
+def keep_part(
     folder: Folder, hashes: Sequence[bytes], values: np.ndarray, missing: np.ndarray, count: np.ndarray | None = None
 ) -> str:
     """Keep `values` `[n, length]` float16 of contents with `hashes`; `missing` marks those that could not be encoded.
@@ -49,7 +50,7 @@ def write_part(
 
 
 class Cache:
-    """What is kept for one encoder of `tokens` vectors of `width` per item, found by hash. Opening reads the hashes only."""
+    """What is kept for an encoder of `tokens` vectors of `width` per item, found by hash. Opening reads only hashes."""
 
     def __init__(self, folder: Folder, tokens: int, width: int):
         self.folder, self._length = folder, tokens * width
@@ -73,8 +74,8 @@ class Cache:
         """What is kept under the hashes.
 
         Returns:
-            Vectors `[n, tokens * width]` float16, zeros where missing; missing `[n]` bool, which a hash of None also is;
-            and, of several tokens, how many are real, `[n]` int32, none where missing.
+            Vectors `[n, tokens * width]` float16, zeros where missing; missing `[n]` bool, which a hash of None also
+            is; and, of several tokens, how many are real, `[n]` int32, none where missing.
         """
         values = np.zeros((len(hashes), self._length), np.float16)
         missing = np.ones(len(hashes), bool)

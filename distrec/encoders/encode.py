@@ -1,5 +1,5 @@
-"""`distrec encode`: frozen encoders over the raw content of a prepared dataset, to one feature set per modality: a vector
-per item, or a token set, which is all of the last layer.
+"""`distrec encode`: frozen encoders over the raw content of a prepared dataset, to one feature set per modality: a
+vector per item, or a token set, which is all of the last layer.
 
 The content is streamed once. What the cache (see `distrec.encoders.cache`) does not hold is encoded in shards, in
 parallel; then the feature's parts are put together from the cache and the manifest is written. A run that is killed
@@ -14,16 +14,15 @@ from typing import Any
 
 from tqdm import tqdm
 
+from distrec.data import parts
 from distrec.data.dataset import Dataset, FeatureEntry, FileEntry, group_rows, vector_table, write_manifest
-from distrec.data.storage import Folder, open_folder, parquet_bytes, sha256
+from distrec.data.storage import Folder, open_folder
 from distrec.encoders.base import ENCODED, MODALITIES, Encoder, Modality, cut_name
 from distrec.encoders.cache import Cache, content_hash
 from distrec.encoders.pool import Job, Pool, Shard
 from distrec.encoders.registry import DEFAULTS, make_encoder
 from distrec.errors import InputError
 
-_ITEMS_PER_PART = 65_536
-_BYTES_PER_PART = 64 << 20
 _NAMED = 5  # damaged items named in the report
 
 
@@ -56,7 +55,7 @@ def encode(
 ) -> dict[str, Counts]:
     """Encode the raw content of the prepared dataset `data` into its feature sets `text` and `image`.
 
-    With `tokens`, into `text-tokens` and `image-tokens` in their place; with `cut` N, into `text-tokens-cutN` and so on.
+    With `tokens`, into `text-tokens` and `image-tokens` instead; with `cut` N, into `text-tokens-cutN` and so on.
 
     Args:
         data: A prepared dataset, local or `s3://`.
@@ -75,8 +74,8 @@ def encode(
             ones among them; of an image a class token and patches, or the mean of the feature map and its cells.
         text_tokens: Tokens of a text, the longest kept; None: 30.
         image_pool: Feature maps are averaged down to so many cells a side; None: as they are.
-        cut: With `tokens`, keep what stands before the last so many layers, for a method that trains these. A feature map
-            is then kept whole, and averaged down behind them.
+        cut: With `tokens`, keep what stands before the last so many layers, for a method that trains these. A feature
+            map is then kept whole, and averaged down behind them.
 
     Returns:
         By feature name, what was done.
@@ -107,7 +106,8 @@ def encode(
         if encoder.tokens > 1:
             size = dataset.manifest.content[encoder.modality] * encoder.row_bytes
             print(
-                f"{name}: {encoder.tokens} tokens x {encoder.width} of {dataset.items:,} items, up to {size / 1e6:,.0f} MB and as much again in the cache"
+                f"{name}: {encoder.tokens} tokens x {encoder.width} of {dataset.items:,} items, up to "
+                f"{size / 1e6:,.0f} MB and as much again in the cache"
             )
     kept = open_folder(cache) if cache is not None else dataset.folder.folder("encoded")
     report = {}
@@ -119,7 +119,7 @@ def encode(
             except OSError as error:
                 raise InputError(f"cache '{folder}' cannot be written ({error}); check its permissions.") from None
             known = Cache(folder, encoder.tokens, encoder.width)
-            together = max(1, min(shard, _BYTES_PER_PART // encoder.row_bytes))
+            together = max(1, min(shard, parts.BYTES_PER_PART // encoder.row_bytes))
             hashes, counts = _encode_missing(dataset, pool, Job(encoder, str(folder), batch), known, together)
             dataset = _write_feature(dataset, name, encoder, known, hashes, counts)
             _print(dataset, name, encoder, counts)
@@ -138,18 +138,21 @@ def _choose(
             continue
         if not there:
             raise InputError(
-                f"data '{dataset.folder}' has no {modality} to encode with '{name}'; prepare it with {modality}s, or leave out --{modality}."
+                f"data '{dataset.folder}' has no {modality} to encode with '{name}'; prepare it with {modality}s, or "
+                f"leave out --{modality}."
             )
         feature = names[modality]
         entry = dataset.manifest.features.get(feature)
         if entry is not None and not entry.source.startswith(ENCODED):
             raise InputError(
-                f"data '{dataset.folder}' has an imported feature '{feature}' (from {entry.source}) that encode would replace; give it another name in the data config, or pass --{modality} none."
+                f"data '{dataset.folder}' has an imported feature '{feature}' (from {entry.source}) that encode would "
+                f"replace; give it another name in the data config, or pass --{modality} none."
             )
         chosen[feature] = make_encoder(modality, name or DEFAULTS[modality], **options)
     if not chosen:
         raise InputError(
-            f"data '{dataset.folder}' has no text or image left to encode; prepare it with importer.items.text or images."
+            f"data '{dataset.folder}' has no text or image left to encode; prepare it with importer.items.text or "
+            "images."
         )
     return chosen
 
@@ -210,27 +213,23 @@ def _write_feature(
     A part's name ends in a piece of its checksum: a part is never overwritten, so that the manifest on disk, old or
     new, always describes the files beside it.
     """
-    step = max(1, min(_ITEMS_PER_PART, _BYTES_PER_PART // encoder.row_bytes))
-    group = group_rows(encoder.row_bytes) if encoder.tokens > 1 else step
-    files: dict[str, FileEntry] = {}
+    old, step, several = dataset.manifest, parts.items_per_part(encoder.row_bytes), encoder.tokens > 1
+    group = group_rows(encoder.row_bytes) if several else step
+    # token values hardly repeat: without a dictionary a part is smaller, written in half the time, read in a third
+    out = parts.Parts(
+        dataset.folder, f"features/{name}", step, group_rows=group, dictionary=not several, known=old.files
+    )
     lacking = 0
-    for number, start in enumerate(range(0, dataset.items, step)):
+    for start in range(0, dataset.items, step):
         values, missing, count = cache.rows(hashes[start : start + step])
         lacking += int(missing.sum())
         counts.damaged += [start + at for at in missing.nonzero()[0].tolist() if hashes[start + at] is not None]
-        table = vector_table(start, values, missing, count)
-        # token values hardly repeat: without a dictionary a part is smaller, written in half the time, read in a third
-        bytes_ = parquet_bytes(table, group, dictionary=count is None)
-        checksum = sha256(bytes_)
-        file = f"features/{name}/part-{number:05d}-{checksum[:12]}.parquet"
-        files[file] = FileEntry(rows=table.num_rows, bytes=len(bytes_), sha256=checksum)
-        if dataset.manifest.files.get(file) != files[file]:
-            dataset.folder.write_bytes(bytes_, *file.split("/"))
+        out.add(vector_table(start, values, missing, count))
+    files = out.close()
     entry = FeatureEntry(
         tokens=encoder.tokens, width=encoder.width, dtype="float16", missing=lacking,
         source=encoder.source, parts=list(files),
     )  # fmt: skip
-    old = dataset.manifest
     others = {file: value for file, value in old.files.items() if not file.startswith(f"features/{name}/")}
     manifest = old.model_copy(
         update={

@@ -17,8 +17,8 @@ LAYERS: dict[Modality, dict[str, tuple[str, str | None]]] = {
         "clip": ("vision_model.encoder.layers", None),
     },
 }
-"""Where models have their layers, and a normalisation behind them, by `model_type`; their layers need nothing besides the
-states before them and which tokens are real."""
+"""Where models have their layers, and a normalisation behind them, by `model_type`; their layers need nothing besides
+the states before them and which tokens are real."""
 
 
 class ModelFolder:
@@ -34,7 +34,8 @@ class ModelFolder:
             value = json.loads((self.path / name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(
-                f"encoder '{self.path}': {name} cannot be read ({error}); give the folder of a transformers model saved with save_pretrained."
+                f"encoder '{self.path}': {name} cannot be read ({error}); give the folder of a transformers model "
+                "saved with save_pretrained."
             ) from None
         if not isinstance(value, dict):
             raise InputError(f"encoder '{self.path}': {name} holds no object; save the model again.")
@@ -46,7 +47,8 @@ class ModelFolder:
         width = shared or tower.get("hidden_size") or (tower.get("hidden_sizes") or [None])[-1] or tower.get("dim")
         if not isinstance(width, int):
             raise InputError(
-                f"encoder '{self.path}': config.json names no width (projection_dim, hidden_size, hidden_sizes or dim); give a text or vision encoder."
+                f"encoder '{self.path}': config.json names no width (projection_dim, hidden_size, hidden_sizes or "
+                "dim); give a text or vision encoder."
             )
         return width
 
@@ -86,7 +88,7 @@ class ModelFolder:
             return AutoModel.from_config(config).eval()
 
     def model(self, modality: Modality = "text", cut: int = 0) -> Any:
-        """The model in evaluation mode, fp32, on this process's device, without its last `cut` layers (of a modality)."""
+        """The model without its last `cut` layers (of a modality), for evaluation, fp32, on this process's device."""
         return self._split(modality, cut)[0].to(device())
 
     def tail(self, modality: Modality, cut: int) -> Any:
@@ -104,7 +106,8 @@ class ModelFolder:
         config = self.open(AutoConfig)
         if config.model_type not in LAYERS[modality] or getattr(config, "is_decoder", False):
             raise InputError(
-                f"encode: --cut is {cut} but '{self.path}' is a {modality} model of type '{config.model_type}', whose last layers cannot be taken off; give one of {', '.join(LAYERS[modality])}, or leave out --cut."
+                f"encode: --cut is {cut} but '{self.path}' is a {modality} model of type '{config.model_type}', whose "
+                f"last layers cannot be taken off; give one of {', '.join(LAYERS[modality])}, or leave out --cut."
             )
         layers = getattr(config, "vision_config", config).num_hidden_layers
         if cut > layers:

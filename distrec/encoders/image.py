@@ -46,24 +46,14 @@ class ImageEncoder(Encoder):
         """The tensor of vectors `[len(images), width]` or `[len(images), tokens, width]` of RGB images."""
 
 
-def map_tokens(maps: Any, side: int | None) -> Any:
-    """Feature maps `[n, width, height, breadth]` as tokens `[n, 1 + cells, width]`: the mean, then the cells by rows.
-
-    With `side`, the cells are those of the map averaged down to `side` x `side`.
-    """
-    import torch
-
-    cells = maps if side is None else torch.nn.functional.adaptive_avg_pool2d(maps, side)
-    return torch.cat([maps.mean((2, 3)).unsqueeze(1), cells.flatten(2).transpose(1, 2)], 1)
-
-
 def _count_tokens(name: str, shape: tuple[int, int], side: int | None) -> int:
-    """How many tokens `map_tokens` makes of maps of a shape."""
+    """How many tokens `distrec.encoders.tail.map_tokens` makes of maps of a shape."""
     if side is None:
         return 1 + shape[0] * shape[1]
     if not 2 <= side <= min(shape):
         raise InputError(
-            f"encode: --image-pool is {side} but the feature map of image encoder '{name}' is {shape[0]} x {shape[1]}; give 2 to {min(shape)}, or leave it out."
+            f"encode: --image-pool is {side} but the feature map of image encoder '{name}' is {shape[0]} x {shape[1]}; "
+            f"give 2 to {min(shape)}, or leave it out."
         )
     return 1 + side * side
 
@@ -118,7 +108,8 @@ class EfficientNetLite0(ImageEncoder):
             layers = _layers(EfficientNet.from_name("efficientnet-lite0"))
             if self.cut >= len(layers):  # the first one, the stem, reads the image
                 raise InputError(
-                    f"encode: --cut is {self.cut} but image encoder '{self.name}' has {len(layers) - 1} layers to cut before; give 1 to {len(layers) - 1}."
+                    f"encode: --cut is {self.cut} but image encoder '{self.name}' has {len(layers) - 1} layers to cut "
+                    f"before; give 1 to {len(layers) - 1}."
                 )
             shape = layers[: -self.cut].eval()(torch.empty(1, 3, 224, 224)).shape
         return shape[2] * shape[3], shape[1]
@@ -149,6 +140,8 @@ class EfficientNetLite0(ImageEncoder):
     def run(self, model: Any, images: list[Image.Image]) -> Any:
         import torch
 
+        from distrec.encoders.tail import map_tokens
+
         resized = [np.asarray(image.resize((224, 224), Image.Resampling.BICUBIC), np.float32) for image in images]
         # [n, h, w, 3] seen as [n, 3, h, w] is channels-last memory, the faster layout for convolutions
         pixels = torch.from_numpy((np.stack(resized) - 127) / 128).permute(0, 3, 1, 2)
@@ -159,7 +152,7 @@ class EfficientNetLite0(ImageEncoder):
 
 
 def _layers(model: Any) -> Any:
-    """An EfficientNet as a sequence of stem, blocks and last convolution. Without its drop-connect, which is for training."""
+    """An EfficientNet as stem, blocks and last convolution, in sequence. Drop-connect, for training, is left out."""
     from torch.nn import Sequential
 
     stem = Sequential(model._conv_stem, model._bn0, model._swish)
@@ -187,7 +180,7 @@ def _fold_norms(model: Any) -> None:
 
 
 class TransformerImage(ImageEncoder):
-    """Mean of the last layer's patch vectors or feature map. A two-tower model (CLIP) gives its own image vector instead.
+    """Mean of the last layer's patch vectors or feature map. A two-tower model (CLIP) gives its own image vector.
 
     With `pooled` false: a transformer's last layer as it is, in its own order (class token, patches), or a feature map
     as the tokens of `map_tokens`.
@@ -228,7 +221,8 @@ class TransformerImage(ImageEncoder):
             raise
         except Exception as error:  # a model that asks for more than an image, or for values where an outline has none
             raise InputError(
-                f"image encoder '{self.name}' has no outputs that can be told without weights ({type(error).__name__}); give another model, or leave out --tokens."
+                f"image encoder '{self.name}' has no outputs that can be told without weights "
+                f"({type(error).__name__}); give another model, or leave out --tokens."
             ) from None
         if last.ndim == 4:
             return _count_tokens(self.name, tuple(last.shape[2:]), self.side), last.shape[1]
@@ -249,6 +243,8 @@ class TransformerImage(ImageEncoder):
         return self.folder.tail(self.modality, self.cut)
 
     def run(self, model: Any, images: list[Image.Image]) -> Any:
+        from distrec.encoders.tail import map_tokens
+
         output = _output(model, images)
         last = output.last_hidden_state
         if self.tokens == 1:
@@ -258,7 +254,8 @@ class TransformerImage(ImageEncoder):
         tokens = last if last.ndim == 3 else map_tokens(last, self.side)
         if tokens.shape[1] != self.tokens:
             raise InputError(
-                f"image encoder '{self.name}' makes {tokens.shape[1]} tokens of an image and {self.tokens} of another; give one whose processor brings all images to one size."
+                f"image encoder '{self.name}' makes {tokens.shape[1]} tokens of an image and {self.tokens} of another; "
+                "give one whose processor brings all images to one size."
             )
         return tokens
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from distrec.data.storage import open_folder
 from distrec.encoders.base import Encoder
-from distrec.encoders.cache import write_part
+from distrec.encoders.cache import keep_part
 from distrec.errors import InputError
 from distrec.runtime import ray_cluster
 
@@ -43,7 +43,7 @@ class Job:
         missing = (count == 0) | np.logical_not(np.isfinite(tokens).all(axis=2) | behind).any(axis=1)
         tokens[behind | missing[:, None]], count[missing] = 0, 0
         kept = count if self.encoder.tokens > 1 else None
-        return write_part(open_folder(self.cache), shard.hashes, values, missing, kept), len(values)
+        return keep_part(open_folder(self.cache), shard.hashes, values, missing, kept), len(values)
 
 
 class _Worker:
@@ -128,7 +128,8 @@ class Pool:
         asked, cpus = self._workers * self._threads, offered.get("CPU", 0)
         if asked > cpus:
             raise InputError(
-                f"encode asks for {asked} CPUs ({self._workers} workers x {self._threads} threads) but the cluster offers {cpus:g}; lower --workers."
+                f"encode asks for {asked} CPUs ({self._workers} workers x {self._threads} threads) but the cluster "
+                f"offers {cpus:g}; lower --workers."
             )
         actor = ray.remote(_Worker).options(
             num_cpus=self._threads,

@@ -40,11 +40,13 @@ def make_encoder(
             return _minilm(max_tokens, pooled, cut) if modality == "text" else _efficientnet(pooled, image_pool, cut)
     except ImportError as error:
         raise InputError(
-            f"{modality} encoder '{name}' needs the package {error.name}; install the project's lock file, or give the folder of a transformers model."
+            f"{modality} encoder '{name}' needs the package {error.name}; install the project's lock file, or give the "
+            "folder of a transformers model."
         ) from None
     if not os.path.isdir(os.path.expanduser(name)):
         raise InputError(
-            f"unknown {modality} encoder '{name}'; {nearest(name, [DEFAULTS[modality]])}, or give the local folder of a transformers model."
+            f"unknown {modality} encoder '{name}'; {nearest(name, [DEFAULTS[modality]])}, or give the local folder of "
+            "a transformers model."
         )
     path = os.path.expanduser(name)
     if cut:  # who trains the layers looks for the folder again, from a working folder of its own

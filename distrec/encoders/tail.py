@@ -2,28 +2,19 @@
 keeps to the last hidden states that `--tokens` keeps.
 
 Transformer layers keep the dropout of their own config, in training mode. In EfficientNet the statistics of batch
-normalisation are frozen and folded, with its scale and shift, into the weight and bias of the convolution before it, which
-train: what an item becomes never depends on the others of its batch.
+normalisation are frozen and folded, with its scale and shift, into the weight and bias of the convolution before it,
+which train: what an item becomes never depends on the others of its batch.
 """
 
 from __future__ import annotations
 
-import re
 from math import isqrt
 from operator import attrgetter
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
-
-from distrec.data.dataset import Dataset, FeatureEntry
-from distrec.encoders.base import ENCODED, Encoder, Modality, cut_name
-from distrec.encoders.image import map_tokens
-from distrec.encoders.registry import make_encoder
-from distrec.errors import InputError
-
-# `Encoder.source`, as it stands in a manifest.
-_SOURCE = re.compile(rf"{ENCODED}(?P<encoder>.+) (?P<key>[0-9a-f]{{16}}) cut=(?P<cut>\d+)(?: pool=(?P<pool>\d+))?")
+from torch.nn import functional
 
 
 class Tail(nn.Module):
@@ -42,7 +33,8 @@ class Tail(nn.Module):
         """
         items = len(states)
         if not items:
-            # Who has no items exchanges weights and gradients all the same, and not every layer runs on none: a made-up one.
+            # A worker without items takes part in every exchange of weights and gradients. Not every layer runs on no
+            # item, so it gets a made-up one.
             states, real = states.new_zeros(1, *states.shape[1:]), real.new_ones(1, real.shape[1])
         there = real.any(1, keepdim=True)
         # Attention over no token at all has no value, so that such an item's first token stands in on the way, too.
@@ -58,8 +50,8 @@ class Tail(nn.Module):
 class TransformerTail(Tail):
     """The last layers of a `transformers` model, and the normalisation that stands behind them, if one does.
 
-    Their keys lose their bias: it adds the same to all of a query's logits, which softmax does not see, so that its gradient
-    is rounding alone, of which Adam would make whole steps that differ by the number of workers.
+    Their keys lose their bias: it adds the same to all of a query's logits, which softmax does not see, so that its
+    gradient is rounding alone, of which Adam would make whole steps that differ by the number of workers.
     """
 
     def __init__(self, layers: nn.ModuleList, norm: nn.Module):
@@ -94,6 +86,15 @@ class ConvolutionTail(Tail):
         return last, real[:, :1].expand(-1, last.shape[1])
 
 
+def map_tokens(maps: torch.Tensor, side: int | None) -> torch.Tensor:
+    """Feature maps `[n, width, height, breadth]` as tokens `[n, 1 + cells, width]`: the mean, then the cells by rows.
+
+    With `side`, the cells are those of the map averaged down to `side` x `side`.
+    """
+    cells = maps if side is None else functional.adaptive_avg_pool2d(maps, side)
+    return torch.cat([maps.mean((2, 3)).unsqueeze(1), cells.flatten(2).transpose(1, 2)], 1)
+
+
 def _first(real: torch.Tensor) -> torch.Tensor:
     """The first token of every item, bool `[1, tokens]`."""
     return torch.arange(real.shape[1], device=real.device).unsqueeze(0) == 0
@@ -120,46 +121,3 @@ def split_transformer(model: Any, layers: str, norm: str | None, cut: int) -> Ta
 def _place(model: Any, dotted: str) -> tuple[Any, str]:
     owner, _, name = dotted.rpartition(".")
     return attrgetter(owner)(model) if owner else model, name
-
-
-def cut_of(entry: FeatureEntry) -> int:
-    """Before how many last layers the states of a feature set stand; 0: behind them, or of no known encoder."""
-    found = _SOURCE.fullmatch(entry.source)
-    return int(found["cut"]) if found else 0
-
-
-def stored_encoder(data: Dataset, key: str, name: str, modality: Modality, layers: int) -> Encoder:
-    """The encoder whose hidden states before its last `layers` layers token set `name` holds; `tail()` gives those layers.
-
-    Reads the encoder's files, no network.
-
-    Args:
-        key: of the config, which names the set.
-
-    Raises:
-        InputError: no such set or one that was not cut there, the encoder is gone, or it is not what it was.
-    """
-    entry, command = data.manifest.features.get(name), f"'distrec encode {data.folder} --tokens --cut {layers}'"
-    if entry is None:
-        raise InputError(
-            f"key '{key}' is '{name}', which is not in the dataset, but 'method.train_encoder_layers' is {layers}; run {command} and name '{cut_name(modality, layers)}'."
-        )
-    found = _SOURCE.fullmatch(entry.source)
-    if found is None or cut_of(entry) != layers:
-        state = "holds no encoder's inner states" if found is None else f"was cut before the last {found['cut']}"
-        raise InputError(
-            f"key '{key}' is '{name}', which {state}, but 'method.train_encoder_layers' is {layers}; run {command} and name '{cut_name(modality, layers)}'."
-        )
-    pool = int(found["pool"]) if found["pool"] else None
-    try:
-        encoder = make_encoder(modality, found["encoder"], entry.tokens, pooled=False, image_pool=pool, cut=layers)
-        same = encoder.key == found["key"]
-    except (InputError, OSError) as error:
-        raise InputError(
-            f"key '{key}' is '{name}', whose encoder '{found['encoder']}' is not there any more ({error}); bring it back, or run {command} with another one."
-        ) from None
-    if not same:
-        raise InputError(
-            f"key '{key}' is '{name}', whose encoder '{found['encoder']}' has other weights or settings than when it was encoded; run {command} again."
-        )
-    return encoder

@@ -14,8 +14,8 @@ from distrec.encoders.folder import ModelFolder
 class TransformerText(Encoder):
     """Mean of the last layer's token vectors, unit length. A two-tower model (CLIP) gives its own text vector instead.
 
-    With `pooled` false: the last layer's vectors of the first `max_tokens` word pieces, special ones among them, as they
-    are.
+    With `pooled` false: the last layer's vectors of the first `max_tokens` word pieces, special ones among them, as
+    they are.
 
     Args:
         name: How the user named it.

@@ -79,17 +79,17 @@ class Draws:
     def training(self, batch: WindowBatch, view: str, interests: int, tokens: int) -> torch.Tensor:
         """For my rows of the batch, by their positions in the epoch `[my rows, interests, tokens]`."""
         first = batch.step * batch.configured + batch.mine.start
-        return _gumbel(("gumbel", batch.seed, batch.epoch, view), first, len(batch.mine), interests, tokens)
+        rows = range(first, first + len(batch.mine))
+        return _gumbel(("gumbel", batch.seed, batch.epoch, view), rows, interests, tokens)
 
     def evaluation(self, users: np.ndarray, view: str, interests: int, tokens: int) -> torch.Tensor:
         """For consecutive users `[users, interests, tokens]`."""
         first = int(users[0]) if len(users) else 0
-        return _gumbel(("evaluation gumbel", view), first, len(users), interests, tokens)
+        return _gumbel(("evaluation gumbel", view), range(first, first + len(users)), interests, tokens)
 
 
-def _gumbel(key: tuple[str | int, ...], first: int, rows: int, interests: int, tokens: int) -> torch.Tensor:
-    each = interests * tokens
-    draws = torch.from_numpy(keyed.uniform32(key, first * each, rows * each)).view(rows, interests, tokens)
+def _gumbel(key: tuple[str | int, ...], rows: range, interests: int, tokens: int) -> torch.Tensor:
+    draws = torch.from_numpy(keyed.uniform_rows(key, rows, interests * tokens)).view(len(rows), interests, tokens)
     return draws.clamp_(min=torch.finfo(torch.float32).tiny).log_().neg_().log_().neg_()
 
 

@@ -70,16 +70,12 @@ class Draws:
     def noise(self, batch: TripleBatch, hop: int, side: str, rows: range, width: int) -> torch.Tensor:
         """Uniform in [0, 1) for every noisy tower's rows, `[rows, width]`."""
         key = ("noise", batch.seed, batch.epoch, batch.step, hop, side)
-        return _uniform(key, rows, width)
+        return torch.from_numpy(keyed.uniform_rows(key, rows, width))
 
     def keep(self, batch: TripleBatch, side: str, rows: range, width: int, dropout: float) -> torch.Tensor:
         """1 where the feature mask keeps an entry, else 0, `[rows, width]`."""
         key = ("feature mask", batch.seed, batch.epoch, batch.step, side)
-        return (_uniform(key, rows, width) >= dropout).float()
-
-
-def _uniform(key: tuple[str | int, ...], rows: range, width: int) -> torch.Tensor:
-    return torch.from_numpy(keyed.uniform32(key, rows.start * width, len(rows) * width).reshape(-1, width))
+        return (torch.from_numpy(keyed.uniform_rows(key, rows, width)) >= dropout).float()
 
 
 class MENTOR(Method):

@@ -13,7 +13,8 @@ from torch import nn
 
 from distrec.data.dataset import Dataset
 from distrec.encoders.base import MODALITIES, Encoder, Modality
-from distrec.encoders.tail import Tail, cut_of, stored_encoder
+from distrec.encoders.stored import cut_of, stored_encoder
+from distrec.encoders.tail import Tail
 from distrec.errors import InputError
 from distrec.methods.base import require_tokens
 from distrec.tables.features import TokenBlock

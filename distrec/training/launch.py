@@ -15,12 +15,13 @@ from distrec.config.run import RunConfig, load_run
 from distrec.config.tree import decode
 from distrec.data.check import damaged_file
 from distrec.data.dataset import SPLITS, Dataset
-from distrec.data.storage import located, open_folder
+from distrec.data.storage import open_folder
 from distrec.errors import InputError, Interrupted, NonFiniteLoss, exit_status
 from distrec.graph.kept import NOTE
 from distrec.methods.base import Method
 from distrec.methods.registry import build_method, resolve
 from distrec.runtime import WORKER_ENVIRONMENT, check_stack, on_cluster, quiet, ray_cluster, tune_process, versions
+from distrec.training.attempts import with_absolute_paths
 from distrec.training.display import Display, banner
 from distrec.training.run_folder import RunFolder
 from distrec.training.stop import on_stop_signal
@@ -47,7 +48,7 @@ def train(
     """
     check_stack()
     quiet()
-    run_config = _located(resolve(config if isinstance(config, RunConfig) else load_run(config, overrides)))
+    run_config = with_absolute_paths(resolve(config if isinstance(config, RunConfig) else load_run(config, overrides)))
     data, method, degradations = check_inputs(run_config)
     _check_graphs(run_config)
     run = RunFolder.of(run_config)
@@ -60,13 +61,6 @@ def train(
     _raise_outcome(run)
     summary: dict[str, Any] = run.folder.read_json("summary.json")
     return summary
-
-
-def _located(config: RunConfig) -> RunConfig:
-    """`config` with absolute local paths: workers do not share this process's working folder."""
-    graphs = config.run.graphs and located(config.run.graphs)
-    run = config.run.model_copy(update={"storage": located(config.run.storage), "graphs": graphs})
-    return config.model_copy(update={"data": located(config.data), "run": run})
 
 
 def _check_graphs(config: RunConfig) -> None:

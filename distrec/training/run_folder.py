@@ -15,26 +15,25 @@ from typing import Any
 import yaml
 
 from distrec.config.run import RunConfig, digest
+from distrec.config.tree import decode
 from distrec.data.storage import Folder, open_folder
 from distrec.errors import InputError
+from distrec.training.attempts import AttemptFolder, first_difference, writing_to
 
 STOP_REQUEST = "stop-request"
 _REMOTE_SECONDS = 5.0
 
 
-class RunFolder:
+class RunFolder(AttemptFolder):
     """Files of one run."""
 
+    record_file, config_file = "run.json", "config.yaml"
+
     def __init__(self, folder: Folder):
-        self.folder = folder
+        super().__init__(folder)
         self.checkpoints = folder.folder("checkpoints")
         self._progress_file: int | None = None
         self._progress_time = 0.0
-
-    @classmethod
-    def of(cls, config: RunConfig) -> RunFolder:
-        """The folder of a run config."""
-        return cls(open_folder(config.run.storage).folder(config.run.name))
 
     @classmethod
     def existing(cls, path: str) -> tuple[RunFolder, RunConfig]:
@@ -43,8 +42,6 @@ class RunFolder:
         Raises:
             InputError: there is no run.
         """
-        from distrec.config import decode
-
         run = cls(open_folder(path))
         if not run.folder.exists("config.yaml"):
             raise InputError(
@@ -59,56 +56,47 @@ class RunFolder:
             InputError: the run exists with another identity, or the storage cannot be written.
         """
         identity = config.identity(manifest_hash)
-        try:
-            self.folder.make()
-            record = self.folder.read_json("run.json") if self.folder.exists("run.json") else None
-            changes = [change.model_dump() for change in config.changes]
-            if record is not None:
+        changes = [change.model_dump() for change in config.changes]
+        with writing_to(config.run.storage):
+            record = self._opened()
+            if record is None:
+                record = {"identity": identity, "attempts": []}
+            else:
                 self._check_identity(record["identity"], identity, config)
                 self._check_changes(record.get("changes", []), changes)
-            else:
-                record = {"identity": identity, "attempts": []}
             record["changes"] = changes
-            self.folder.write_bytes(yaml.safe_dump(config.model_dump(), sort_keys=False).encode(), "config.yaml")
             self.folder.remove(STOP_REQUEST)
-            record["attempts"].append(
-                {
-                    "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                    "workers": config.train.workers,
-                    "threads": config.train.threads,
-                    "zero_stage": config.dense.zero_stage,
-                    "epochs": config.train.epochs,
-                    "config_sha256": digest(config.model_dump()),
-                }
+            self._write_attempt(
+                config,
+                record,
+                workers=config.train.workers,
+                threads=config.train.threads,
+                zero_stage=config.dense.zero_stage,
+                epochs=config.train.epochs,
+                config_sha256=digest(config.model_dump()),
             )
-            self.folder.write_json(record, "run.json")
-        except OSError as error:
-            raise InputError(
-                f"key 'run.storage' is '{config.run.storage}', which cannot be written ({error}); give a writable folder."
-            ) from None
-        return dict(record)
+        return record
 
     def _check_identity(self, old: dict[str, Any], new: dict[str, Any], config: RunConfig) -> None:
-        flat_old, flat_new = flat(old), flat(new)
-        for key in {**flat_new, **flat_old}:  # a section that became null, such as lr_decay, has keys on one side only
-            before, value = flat_old.get(key), flat_new.get(key)
-            if before == value:
-                continue
-            remedy = f"use another 'run.name', restore the value, or delete '{self.folder}'."
-            if key == "data":
-                raise InputError(
-                    f"run '{self.folder}' was trained on another dataset than '{config.data}' (manifest hash "
-                    f"{str(before)[:12]}, now {str(value)[:12]}); {remedy}"
-                )
-            raise InputError(f"run '{self.folder}' exists with {key} = {before!r}, now {value!r}; {remedy}")
+        difference = first_difference(old, new)
+        if difference is None:
+            return
+        key, before, value = difference
+        remedy = f"use another 'run.name', restore the value, or delete '{self.folder}'."
+        if key == "data":
+            raise InputError(
+                f"run '{self.folder}' was trained on another dataset than '{config.data}' (manifest hash "
+                f"{str(before)[:12]}, now {str(value)[:12]}); {remedy}"
+            )
+        raise InputError(f"run '{self.folder}' exists with {key} = {before!r}, now {value!r}; {remedy}")
 
     def _check_changes(self, old: list[dict[str, Any]], new: list[dict[str, Any]]) -> None:
         trained = self.trained()
         before, now = ([change for change in changes if change["epoch"] < trained] for changes in (old, new))
         if before != now:
             raise InputError(
-                f"run '{self.folder}' has trained {trained} epochs with changes = {before!r}, now {now!r}; restore them (later "
-                f"ones may be set), use another 'run.name', or delete '{self.folder}'."
+                f"run '{self.folder}' has trained {trained} epochs with changes = {before!r}, now {now!r}; restore "
+                f"them (later ones may be set), use another 'run.name', or delete '{self.folder}'."
             )
 
     def trained(self) -> int:
@@ -120,14 +108,9 @@ class RunFolder:
         """Ask the run's workers to save a checkpoint and stop."""
         self.folder.write_bytes(str(os.getpid()).encode(), STOP_REQUEST)
 
-    def update_record(self, **fields: Any) -> None:
-        """Set fields of `run.json`."""
-        record = self.folder.read_json("run.json")
-        self.folder.write_json({**record, **fields}, "run.json")
-
     def note_outcome(self, outcome: dict[str, Any]) -> None:
         """Add how the running attempt ended to its entry."""
-        attempts = self.folder.read_json("run.json")["attempts"]
+        attempts = self.record["attempts"]
         attempts[-1].update(outcome)
         self.update_record(attempts=attempts)
 
@@ -170,14 +153,3 @@ def checkpoint_place(name: str) -> tuple[int, int]:
     """The (epoch, step) of a checkpoint's name."""
     _, epoch, _, step = name.split("-")
     return int(epoch), int(step)
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested sections by dotted key."""
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            out |= flat(value, f"{prefix}{key}.")
-        else:
-            out[f"{prefix}{key}"] = value
-    return out

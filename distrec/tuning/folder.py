@@ -8,17 +8,14 @@ share; `tune/` Ray Tune's own logs. The driver alone writes `sweep.json` and eve
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-import yaml
-
 from distrec.config.run import RunConfig, digest
-from distrec.data.storage import Folder, open_folder
 from distrec.errors import InputError
-from distrec.training.run_folder import RunFolder, flat
+from distrec.training.attempts import AttemptFolder, first_difference, now, to_yaml, writing_to
+from distrec.training.run_folder import RunFolder
 from distrec.tuning.space import Values
 from distrec.tuning.sweep import Entry, SweepConfig
 
@@ -98,26 +95,10 @@ class Trial:
         return self.status in ("done", "stopped") and self.value is not None
 
 
-class SweepFolder:
+class SweepFolder(AttemptFolder):
     """Files of one sweep."""
 
-    def __init__(self, folder: Folder):
-        self.folder = folder
-
-    @classmethod
-    def of(cls, sweep: SweepConfig) -> SweepFolder:
-        """The folder of a sweep config."""
-        return cls(open_folder(sweep.run.storage).folder(sweep.run.name))
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """The contents of `sweep.json`."""
-        value: dict[str, Any] = self.folder.read_json("sweep.json")
-        return value
-
-    def update_record(self, **values: Any) -> None:
-        """Set fields of `sweep.json`."""
-        self.folder.write_json({**self.record, **values}, "sweep.json")
+    record_file, config_file = "sweep.json", "sweep.yaml"
 
     def open_attempt(self, sweep: SweepConfig, entries: dict[str, Entry], data_hash: str) -> bool:
         """Record an attempt; returns whether the sweep is a new one.
@@ -126,40 +107,27 @@ class SweepFolder:
             InputError: the folder holds another sweep or something else, or it cannot be written.
         """
         identity = _identity(sweep, entries, data_hash)
-        try:
-            self.folder.make()
-            new = not self.folder.exists("sweep.json")
-            if new and self.folder.names():
-                raise InputError(
-                    f"'{self.folder}' holds {self.folder.names()[0]!r} but no sweep; choose another 'run.name', or clear it."
-                )
-            record: dict[str, Any] = {
-                "identity": identity,
-                "attempts": [],
-                "seconds": 0.0,
-                "closed": None,
-                "done": None,
-            }
-            if not new:
-                record = self.record
+        with writing_to(sweep.run.storage):
+            record = self._opened()
+            new = record is None
+            if record is None:
+                if names := self.folder.names():
+                    raise InputError(
+                        f"'{self.folder}' holds {names[0]!r} but no sweep; choose another 'run.name', or clear it."
+                    )
+                record = {"identity": identity, "attempts": [], "seconds": 0.0, "closed": None, "done": None}
+            else:
                 self._check(record["identity"], identity)
-            self.folder.write_bytes(yaml.safe_dump(sweep.model_dump(), sort_keys=False).encode(), "sweep.yaml")
-            record["attempts"].append({"started": now(), "resources": sweep.resources.model_dump()})
-            self.folder.write_json(record, "sweep.json")
-        except OSError as error:
-            raise InputError(
-                f"key 'run.storage' is '{self.folder}', which cannot be written ({error}); give a writable folder."
-            ) from None
+            self._write_attempt(sweep, record, resources=sweep.resources.model_dump())
         return new
 
     def _check(self, old: dict[str, Any], new: dict[str, Any]) -> None:
-        before, after = flat(old), flat(new)
-        for key in {**after, **before}:
-            if before.get(key) != after.get(key):
-                raise InputError(
-                    f"'{self.folder}' holds another sweep: {key} is {before.get(key)!r} there, now {after.get(key)!r}; "
-                    "choose another 'run.name', restore the value, or delete the folder."
-                )
+        if difference := first_difference(old, new):
+            key, before, value = difference
+            raise InputError(
+                f"'{self.folder}' holds another sweep: {key} is {before!r} there, now {value!r}; "
+                "choose another 'run.name', restore the value, or delete the folder."
+            )
 
     def trials(self, phase: Phase) -> list[Trial]:
         """Every trial of a phase, by method and number; one whose record was torn has never started."""
@@ -226,8 +194,7 @@ class SweepFolder:
     def write_winners(self, winners: dict[str, str], configs: dict[str, RunConfig]) -> None:
         """Note each method's winner and write its run config, ready to run."""
         for label, config in configs.items():
-            text = yaml.safe_dump(config.model_dump(), sort_keys=False)
-            self.folder.write_bytes(text.encode(), "winners", f"{label}.yaml")
+            self.folder.write_bytes(to_yaml(config), "winners", f"{label}.yaml")
         self.update_record(winners=winners, closed=now())
 
     def prune(self, trials: Iterable[Trial]) -> None:
@@ -256,11 +223,6 @@ def best_trials(trials: Iterable[Trial]) -> dict[str, str]:
             if leader is None or (trial.value or 0.0) > (leader.value or 0.0):
                 best[trial.entry] = trial
     return {label: trial.id for label, trial in best.items()}
-
-
-def now() -> str:
-    """The time, in UTC."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _identity(sweep: SweepConfig, entries: dict[str, Entry], data_hash: str) -> dict[str, Any]:

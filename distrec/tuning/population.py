@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from distrec.data import keyed
-from distrec.training.run_folder import flat
+from distrec.training.attempts import flat
 from distrec.tuning.folder import Stretch, Trial
 from distrec.tuning.space import Range, Space, Values
 from distrec.tuning.sweep import Entry, PbtSection

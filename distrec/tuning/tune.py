@@ -17,11 +17,12 @@ from typing import Any
 
 from distrec.config.run import RunConfig
 from distrec.data.dataset import Dataset
-from distrec.data.storage import located, open_folder
+from distrec.data.storage import open_folder
 from distrec.errors import InputError
 from distrec.runtime import WORKER_ENVIRONMENT, check_stack, quiet, ray_cluster, versions
+from distrec.training.attempts import now, with_absolute_paths
 from distrec.training.launch import check_inputs
-from distrec.tuning.folder import SweepFolder, Trial, best_trials, in_place, now
+from distrec.tuning.folder import SweepFolder, Trial, best_trials, in_place
 from distrec.tuning.live import Live
 from distrec.tuning.plan import Next, Plan, require_optuna
 from distrec.tuning.population import Population
@@ -41,7 +42,7 @@ def tune(config: SweepConfig | str | Path, overrides: Sequence[str] = ()) -> Swe
     """
     check_stack()
     quiet()
-    sweep = _located(config if isinstance(config, SweepConfig) else load_sweep(config, overrides))
+    sweep = with_absolute_paths(config if isinstance(config, SweepConfig) else load_sweep(config, overrides))
     if sweep.searcher == "tpe":
         require_optuna()
     entries = resolve_entries(sweep)
@@ -59,12 +60,6 @@ def tune(config: SweepConfig | str | Path, overrides: Sequence[str] = ()) -> Swe
         )  # fmt: skip
         Search(sweep, entries, folder, concurrent, new).run()
     return folder
-
-
-def _located(sweep: SweepConfig) -> SweepConfig:
-    """`sweep` with absolute local paths: trials do not share this process's working folder."""
-    run = sweep.run.model_copy(update={"storage": located(sweep.run.storage)})
-    return sweep.model_copy(update={"data": located(sweep.data), "run": run})
 
 
 def prepare_data(section: PrepareSection, out: str) -> None:
@@ -115,8 +110,8 @@ def _concurrent(sweep: SweepConfig) -> tuple[float, int]:
     offered, asked = ray.cluster_resources().get("CPU", 0), max(resources.workers, 1) * resources.cpus_per_worker
     if asked > offered:
         raise InputError(
-            f"section 'resources' asks for {asked:g} CPUs per trial, but the cluster offers {offered:g}; lower 'workers' or "
-            "'cpus_per_worker', or add nodes."
+            f"section 'resources' asks for {asked:g} CPUs per trial, but the cluster offers {offered:g}; lower "
+            "'workers' or 'cpus_per_worker', or add nodes."
         )
     return offered, int(offered // asked)
 
@@ -179,7 +174,7 @@ class Search:
         return trials
 
     def _next(self) -> Next:
-        """First what an earlier attempt left unended, then what the populations or the plan say, while there is time."""
+        """First what an earlier attempt left unended, then what populations or the plan say, while there is time."""
         trial = (
             self.waiting.pop(0)
             if self.waiting
@@ -273,7 +268,7 @@ class Search:
         self.folder.write_winners(winners, configs)
 
     def _finals(self) -> list[Trial]:
-        """Every winner's seeds, as far as they stand; the methods take turns, so that an early report has all of them."""
+        """Every winner's seeds, as far as they stand; the methods take turns, so an early report has all of them."""
         known = {trial.id: trial for trial in self._read("final")}
         winners = {trial.id: trial for trial in self._read("trials")}
         out = []

@@ -264,7 +264,7 @@ def test_content_is_written_in_parts_and_row_groups(tmp_path: Path, monkeypatch:
     write(tmp_path / "raw/interactions.parquet", columns)
     items = np.unique(columns["i"])
     write(tmp_path / "raw/items.parquet", {"i": items, "words": [f"{i} " * 40 for i in items]})
-    monkeypatch.setattr("distrec.data.prepare._BYTES_PER_PART", 20_000)
+    monkeypatch.setattr("distrec.data.parts.BYTES_PER_PART", 20_000)
     dataset = tables(tmp_path, items={**ITEMS, "text": "{words}"})
     parts = sorted((tmp_path / "out/content").iterdir())
     assert len(parts) == 3
@@ -308,7 +308,7 @@ def test_features_reach_their_items(
     count = len(raw["items"])
     values = rng.normal(size=(count, 5)).astype(dtype)
     values[3] = 0
-    monkeypatch.setattr("distrec.data.prepare._ITEMS_PER_PART", 10)
+    monkeypatch.setattr("distrec.data.parts.ITEMS_PER_PART", 10)
     monkeypatch.setattr("distrec.data.importers.features._CHUNK", 7)
     absent = np.zeros(count, bool)
     if way == "npy":

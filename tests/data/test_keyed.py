@@ -29,6 +29,16 @@ def test_any_cut_of_a_stream_equals_the_whole(draw, start: int, cuts: list[int],
     assert np.array_equal(np.concatenate([*parts, whole[:0]]), whole[start:])
 
 
+@pytest.mark.parametrize("width", [1, 7, 40])
+def test_any_rows_of_a_matrix_equal_those_of_the_whole(width: int):
+    whole = keyed.uniform_rows(("rows", 3), range(50), width)
+    assert np.array_equal(whole.reshape(-1), keyed.uniform32(("rows", 3), 0, 50 * width))
+    for start, stop in ((0, 50), (13, 14), (13, 41), (50, 50)):
+        rows = keyed.uniform_rows(("rows", 3), range(start, stop), width)
+        assert (rows.shape, rows.dtype) == ((stop - start, width), np.float32)
+        assert np.array_equal(rows, whole[start:stop])
+
+
 def test_a_stream_can_be_entered_far_out():
     far = 10**15 + 3
     assert np.array_equal(keyed.uniform(("a",), far, 9)[4:], keyed.uniform(("a",), far + 4, 5))

@@ -52,8 +52,8 @@ def test_the_bytes_do_not_depend_on_the_blocks(
 
 
 def test_parts_hold_the_same_rows_as_one(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synth, "_ROWS_PER_PART", 1000)
-    monkeypatch.setattr(synth, "_ITEMS_PER_PART", 64)
+    monkeypatch.setattr("distrec.data.parts.ROWS_PER_PART", 1000)
+    monkeypatch.setattr("distrec.data.parts.ITEMS_PER_PART", 64)
     write_graph(str(tmp_path / "graph"), SIZE, 300)
     parts, whole = Dataset.open(str(tmp_path / "graph")), Dataset.open(str(folder))
     assert len(parts.manifest.features["text"].parts) == 7

@@ -14,7 +14,8 @@ from distrec.data.check import check
 from distrec.data.dataset import Dataset
 from distrec.encoders.encode import encode
 from distrec.encoders.registry import make_encoder
-from distrec.encoders.tail import Tail, stored_encoder
+from distrec.encoders.stored import stored_encoder
+from distrec.encoders.tail import Tail
 from distrec.errors import InputError
 from tests.encoders import tiny
 

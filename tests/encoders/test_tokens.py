@@ -148,7 +148,7 @@ def test_the_default_encoders_are_30_tokens_of_minilm_and_50_of_efficientnet(tmp
 
 def test_row_groups_stay_small(tmp_path: Path, models: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("distrec.data.dataset._BYTES_PER_GROUP", 3 * 17 * 16 * 2)
-    monkeypatch.setattr("distrec.encoders.encode._BYTES_PER_PART", 8 * 17 * 16 * 2)
+    monkeypatch.setattr("distrec.data.parts.BYTES_PER_PART", 8 * 17 * 16 * 2)
     images = [tiny.jpeg(seed) for seed in range(19)]
     data = tiny.write_dataset(str(tmp_path / "data"), None, images)
     encode(data, image=models["vit"], workers=0, tokens=True)

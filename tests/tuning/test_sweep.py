@@ -124,6 +124,14 @@ def test_a_folder_of_something_else_is_not_touched(tmp_path: Path, data: str) ->
         SweepFolder.of(sweep).open_attempt(sweep, resolve_entries(sweep), "hash")
 
 
+def test_a_storage_that_cannot_be_written_is_refused(tmp_path: Path, data: str) -> None:
+    (tmp_path / "file").touch()
+    storage = str(tmp_path / "file/sweeps")
+    sweep = load_sweep(write_sweep(tmp_path, data, {"lightgcn": LIGHT}, run={"name": "sweep", "storage": storage}))
+    with pytest.raises(InputError, match=r"'run.storage' is '.*file/sweeps', which cannot be written"):
+        SweepFolder.of(sweep).open_attempt(sweep, resolve_entries(sweep), "hash")
+
+
 def test_a_sweep_makes_its_data_once_and_encodes_nothing_where_there_is_no_content(tmp_path: Path) -> None:
     raw.write(tmp_path / "raw" / "interactions.parquet", raw.interactions(1))
     section = PrepareSection(config=str(raw.config(tmp_path / "data.yaml")), source=str(tmp_path / "raw"))

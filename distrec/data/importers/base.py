@@ -93,7 +93,8 @@ def interactions(
         if found.null_count:
             row = _first(pc.is_null(found))
             raise InputError(
-                f"{rows.at(row)}: {columns.item} {items[row]} is not among {catalogue_name}; add it there or remove the row."
+                f"{rows.at(row)}: {columns.item} {items[row]} is not among {catalogue_name}; add it there or remove "
+                "the row."
             )
         catalogue_row = pc.sort_indices(catalogue).to_numpy().astype(np.int64)
         item_ids, item = catalogue.take(pa.array(catalogue_row)), _inverse(catalogue_row)[found.to_numpy()]

@@ -81,7 +81,8 @@ def strings(rows: Rows, column: str) -> pa.Array:
         return pc.utf8_trim_whitespace(values.cast(pa.string()))
     except pa.ArrowException:
         raise InputError(
-            f"file {rows.name}: column '{column}' holds {kind}; a text is made from strings, numbers and lists of strings."
+            f"file {rows.name}: column '{column}' holds {kind}; a text is made from strings, numbers and lists of "
+            "strings."
         ) from None
 
 
@@ -110,7 +111,8 @@ def images_in_folder(source: Source, rows: Rows, template: str, key: str) -> Ima
     names = [name if name in there else None for name in names]
     if not any(names):
         raise InputError(
-            f"key '{key}': '{template}' names no file in source '{source.folder}' ({len(there)} files below '{folder}'); correct the template."
+            f"key '{key}': '{template}' names no file in source '{source.folder}' ({len(there)} files below "
+            f"'{folder}'); correct the template."
         )
     at = {name: source.folder.at(name) for name in names if name is not None}
 
@@ -175,6 +177,7 @@ class ImagesInTable:
                     first += len(batch)
         if not self._size.any():
             raise InputError(
-                f"file '{self._names[0]}': no {self._columns[0]} with an image is among the items; check key 'importer.images.id'."
+                f"file '{self._names[0]}': no {self._columns[0]} with an image is among the items; check key "
+                "'importer.images.id'."
             )
         return path

@@ -1,4 +1,4 @@
-"""Precomputed features: `.npy` by row, Parquet by row or by key, kept on disk and checked before anything is written."""
+"""Precomputed features: `.npy` by row, Parquet by row or key, kept on disk and checked before anything is written."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def read_feature(source: Source, name: str, config: FeatureFiles, catalogue: pa.
     if all(file.endswith(".npy") for file in names):
         if len(names) > 1 or config.id is not None:
             raise InputError(
-                f"key 'importer.features.{name}': a .npy file is one file without an id column; join the files or give Parquet."
+                f"key 'importer.features.{name}': a .npy file is one file without an id column; join the files or give "
+                "Parquet."
             )
         values = load_npy(source, names[0])
         present = np.ones(len(values), bool)
@@ -95,7 +96,8 @@ def _parquet(
                 values = np.lib.format.open_memmap(path, "w+", block.dtype, shape)
             if block.shape[1] != values.shape[1] or block.dtype != values.dtype:
                 raise InputError(
-                    f"'{name}' row {first}: a vector of {block.shape[1]} {block.dtype} where others have {values.shape[1]} {values.dtype}; make them equal."
+                    f"'{name}' row {first}: a vector of {block.shape[1]} {block.dtype} where others have "
+                    f"{values.shape[1]} {values.dtype}; make them equal."
                 )
             if config.id is None:
                 if before + len(block) > len(catalogue):
@@ -141,7 +143,8 @@ def _vectors(name: str, first: int, column: str, array: pa.Array) -> tuple[np.nd
     if (width != width[0]).any():
         row = int(np.flatnonzero(there)[np.flatnonzero(width != width[0])[0]])
         raise InputError(
-            f"'{name}' row {first + row}: '{column}' has width {len(array[row])}, others have {width[0]}; make them equal."
+            f"'{name}' row {first + row}: '{column}' has width {len(array[row])}, others have {width[0]}; make them "
+            "equal."
         )
     if array.drop_null().flatten().null_count:
         raise InputError(f"file '{name}': column '{column}' holds an empty number; fill it or leave the vector out.")
@@ -184,7 +187,8 @@ def _check_values(values: np.ndarray, name: str) -> np.ndarray:
         if not np.isfinite(block).all():
             row, column = np.argwhere(~np.isfinite(block))[0]
             raise InputError(
-                f"'{name}' row {start + row}: feature {column} is {values[start + row, column]}; give finite numbers or leave the row out."
+                f"'{name}' row {start + row}: feature {column} is {values[start + row, column]}; give finite numbers "
+                "or leave the row out."
             )
         zero[start : start + _CHUNK] = ~block.any(axis=1)
     return zero

@@ -75,7 +75,8 @@ class Source:
             matches = [posixpath.join(where, name) for name in there if name == last or fnmatch.fnmatchcase(name, last)]
             if not matches:
                 raise InputError(
-                    f"key '{key}': no file '{pattern}' in source '{self.folder}'; {nearest(last, there) if there else 'the folder is empty'}."
+                    f"key '{key}': no file '{pattern}' in source '{self.folder}'; "
+                    f"{nearest(last, there) if there else 'the folder is empty'}."
                 )
             found += matches
         self._used.update(found)

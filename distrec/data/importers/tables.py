@@ -1,4 +1,4 @@
-"""Importer `tables`: interactions, items, images and features in CSV, TSV, Parquet and .npy files of any column names."""
+"""Importer `tables`: interactions, items, images and features in CSV, TSV, Parquet and .npy files, any column names."""
 
 from __future__ import annotations
 
@@ -98,7 +98,8 @@ def read(source: Source, config: Config) -> RawDataset:
         by_row = [name for name, feature in config.features.items() if feature.id is None]
         if by_row:
             raise InputError(
-                f"key 'importer.features.{by_row[0]}' gives features by row, but there is no items table to say which item a row is; add importer.items."
+                f"key 'importer.features.{by_row[0]}' gives features by row, but there is no items table to say which "
+                "item a row is; add importer.items."
             )
         raw, catalogue_row = interactions(rows, names, None, "")
         return _with_content(source, config, RawDataset(raw, catalogue_row), raw.item_ids, None, "the interactions")
@@ -114,7 +115,8 @@ def _items(source: Source, config: ItemsTable) -> tuple[Rows, pa.Array]:
     for column in config.text_only_if:
         if column not in in_text:
             raise InputError(
-                f"key 'importer.items.text_only_if' names '{column}', which the text does not use; it uses {', '.join(in_text) or 'no column'}."
+                f"key 'importer.items.text_only_if' names '{column}', which the text does not use; it uses "
+                f"{', '.join(in_text) or 'no column'}."
             )
     columns = [config.id, *in_text, *config.text_only_if.values(), *template_columns(config.image)]
     columns += [config.title] if config.title else []
@@ -126,7 +128,8 @@ def _items(source: Source, config: ItemsTable) -> tuple[Rows, pa.Array]:
     if same.any():
         first, second = sorted(order[int(i)].as_py() for i in np.flatnonzero(same)[0] + np.arange(2))
         raise InputError(
-            f"{rows.at(second)}: {config.id} {ids[second]} appears a second time (first in {rows.at(first)}); keep one row per item."
+            f"{rows.at(second)}: {config.id} {ids[second]} appears a second time (first in {rows.at(first)}); keep one "
+            "row per item."
         )
     return rows, ids
 

@@ -1,0 +1,82 @@
+"""Rows of a prepared dataset, cut into Parquet files (parts)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pyarrow as pa
+
+from distrec.data.dataset import FileEntry
+from distrec.data.storage import Folder, parquet_bytes, sha256
+
+ROWS_PER_PART = 1 << 22  # interactions
+ITEMS_PER_PART = 65_536  # features and content
+BYTES_PER_PART = 64 << 20
+
+
+def items_per_part(row_bytes: int) -> int:
+    """Items in a part whose rows take `row_bytes` each."""
+    return max(1, min(ITEMS_PER_PART, BYTES_PER_PART // row_bytes))
+
+
+class Parts:
+    """Files `<place>/part-00000.parquet`, `part-00001.parquet`, … of a dataset, each written when its rows are there.
+
+    Attributes:
+        rows: of every part but the last, unless `most_bytes` ends one before.
+        files: manifest entries by name, in order.
+
+    Args:
+        folder: of the dataset.
+        place: the parts' folder inside it.
+        group_rows: rows of a row group.
+        most_bytes: of rows in memory; a part ends with the table that reaches it. None: parts end by rows only.
+        dictionary: as in `parquet_bytes`.
+        known: entries of files that stand there. Names then carry a piece of the checksum, so that no file is ever
+            overwritten, and a file that is known is not written again.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        place: str,
+        rows: int,
+        *,
+        group_rows: int = 65_536,
+        most_bytes: int | None = None,
+        dictionary: bool = True,
+        known: Mapping[str, FileEntry] | None = None,
+    ):
+        self.rows = rows
+        self.files: dict[str, FileEntry] = {}
+        self._folder, self._place, self._group_rows = folder, place, group_rows
+        self._most_bytes, self._dictionary, self._known = most_bytes, dictionary, known
+        self._waiting: list[pa.Table] = []
+        self._held = 0
+
+    def add(self, table: pa.Table) -> None:
+        """Append rows, and write each part that is full."""
+        self._waiting.append(table)
+        self._held += table.num_rows
+        while self._held >= self.rows:
+            self._write(self.rows)
+        if self._most_bytes is not None and sum(rows.nbytes for rows in self._waiting) >= self._most_bytes:
+            self._write(self._held)
+
+    def close(self) -> dict[str, FileEntry]:
+        """Write the rows that are left. Returns `files`."""
+        if self._held:
+            self._write(self._held)
+        return self.files
+
+    def _write(self, rows: int) -> None:
+        waiting = pa.concat_tables(self._waiting)
+        part, rest = waiting.slice(0, rows).combine_chunks(), waiting.slice(rows)
+        self._waiting, self._held = [rest] if rest.num_rows else [], rest.num_rows
+        data = parquet_bytes(part, self._group_rows, self._dictionary)
+        entry = FileEntry(rows=rows, bytes=len(data), sha256=sha256(data))
+        mark = "" if self._known is None else f"-{entry.sha256[:12]}"
+        name = f"{self._place}/part-{len(self.files):05d}{mark}.parquet"
+        if self._known is None or self._known.get(name) != entry:
+            self._folder.write_bytes(data, *name.split("/"))
+        self.files[name] = entry

@@ -1,0 +1,60 @@
+"""From a token set that `distrec encode --tokens --cut N` wrote back to its encoder, whose last layers then train."""
+
+from __future__ import annotations
+
+import re
+
+from distrec.data.dataset import Dataset, FeatureEntry
+from distrec.encoders.base import ENCODED, Encoder, Modality, cut_name
+from distrec.encoders.registry import make_encoder
+from distrec.errors import InputError
+
+# `Encoder.source`, as it stands in a manifest.
+_SOURCE = re.compile(rf"{ENCODED}(?P<encoder>.+) (?P<key>[0-9a-f]{{16}}) cut=(?P<cut>\d+)(?: pool=(?P<pool>\d+))?")
+
+
+def cut_of(entry: FeatureEntry) -> int:
+    """Before how many last layers the states of a feature set stand; 0: behind them, or of no known encoder."""
+    found = _SOURCE.fullmatch(entry.source)
+    return int(found["cut"]) if found else 0
+
+
+def stored_encoder(data: Dataset, key: str, name: str, modality: Modality, layers: int) -> Encoder:
+    """The encoder whose states before its last `layers` layers are token set `name`; `tail()` gives those layers.
+
+    Reads the encoder's files, no network.
+
+    Args:
+        key: of the config, which names the set.
+
+    Raises:
+        InputError: no such set or one that was not cut there, the encoder is gone, or it is not what it was.
+    """
+    entry, command = data.manifest.features.get(name), f"'distrec encode {data.folder} --tokens --cut {layers}'"
+    if entry is None:
+        raise InputError(
+            f"key '{key}' is '{name}', which is not in the dataset, but 'method.train_encoder_layers' is {layers}; run "
+            f"{command} and name '{cut_name(modality, layers)}'."
+        )
+    found = _SOURCE.fullmatch(entry.source)
+    if found is None or cut_of(entry) != layers:
+        state = "holds no encoder's inner states" if found is None else f"was cut before the last {found['cut']}"
+        raise InputError(
+            f"key '{key}' is '{name}', which {state}, but 'method.train_encoder_layers' is {layers}; run {command} and "
+            f"name '{cut_name(modality, layers)}'."
+        )
+    pool = int(found["pool"]) if found["pool"] else None
+    try:
+        encoder = make_encoder(modality, found["encoder"], entry.tokens, pooled=False, image_pool=pool, cut=layers)
+        same = encoder.key == found["key"]
+    except (InputError, OSError) as error:
+        raise InputError(
+            f"key '{key}' is '{name}', whose encoder '{found['encoder']}' is not there any more ({error}); bring it "
+            f"back, or run {command} with another one."
+        ) from None
+    if not same:
+        raise InputError(
+            f"key '{key}' is '{name}', whose encoder '{found['encoder']}' has other weights or settings than when it "
+            f"was encoded; run {command} again."
+        )
+    return encoder
