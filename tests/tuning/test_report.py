@@ -250,7 +250,7 @@ def test_torn_and_absent_files_are_named_and_leave_the_rest(tmp_path: Path, data
     assert entry(found, "odmt")["difference"]["users"] == 100  # of the one seed whose file is whole
     assert entry(found, "lightgcn")["slices"]["items.cold"]["recall@20"]["seeds"] == 2
     written = folder.read_bytes("report.md").decode()
-    assert "LightGCN: the winner's config file is not there" in written
+    assert "LightGCN: the winner's config file is missing" in written
     assert "Could not be read: final/odmt-seed1001" in written
 
 
@@ -289,7 +289,7 @@ def test_a_single_seed_and_a_single_trial_say_so(tmp_path: Path, data: str) -> N
     assert "one seed, so there is no interval" in written
     assert "±" not in written.split("## How choices were made")[0].split("Rows are in order")[0]
     assert all(one["importance"] == [] for one in found["entries"])
-    assert "one setting only" in written
+    assert "all trials had the same settings" in written
 
 
 def test_published_values_stand_beside_ours_only_where_the_sweep_gives_them(tmp_path: Path, data: str) -> None:
@@ -359,7 +359,7 @@ def test_without_the_dataset_items_have_numbers_and_the_page_says_why(tmp_path: 
     open_folder(data).remove()
     report(str(folder))
     gone = folder.read_bytes("report.html").decode()
-    assert "can not be read any more" in gone
+    assert "can no longer be read" in gone
     assert "item 15" in gone
 
 
