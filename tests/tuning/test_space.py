@@ -46,7 +46,7 @@ def test_points_of_ranges_depend_on_seed_and_number_alone() -> None:
     assert first == [random_point(space, (7, "m"), number) for number in range(20)]
     assert len({repr(point) for point in first}) == 20
     assert first != [random_point(space, (7, "n"), number) for number in range(20)]
-    with pytest.raises(InputError, match="has a range, of which there is no grid"):
+    with pytest.raises(InputError, match="has a range, which has no grid"):
         grid(space)
 
 

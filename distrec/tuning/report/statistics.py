@@ -68,7 +68,7 @@ def paired_difference(
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:
-    """p values, by name, corrected for their number by Holm's step-down procedure (Holm 1979)."""
+    """The p values, by name, corrected for their number by Holm's step-down procedure (Holm 1979)."""
     out: dict[str, float] = {}
     largest = 0.0
     for place, name in enumerate(sorted(p, key=lambda name: p[name])):
