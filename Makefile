@@ -38,8 +38,8 @@ demo: env
 	$(BIN)/distrec evaluate $(addprefix $(DEMO)/runs/,popularity-demo lightgcn-demo alignrec-demo) \
 		--beside $(DEMO)/shop/oracle.json
 
-# CI runs `make test`. `make test-all` adds the `wide` tests, which repeat its properties with more seeds, sizes, workers
-# and kills.
+# CI runs `make test`. `make test-all` adds the `wide` tests, which repeat its properties with more seeds, sizes,
+# workers and kills.
 test: SCOPE := and not wide
 test test-all: lint
 	@echo "== Tests of one process, two at a time"
