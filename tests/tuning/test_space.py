@@ -1,4 +1,4 @@
-"""Search spaces: what is refused, and that points are drawn as named."""
+"""Search spaces: which are refused, and how points are drawn from the others."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_points_of_ranges_depend_on_seed_and_number_alone() -> None:
         ("published: {method.name: [stair, bprmf]}", "key 'method.name' is not searched"),
     ],
 )
-def test_a_wrong_search_space_is_refused(text: str, told: str, tmp_path: Path) -> None:
+def test_an_invalid_search_space_is_refused(text: str, told: str, tmp_path: Path) -> None:
     (tmp_path / "search.yaml").write_text(text)
     with pytest.raises(InputError, match=told):
         load_spaces(tmp_path / "search.yaml")
