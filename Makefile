@@ -46,7 +46,7 @@ test test-all: lint
 	$(PYTEST) -n 2 -m "not multiprocess and not realdata $(SCOPE)"
 	@echo "== Tests of several processes: gloo workers and Ray clusters on this machine"
 	$(PYTEST) -m "multiprocess and not realdata $(SCOPE)"
-	@echo "== Tests on real data: the datasets in shared/data beside the repository"
+	@echo "== Tests on real data: the datasets in shared/data next to the repository"
 	$(PYTEST) -m "realdata $(SCOPE)"
 
 # Each process has one thread, since several processes run at the same time.

@@ -15,7 +15,7 @@ from distrec.parallel.world import World
 
 
 class ShardedMatrix:
-    """A sparse matrix `M` `[rows, columns]`, of which each rank holds the entries of its rows.
+    """A sparse matrix `M` `[rows, columns]`; each rank holds the entries of its rows.
 
     Each product moves column-side rows between ranks once: `M x` fetches them from their owners, and `M^T y` pushes
     partial sums back to them. Row-side rows never move.

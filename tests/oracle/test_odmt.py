@@ -30,7 +30,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory):
     odmt.dataset(Fixture(FILE), folder / "data")
 
     def spoiled(name: str, keys: set[str]) -> str:
-        """The file with these keys changed by a thousandth of their largest entry, but by at least 5e-5 (biases are 0)."""
+        """The file with these keys changed by a thousandth of their largest entry, or by 5e-5 if that is more."""
         arrays = dict(np.load(FILE))
         for key in keys:
             arrays[key] = arrays[key] + 1e-3 * max(np.abs(arrays[key]).max(), 0.05)

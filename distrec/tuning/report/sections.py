@@ -277,7 +277,7 @@ def _published(report: dict[str, Any]) -> Section | None:
         "Only values for this dataset and this protocol are shown. Where the published program picked its winner on "
         "test, its value is too high."
     ]
-    return Section("published", "Published values beside ours", told, tables=[table])
+    return Section("published", "Published values and ours", told, tables=[table])
 
 
 def _conditions(report: dict[str, Any]) -> Section:

@@ -163,7 +163,7 @@ def slices(report: dict[str, Any]) -> Table:
 
 
 def published(report: dict[str, Any]) -> Table:
-    """Published values beside ours, metric by metric."""
+    """Published values and ours, metric by metric."""
     entries, names, rows = by_label(report), display_names(report), []
     for row in report["published"]:
         test = entries[row["entry"]]["test"]

@@ -79,10 +79,11 @@ def answer(report: dict[str, Any]) -> list[str]:
         ]
     value = chosen["test"][metric]
     tested = sum(bool(entry["test"]) for entry in report["entries"])
-    among = "" if tested == len(entries) else f", among the {tested} of {len(entries)} methods that have finished any"
+    among = "" if tested == len(entries) else f" (so far, {tested} of {len(entries)} methods have finished seeds)"
     out = [
-        f"{name} has the highest mean validation {measure} over fresh seeds{among}: "
-        f"{chosen['valid'][metric]['mean']:.4f}. On the test split it reaches {value['mean']:.4f} ({interval(value)})."
+        f"{name} has the highest mean validation {measure} over fresh seeds: "
+        f"{chosen['valid'][metric]['mean']:.4f}{among}. "
+        f"On the test split it reaches {value['mean']:.4f} ({interval(value)})."
     ]
     out += _against_baseline(report, chosen, names)
     following = report["next"]
@@ -97,7 +98,7 @@ def answer(report: dict[str, Any]) -> list[str]:
     if leader["label"] != chosen["label"]:
         out.append(
             f"{names[leader['label']]} has a higher test mean ({leader['test'][metric]['mean']:.4f}). It is not the "
-            "choice, because the test values of a method that was chosen on test would be too high."
+            "choice, because choices are made on validation: a value is too high on the split that it was chosen on."
         )
     return [*out, _cost(chosen)]
 
@@ -140,7 +141,7 @@ def _cost(entry: dict[str, Any]) -> str:
     if cost["final_cpu_hours"] is not None:
         out.append(f"its fresh seeds took {hours(cost['final_cpu_hours'])} CPU hours")
     if cost["seconds_per_epoch"] is not None:
-        out.append(f"an epoch trains for {seconds(cost['seconds_per_epoch'])}")
+        out.append(f"an epoch takes {seconds(cost['seconds_per_epoch'])} of training")
     if cost["peak_memory_bytes"] is not None:
         out.append(f"a worker needed up to {memory(cost['peak_memory_bytes'])} of memory")
     return f"Cost: {'; '.join(out)}." if out else "Its cost was not measured."
