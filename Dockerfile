@@ -1,5 +1,6 @@
-# One image for the Ray head, the workers and the submitter: `docker build -t distrec .`
-# GPU: --build-arg LOCK=gpu --build-arg TORCH=torch==2.13.0 (a CUDA build); CPU only: TORCH=<a CPU build of 2.13.0>.
+# One image for the Ray head, the workers and the job submitter: `docker build -t distrec .`
+# For GPUs: --build-arg LOCK=gpu --build-arg TORCH=torch==2.13.0 (a CUDA build).
+# For CPUs: --build-arg TORCH=<a CPU build of 2.13.0>.
 ARG BASE_IMAGE=python:3.11-slim
 
 FROM ${BASE_IMAGE} AS build
@@ -21,7 +22,7 @@ FROM ${BASE_IMAGE}
 # KubeRay's probes and job submitter call wget inside this image.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends wget && rm -rf /var/lib/apt/lists/*
-# The environment's python is a link to the base image's, so both stages share one base.
+# The environment's python is a link to the base image's python, so both stages need the same base image.
 COPY --from=build /opt/venv /opt/venv
 RUN useradd --create-home --uid 1000 distrec
 ENV PATH=/opt/venv/bin:${PATH} \
@@ -31,5 +32,5 @@ USER 1000
 WORKDIR /home/distrec
 COPY configs configs
 COPY jobs jobs
-# No entrypoint: Ray's operators start `ray start …` here, a person `distrec …`.
+# There is no entrypoint: Ray's operators run `ray start …` in this image, and people run `distrec …`.
 CMD ["distrec", "--help"]

@@ -1,9 +1,10 @@
 # `make env` installs, `make demo` shows what the project does, `make test` checks it. See locks/README.md for the pins.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-# What pip installs first, with torch's own needs: also a wheel's path, or "torch==2.13.0 --index-url URL" for a CPU build.
+# The torch that pip installs first, with its own dependencies. For a CPU build, give the path of a wheel, or
+# "torch==2.13.0 --index-url URL".
 TORCH ?= torch==2.13.0
-# cpu or gpu: which of locks/ is installed.
+# Which lock file is installed: cpu or gpu.
 LOCK ?= cpu
 
 BIN := .venv/bin
@@ -13,7 +14,7 @@ STAMP := .venv/installed-$(LOCK)
 
 env: $(STAMP)
 
-# Another lock's packages would stay behind in the environment, so changing LOCK begins anew.
+# With another LOCK, the environment is built again, because packages of the previous lock would remain in it.
 $(STAMP): locks/$(LOCK).txt pyproject.toml
 	@set -- .venv/installed-*; if [ -e "$$1" ] && [ ! -e $@ ]; then rm -rf .venv; fi
 	$(PYTHON) -m venv .venv
@@ -33,20 +34,22 @@ demo: env
 	@echo "== For comparison, in one process: LightGCN (no content) and popularity"
 	$(BIN)/distrec train configs/lightgcn/demo.yaml train.workers=0
 	$(BIN)/distrec train configs/popularity/demo.yaml train.workers=0
-	@echo "== Full ranking of the test split; in brackets the best that is possible, known because the shop is generated"
-	$(BIN)/distrec evaluate $(addprefix $(DEMO)/runs/,popularity-demo lightgcn-demo alignrec-demo) --beside $(DEMO)/shop/oracle.json
+	@echo "== Full ranking of the test split; in brackets the best possible ranking, known because the shop is generated"
+	$(BIN)/distrec evaluate $(addprefix $(DEMO)/runs/,popularity-demo lightgcn-demo alignrec-demo) \
+		--beside $(DEMO)/shop/oracle.json
 
-# What CI runs. `wide` tests repeat its properties with more seeds, sizes, workers and kills: `make test-all`.
+# CI runs `make test`. `make test-all` adds the `wide` tests, which repeat its properties with more seeds, sizes,
+# workers and kills.
 test: SCOPE := and not wide
 test test-all: lint
-	@echo "== Each room by itself, in two processes"
+	@echo "== Tests of one process, two at a time"
 	$(PYTEST) -n 2 -m "not multiprocess and not realdata $(SCOPE)"
-	@echo "== Several processes: gloo workers and Ray clusters on this machine"
+	@echo "== Tests of several processes: gloo workers and Ray clusters on this machine"
 	$(PYTEST) -m "multiprocess and not realdata $(SCOPE)"
-	@echo "== Real data: the datasets in shared/data beside the repository"
+	@echo "== Tests on real data: the datasets in shared/data next to the repository"
 	$(PYTEST) -m "realdata $(SCOPE)"
 
-# One thread per process, since several run at once.
+# Each process has one thread, since several processes run at the same time.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 lint: env

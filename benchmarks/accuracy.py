@@ -1,8 +1,8 @@
-"""Accuracy over seeds: trains run configs, evaluates their test split, prints mean and spread as a Markdown table.
+"""Accuracy over seeds: trains run configs, evaluates the test split, and prints means and spreads as a Markdown table.
 
     python benchmarks/accuracy.py configs/lightgcn/baby.yaml … --seeds 1 2 3 --storage runs/accuracy
 
-Every run is an ordinary one, in a process of its own, and continues if it is there already; epochs are chosen on the
+Every run is an ordinary run in its own process, and is continued if it exists already. Epochs are chosen on the
 validation split.
 """
 

@@ -2,8 +2,8 @@
 
     python benchmarks/encode.py --source DIR [--items 512] [--workers 1 2] [--shard 64]
 
-DIR is a prepared dataset with raw content. Each worker loads its models and encodes one shard before the clock starts;
-what is timed is decoding, the model and writing the vectors, as `distrec encode` does them.
+DIR is a prepared dataset with raw content. Each worker loads its models and encodes one shard before the clock starts.
+The time covers decoding, the model and writing the vectors, as in `distrec encode`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def main() -> None:
     dataset = Dataset.open(options.source)
     load = os.getloadavg()[0]
     print(
-        f"{options.items} items of {dataset.manifest.name}, 1 thread per worker, load {load:.1f} on {os.cpu_count()} CPUs"
+        f"{options.items} items of {dataset.manifest.name}, 1 thread per worker, "
+        f"load {load:.1f} on {os.cpu_count()} CPUs"
     )
     print(f"{'modality':9} {'encoder':20} {'workers':>7} {'start s':>8} {'items/s':>8}")
     for workers in options.workers:

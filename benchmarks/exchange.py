@@ -1,9 +1,11 @@
-"""Two gloo workers of one thread each: what a step exchanges, how long it takes, and each collective against gloo alone.
+"""What a step exchanges between two gloo workers of one thread each, how long that takes, and how long gloo alone
+takes.
 
     python benchmarks/exchange.py --data DIR [--steps 30] [--rounds 60]
 
-DIR is the prepared dataset `baby`; AlignRec gets drawn features, 768 wide. Time inside collectives includes waiting for
-the other worker. "Bare" is the same collective of torch.distributed on buffers that lie ready, in turns with the project's.
+DIR is the prepared dataset `baby`; AlignRec gets random features of width 768. Time inside collectives includes waiting
+for the other worker. "Bare" is the same collective of torch.distributed on prepared buffers, in turns with the
+project's.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ class Meter:
             if self._inside:  # sum_ calls all_reduce
                 return exchange(world, *arguments, **named)
             self._inside, arrived = True, time.perf_counter()
-            dist.barrier()  # so that waiting for the other worker is not taken for exchanging
+            dist.barrier()  # so that the time of waiting for the other worker does not count as exchange
             started = time.perf_counter()
             self.waited += started - arrived
             try:
@@ -65,7 +67,7 @@ class Meter:
 
     @torch.no_grad()
     def alone(self, rounds: int = 10) -> float:
-        """Median seconds that the exchanges noted since `reset` take back to back, nothing computed in between."""
+        """Median seconds of the exchanges recorded since `reset`, back to back without computation between them."""
         made, self._inside, times = self.made, True, []
         for _ in range(rounds):
             dist.barrier()
@@ -78,7 +80,7 @@ class Meter:
 
 
 def sent_bytes(name: str, rank: int, rows: torch.Tensor, *rest: Any) -> int:
-    """Bytes that leave this rank for others."""
+    """The bytes that this rank sends to others."""
     if name == "all_to_all":
         return rows.nbytes - rest[0][rank] * rows[:1].nbytes
     if name == "gather_blocks":
@@ -89,7 +91,7 @@ def sent_bytes(name: str, rank: int, rows: torch.Tensor, *rest: Any) -> int:
 
 
 def steps(meter: Meter, world: World, path: str, method: str, count: int) -> None:
-    """Print the split of a step's time and its bytes, as rank 0 sees them."""
+    """Print how a step's time and bytes are divided, as measured on rank 0."""
     from distrec.training.engine import Engine
 
     config = run_config(path, method)
@@ -110,8 +112,9 @@ def steps(meter: Meter, world: World, path: str, method: str, count: int) -> Non
     if world.rank == 0:
         total, inside, idle = (1000 * statistics.median(times[3:]) for times in (whole, exchanging, waiting))
         print(
-            f"{method}: a step of {BATCH} takes {total:.1f} ms: {total - inside - idle:.1f} computing, {idle:.1f} waiting "
-            f"for the other at {calls} barriers, {inside:.1f} in as many exchanges, which back to back take {1000 * alone:.1f}"
+            f"{method}: a step of {BATCH} takes {total:.1f} ms: {total - inside - idle:.1f} computing, {idle:.1f} "
+            f"waiting for the other at {calls} barriers, {inside:.1f} in as many exchanges, which take "
+            f"{1000 * alone:.1f} back to back"
         )
         listed = ", ".join(f"{name} {count / 2**20:.2f}" for name, count in sent.items() if count)
         print(f"  each worker sends {sum(sent.values()) / 2**20:.2f} MiB a step ({listed})")
@@ -122,14 +125,15 @@ def steps(meter: Meter, world: World, path: str, method: str, count: int) -> Non
             (engine.space.users.block + engine.space.items.block) * row,
         )
         print(
-            f"  of it {2 * hops * travels / 2**20:.2f} MiB for {hops} hops over users and items, forward and backward, where "
-            f"{graph['stays']} stay ({graph['exchange']}); gathering all nodes' rows would send {hops * everyone / 2**20:.2f} MiB",
+            f"  {2 * hops * travels / 2**20:.2f} MiB of it for {hops} hops over users and items, forward and backward, "
+            f"where {graph['stays']} stay ({graph['exchange']}); "
+            f"gathering all nodes' rows would send {hops * everyone / 2**20:.2f} MiB",
             flush=True,
         )
 
 
 def collectives(path: str, rounds: int) -> None:
-    """Each of the project's exchanges against the collective that carries the same bytes."""
+    """Time each of the project's exchanges against a collective that sends the same bytes."""
     from distrec.data.sampling import PairSampler
     from distrec.parallel.exchange import batch_exchange
     from distrec.parallel.partition import Partition, share

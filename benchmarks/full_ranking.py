@@ -2,8 +2,8 @@
 
     python benchmarks/full_ranking.py [--data DIR] [--rounds 9] [--threads 2]
 
-Both run in turns in one process on the same vectors (a truncated SVD of the training matrix, so that hits are as frequent
-as with a simple model). `--data` is a prepared dataset; without it, pairs of the same numbers are drawn.
+Both run in turns in one process on the same vectors, a truncated SVD of the training matrix, so that hits are as
+frequent as with a simple model. `--data` is a prepared dataset; without it, the script generates as many random pairs.
 """
 
 import argparse
@@ -27,7 +27,7 @@ KS = (5, 10, 20, 50)
 def plain(
     users: torch.Tensor, items: torch.Tensor, masked: dict[int, np.ndarray], held_out: dict[int, np.ndarray]
 ) -> tuple[dict[str, float], float]:
-    """A transcription of what single-machine programs do, 4,096 users at a time: metrics, and seconds up to the top 50."""
+    """Rank as single-machine programs do, 4,096 users at a time; return metrics, and seconds until the top 50."""
     started = time.perf_counter()
     ids = sorted(held_out)
     tops = []
@@ -58,14 +58,14 @@ def plain(
 
 
 def by_user(pairs: Interactions, users: int) -> dict[int, np.ndarray]:
-    """The items of each user that has any, as such programs keep them."""
+    """The items of each user that has any, stored as such programs store them."""
     order = np.argsort(pairs.user, kind="stable")
     ends = np.cumsum(np.bincount(pairs.user, minlength=users))[:-1]
     return dict(enumerate(np.split(pairs.item[order].astype(np.int64), ends)))
 
 
 def drawn(users: int, items: int, train: int, held_out: int) -> tuple[Interactions, Interactions]:
-    """Training and held-out pairs of popular items, at least two and one for every user, none twice."""
+    """Training pairs (at least two per user) and held-out pairs (at least one) of popular items, without repeats."""
     draw = np.random.default_rng(0)
     chance = 1 / (np.arange(items) + 20.0)
     keys = np.empty(0, np.int64)
@@ -110,7 +110,7 @@ def main() -> None:
     )
     torch.manual_seed(0)
     left, scale, right = torch.svd_lowrank(matrix, 64, niter=2)
-    # A little noise, so that no two items are exactly alike: topk may order those as it likes.
+    # A little noise makes all items different, because topk may return equal ones in any order.
     user_vectors = left * scale + 1e-3 * torch.randn(users, 64)
     item_vectors = right + 1e-3 * torch.randn(items, 64)
 
@@ -127,7 +127,7 @@ def main() -> None:
     def theirs() -> tuple[dict[str, float], float]:
         return plain(user_vectors, item_vectors, masked, held)
 
-    peaks = [peak_growth(run) for run in (ours, theirs)]  # in this order: the peak never falls
+    peaks = [peak_growth(run) for run in (ours, theirs)]  # in this order, because a peak never falls
     times: dict[str, list[float]] = {"distrec": [], "plain": [], "of it to the top 50": []}
     for _ in range(arguments.rounds):
         started = time.perf_counter()
@@ -149,18 +149,20 @@ def main() -> None:
         median = statistics.median(spent)
         print(f"{name:20} {median:7.3f} s (best {min(spent):.3f})  {len(held) / median:9.0f} users/s")
     print(
-        f"ratio {ratio:.2f} (median of {arguments.rounds} rounds; without the plain program's metrics {ranking_ratio:.2f})"
+        f"ratio {ratio:.2f} (median of {arguments.rounds} rounds; "
+        f"without the plain program's metrics {ranking_ratio:.2f})"
     )
     print(
-        f"built once in {built:.3f} s; peak memory +{peaks[0]:.0f} MB, the plain program's +{peaks[1]:.0f} MB above that"
+        f"built once in {built:.3f} s; peak memory +{peaks[0]:.0f} MB, "
+        f"the plain program's +{peaks[1]:.0f} MB above that"
     )
     print(f"recall@20 {mine['recall@20']:.6f}; largest difference in {len(mine)} metrics {worst:.1e}")
-    if worst > 2 / len(held):  # two near-ties that round the other way
+    if worst > 2 / len(held):  # more than two near-ties that are rounded the other way
         sys.exit("the metrics differ")
 
 
 def peak_growth(run: Callable[[], object]) -> float:
-    """Megabytes by which the process's peak memory grows in a first run."""
+    """Megabytes by which the first run raises the process's peak memory."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     run()
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024

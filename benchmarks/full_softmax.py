@@ -1,10 +1,10 @@
-"""Cross-entropy over a whole catalogue, forward and backward: value, seconds and memory with 1 and 2 workers, and plain.
+"""Cross-entropy over all items, forward and backward: value, seconds and memory with 1 and 2 workers, and plain.
 
     python benchmarks/full_softmax.py [--items 100000] [--rows 2048] [--dim 64] [--turns 5]
 
-Every worker has one thread and holds its part of the catalogue and of the rows; "plain" is PyTorch's cross-entropy of the
-product of both in one process. Each program has processes of its own, one program at a time; memory is how much a
-process's peak grew from before the first step, and the largest of its workers'.
+Every worker has one thread and holds its part of the items and of the rows. "plain" is PyTorch's cross-entropy on the
+product of both, in one process. Each program has its own processes, and programs run one at a time. Memory is how much
+a process's peak grows from before the first step, on the worker where it grows most.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def drawn(rows: int, items: int, dim: int) -> tuple[torch.Tensor, torch.Tensor, 
 
 def work(rank: int, folder: str, size: int, plain: bool, rows: int, items: int, dim: int, turns: int) -> None:
     torch.set_num_threads(1)
-    if not plain:  # the project's memory settings; without them blocks freed go back to the system
+    if not plain:  # the project's memory settings; without them, freed blocks go back to the system
         tune_process(1)
     quiet()
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
@@ -62,7 +62,10 @@ def work(rank: int, folder: str, size: int, plain: bool, rows: int, items: int, 
     grew = int(world.max_(torch.tensor(_peak() - before)))
     if rank == 0:
         name = "plain" if plain else f"distrec, {size} worker{'s' if size > 1 else ''}"
-        line = f"{name:20} loss {value:.6f}  {statistics.median(seconds[1:]):6.2f} s  peak grew by {grew / 2**20:6,.0f} MiB a worker"
+        line = (
+            f"{name:20} loss {value:.6f}  {statistics.median(seconds[1:]):6.2f} s  "
+            f"peak grew by {grew / 2**20:6,.0f} MiB a worker"
+        )
         Path(folder, "line").write_text(line)
     dist.destroy_process_group()
 

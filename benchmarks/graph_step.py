@@ -1,16 +1,16 @@
-"""STAIR and MENTOR steps at Amazon Baby's graph against plain single-process programs.
+"""Steps of STAIR and MENTOR on Amazon Baby's graph against plain single-process programs.
 
     python benchmarks/graph_step.py --data DIR [--threads 1 2] [--turns 7] [--cases stair mentor-0 mentor]
 
-DIR is the prepared dataset `baby`, which gets drawn features in clusters: text and image of 384 and 512 columns for STAIR,
-of 384 and 4,096 for MENTOR. MENTOR runs without contrast (`mask_weight_g` 0, three towers) and with it (1e-3, seven). Its
-published program computes all seven towers and both square matrices in either case; "plain" does the work that its weight
-asks for, "all towers" what is published. Each program has a process of its own; losses are compared, then they take turns
-(see turns.py).
+DIR is the prepared dataset `baby`, which gets random features in clusters: text and image of 384 and 512 columns for
+STAIR, of 384 and 4,096 for MENTOR. MENTOR runs without contrast (`mask_weight_g` 0, three towers) and with it (1e-3,
+seven towers). Its published program computes all seven towers and both square matrices in either case. "plain" does
+only the work that the weight requires, and "all towers" does what the published program does. Each program has its own
+process. Their losses are compared, then they take turns (see turns.py).
 
-Beside times stand the floating-point operations of a step, counted from shapes (a product of [m, k] and [k, n] is 2 m k n,
-a sparse one 2 x entries x width; element-wise work is not counted), what ours makes of them per second, and what a product
-of two dense 4,096 x 4,096 matrices makes.
+The script also prints the floating-point operations of a step, counted from shapes: a product of [m, k] and [k, n]
+counts 2 m k n, a sparse product counts 2 x entries x width, and element-wise work is not counted. It compares our
+operations per second with those of a product of two dense 4,096 x 4,096 matrices.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Case:
     """A method with its settings.
 
     Attributes:
-        compared: steps whose losses must agree within `tolerance`.
-        portion: steps of a turn.
-        contrast: `mask_weight_g`.
+        compared: the number of steps whose losses must agree within `tolerance`.
+        portion: the number of steps in a turn.
+        contrast: the value of `mask_weight_g`.
     """
 
     method: str
@@ -82,7 +82,7 @@ CASES = {
 
 
 class GraphOurs(Ours):
-    """Adds to the start what the plain programs need beyond tables and dense weights."""
+    """An engine whose start also holds what the plain programs need beyond tables and dense weights."""
 
     def start(self, compared: int) -> Start:
         start = super().start(compared)
@@ -106,14 +106,15 @@ def plainly(path: str, case: Case, everything: bool, start: Start) -> plain.Prog
 
 
 def operations(case: Case, data: Dataset, entries: dict[str, int], dim: int = 64) -> dict[str, float]:
-    """Floating-point operations of one step's matrix products, by kind, as the project does them."""
+    """The floating-point operations of the matrix products in one of the project's steps, by kind."""
     users, items, user_item, item_item = data.users, data.items, entries["user_item"], entries["item_item"]
     if case.method == "stair":
         hop = 2 * 2 * user_item * dim  # both directions of the edges
         return {"sparse": 3 * 2 * hop + 3 * 2 * item_item * dim}
     widths = {"v": data.feature("image").width, "t": data.feature("text").width, "id": dim}
     towers = ["v", "t", "id"] + (["v", "t"] * 2 if case.contrast else [])
-    # A layer is one product forward, one for its weights' gradient and one for its input's, unless that is a feature.
+    # A layer takes one product forward, one for its weights' gradient, and one for its input's gradient unless the
+    # input is a feature.
     first = sum(2 * items * widths[tower] * 256 * (3 if tower == "id" else 2) for tower in towers)
     second = len(towers) * 3 * 2 * items * 256 * dim
     mask = 2 * (users + items) * (2 * dim) ** 2
@@ -125,7 +126,7 @@ def operations(case: Case, data: Dataset, entries: dict[str, int], dim: int = 64
 
 
 def square_product(threads: int, rounds: int = 3) -> float:
-    """Operations per second of a large dense product: the best of a few."""
+    """Operations per second of a large dense product, the best of several runs."""
     torch.set_num_threads(threads)
     left, right = torch.randn(SQUARE, SQUARE), torch.randn(SQUARE, SQUARE)
     best = float("inf")
@@ -140,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="the prepared dataset baby")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--turns", type=int, default=7, help="of each program")
+    parser.add_argument("--turns", type=int, default=7, help="turns of each program")
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     arguments = parser.parse_args()
     for name in arguments.cases:

@@ -1,11 +1,11 @@
-"""The k nearest items by cosine, ours against a plain blocked program, each in a process of its own.
+"""The k nearest items by cosine: ours against a plain blocked program, each in its own process.
 
     python benchmarks/knn.py [--items 200000] [--width 384] [--k 10] [--threads 2] [--turns 1]
 
-Items are drawn in clusters. The plain program multiplies 1,024 rows at a time by all items and takes `torch.topk` of that
-block (0.8 GB at 200,000 items): whole rows, so that nothing needs merging. A sample of our rows is compared with cosines in
-float64, and all of them with the plain program's, as sets: neighbours may differ only where their cosines agree within
-`TIE`, the rounding of a float32 product.
+Items are random vectors in clusters. The plain program multiplies 1,024 rows at a time by all items and takes
+`torch.topk` of that block (0.8 GB at 200,000 items); its rows are whole, so nothing needs merging. A sample of our rows
+is compared with cosines in float64, and all our rows are compared with the plain program's as sets. Neighbours may
+differ only if their cosines agree within `TIE`, the rounding error of a float32 product.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PROGRAMS = ("distrec", "plain")
 
 
 def drawn(items: int, width: int) -> torch.Tensor:
-    """Unit rows `[items, width]`, a cluster's centre and noise each."""
+    """Unit rows `[items, width]`, each a cluster's centre plus noise."""
     generator = torch.Generator().manual_seed(0)
     clusters = max(2, items // CLUSTER_ITEMS)
     rows = torch.randn(items, width, generator=generator)
@@ -50,7 +50,7 @@ def plain(vectors: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def serve(pipe: Connection, program: str, path: str, k: int, threads: int) -> None:
-    """A program's process: the vectors from a file, then a run whenever told; seconds, and the result beside the vectors."""
+    """A program's process: read the vectors from a file, run on request, and send seconds and results."""
     if program == "distrec":
         tune_process(threads)
     torch.set_num_threads(threads)
@@ -69,7 +69,7 @@ def serve(pipe: Connection, program: str, path: str, k: int, threads: int) -> No
 
 
 def check_sample(vectors: np.ndarray, cosines: np.ndarray, items: np.ndarray) -> int:
-    """Rows of a sample whose neighbours are, in order, those of float64 cosines; others must be ties."""
+    """The number of sampled rows whose neighbours are those by float64 cosines, in order; other rows must be ties."""
     k, exact = items.shape[1], 0
     rows = np.sort(np.random.default_rng(1).choice(len(vectors), min(SAMPLE, len(vectors)), replace=False))
     everyone = vectors.astype(np.float64)
@@ -84,7 +84,7 @@ def check_sample(vectors: np.ndarray, cosines: np.ndarray, items: np.ndarray) ->
 
 
 def check_whole(ours: dict[str, np.ndarray], its: dict[str, np.ndarray]) -> int:
-    """Rows with the same set of neighbours in both results; in others the cosines, best first, must agree."""
+    """The number of rows with the same set of neighbours in both results; other rows' sorted cosines must agree."""
     same = (np.sort(ours["items"], 1) == np.sort(its["items"], 1)).all(1)
     worst = np.abs(ours["cosines"] - its["cosines"]).max()
     if worst > TIE:
@@ -136,14 +136,17 @@ def main() -> None:
         peak = max(turn[program][1] for turn in turns)
         print(
             f"  {program:10} {seconds:8.1f} s ({products / seconds / 1e9:.1f} GFLOP/s)  {ratio:5.2f} x  "
-            f"peak {peak:.0f} MB beyond imports, of it {vectors.nbytes / 2**20:.0f} the vectors"
+            f"peak {peak:.0f} MB beyond imports, including {vectors.nbytes / 2**20:.0f} for the vectors"
         )
     exact = check_sample(vectors, **results["distrec"])
     print(
-        f"  {exact} of {min(SAMPLE, arguments.items)} sampled rows exactly as in float64, the others but for ties of {TIE:.0e}"
+        f"  {exact} of {min(SAMPLE, arguments.items)} sampled rows are exactly as in float64; "
+        f"the others differ only in ties of {TIE:.0e}"
     )
     same = check_whole(results["distrec"], results["plain"])
-    print(f"  {same} of {arguments.items} rows with the plain program's neighbours, the others but for such ties")
+    print(
+        f"  {same} of {arguments.items} rows have the plain program's neighbours; the others differ only in such ties"
+    )
     if max(turn["distrec"][1] for turn in turns) > LIMIT:
         sys.exit(f"ours took more than {LIMIT} MB")
 

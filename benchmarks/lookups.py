@@ -1,12 +1,12 @@
-"""Table look-ups of `optimizer.tables: sparse`: ids a second of forward, backward and fused update.
+"""Table look-ups with `optimizer.tables: sparse`: ids per second of forward, backward and fused update.
 
     python benchmarks/lookups.py [--rows 1000000 10000000 60000000] [--ids 65536] [--steps 10] [--turns 5]
 
-One worker takes turns with fbgemm's operator called directly on the same ids, in the same process, where both tables fit in
-16 GiB. Two workers, of one thread each, share the same ids; in turn with their step run a bare gloo all-to-all of the same
-bytes (ids there, vectors back, gradients there) and the step without exchange: each worker looks up, with the bare operator, the
-ids that it is asked for. What the step takes beyond that is its exchange.
-Ids are drawn with the skew of item popularity: the number of an id is the floor of rows x u^3, u uniform.
+One worker takes turns with fbgemm's operator, called directly on the same ids in the same process, if both tables fit
+in 16 GiB. Two workers of one thread each share the same ids. Their step takes turns with a bare gloo all-to-all of the
+same bytes (ids there, vectors back, gradients there) and with the step without exchange, in which each worker looks up
+the ids that it is asked for with the bare operator. The time of the step beyond that is its exchange.
+Ids are random with the skew of item popularity: an id is the floor of rows x u^3, with u uniform.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def drawn(rows: int, count: int, seed: int) -> torch.Tensor:
 
 
 def project(world: World, rows: int, ids: list[torch.Tensor], grad: torch.Tensor) -> Callable[[int], None]:
-    """One step of the project's table."""
+    """Run one step of the project's table."""
     tables = ShardedTables(
         world, [Table("item", "item", DIM, zeros)], {"item": Partition(rows, world.size)}, OPTIMIZER, seed=1
     )
@@ -57,7 +57,7 @@ def project(world: World, rows: int, ids: list[torch.Tensor], grad: torch.Tensor
 
 
 def direct(rows: int, ids: list[torch.Tensor], grad: torch.Tensor) -> Callable[[int], None]:
-    """One step of fbgemm's operator with the same optimizer."""
+    """Run one step of fbgemm's operator with the same optimizer."""
     from fbgemm_gpu.split_embedding_configs import EmbOptimType
     from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
     from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
@@ -87,7 +87,7 @@ def seconds(step: Callable[[int], None], steps: int) -> float:
 
 
 def alone(rank: int, folder: str, rows: int, count: int, steps: int, turns: int) -> None:
-    """One worker beside the operator itself."""
+    """Compare one worker with the bare operator."""
     tune_process(1)
     quiet()
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1)
@@ -107,7 +107,7 @@ def alone(rank: int, folder: str, rows: int, count: int, steps: int, turns: int)
 
 
 def shared(rank: int, folder: str, rows: int, count: int, steps: int, turns: int) -> None:
-    """Two workers: the step, a bare exchange of its bytes, and the step without exchange."""
+    """Compare, with two workers, the step, a bare exchange of its bytes, and the step without exchange."""
     tune_process(1)
     quiet()
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
@@ -127,7 +127,7 @@ def shared(rank: int, folder: str, rows: int, count: int, steps: int, turns: int
         dist.all_to_all_single(vectors["receive"], vectors["send"], owners[0], asked)
         dist.all_to_all_single(vectors["send"], vectors["receive"], asked, owners[0])
 
-    # The ids that I am asked for, as rows of a table that is mine alone.
+    # The ids that this worker is asked for, as rows of a table of its own.
     block = Partition(rows, 2).block
     number = torch.cat([drawn(rows, count, 0)[other::2] for other in range(2)])
     asked_for = [number[Partition(rows, 2).owner(number) == rank] - rank * block]
@@ -150,8 +150,8 @@ def shared(rank: int, folder: str, rows: int, count: int, steps: int, turns: int
     beyond = statistics.median(turn[0] - turn[2] for turn in times)
     if rank == 0:
         print(
-            f"rows {rows:>11,}, 2 workers: {count / whole / 1e6:6.2f} M ids/s, step {whole * 1e3:.1f} ms, without exchange "
-            f"{without * 1e3:.1f}; exchange {beyond * 1e3:.1f} ms, bare {exchange * 1e3:.1f}",
+            f"rows {rows:>11,}, 2 workers: {count / whole / 1e6:6.2f} M ids/s, step {whole * 1e3:.1f} ms, without "
+            f"exchange {without * 1e3:.1f}; exchange {beyond * 1e3:.1f} ms, bare {exchange * 1e3:.1f}",
             flush=True,
         )
     dist.destroy_process_group()

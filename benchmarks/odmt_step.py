@@ -1,15 +1,15 @@
-"""ODMT training steps against a plain single-process program, and what each saving brings.
+"""Training steps of ODMT against a plain single-process program, and the gain from each saving.
 
     python benchmarks/odmt_step.py [--dims 256 768] [--threads 1] [--turns 5] [--users 32]
 
-A drawn dataset: histories over 2,000 items whose popularity falls as 1 / (rank + 10), 30 text and 50 image tokens of each,
-768 wide; windows of 12 inputs and a target; dropout 0, so that losses can be compared. "plain" encodes every slot of a
-batch and computes all positions of the last IMT block; two more plain programs have one of the project's savings each, a
-third has both. "recomputing" is the project with `dense.activation_checkpointing`. Each program has a process of its own;
-losses are compared, then they take turns (see turns.py).
+The dataset is random: histories over 2,000 items whose popularity falls as 1 / (rank + 10), with 30 text and 50 image
+tokens of width 768 per item. Windows have 12 inputs and a target. Dropout is 0, so that losses can be compared. "plain"
+encodes every slot of a batch and computes all positions of the last IMT block. Two more plain programs have one of the
+project's savings each, and a third has both. "recomputing" is the project with `dense.activation_checkpointing`. Each
+program has its own process. Their losses are compared, then they take turns (see turns.py).
 
-Beside times stand the floating-point operations of a step's matrix products as the project does them, counted from shapes,
-what ours makes of them per second, and what a product of two dense 4,096 x 4,096 matrices makes.
+The script also prints the floating-point operations of the matrix products in one of the project's steps, counted from
+shapes. It compares our operations per second with those of a product of two dense 4,096 x 4,096 matrices.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ COMPARED = 2
 
 
 def write(path: Path) -> None:
-    """The drawn dataset; every user has more items than a window holds."""
+    """Write the random dataset; every user has more items than a window holds."""
     draw, folder = np.random.default_rng(0), open_folder(str(path))
     popularity = 1 / (np.arange(ITEMS) + 10)
     popularity /= popularity.sum()
@@ -89,7 +89,7 @@ def config(path: str, dim: int, users: int, recomputing: bool = False) -> RunCon
 
 
 class WindowOurs(Ours):
-    """The engine, fed with windows."""
+    """The project's engine with batches of windows."""
 
     def epoch(self) -> Iterator[Any]:
         for step in range(self.engine.steps_per_epoch):
@@ -128,9 +128,9 @@ def programs(path: str, dim: int, users: int) -> list[Program]:
 
 
 def operations(dim: int, users: int, distinct: float, method: dict[str, Any]) -> dict[str, float]:
-    """Of one step's matrix products by kind, as the project does them: forward, and twice as much backward."""
+    """The floating-point operations of one step's matrix products, by kind: forward, and twice as many backward."""
     tokens, layers, slots = TEXT + IMAGE + 1, method["merged_att_layers"], users * LENGTH
-    # Frozen tokens need no gradient, so their projections go backward once.
+    # Frozen tokens need no gradient, so their projections take one product backward instead of two.
     project = distinct * 2 * dim * WIDTH * (2 * (TEXT + IMAGE) + 3)
     whole = tokens * 24 * dim**2 + 4 * tokens**2 * dim
     read = tokens * 4 * dim**2 + 3 * 20 * dim**2 + 4 * 3 * tokens * dim
@@ -165,8 +165,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dims", type=int, nargs="+", default=[256, 768])
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
-    parser.add_argument("--turns", type=int, default=5, help="of each program")
-    parser.add_argument("--users", type=int, default=32, help="of a batch")
+    parser.add_argument("--turns", type=int, default=5, help="turns of each program")
+    parser.add_argument("--users", type=int, default=32, help="users in a batch")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as path:
         write(Path(path))

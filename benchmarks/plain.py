@@ -1,8 +1,8 @@
-"""Plain single-process programs, as published code of such models is written: the baselines of the benchmarks.
+"""Plain single-process programs, written like the published code of such models: the baselines of the benchmarks.
 
-Stacked nodes in one `torch.sparse` COO adjacency, autograd through every step, negatives drawn row by row in Python,
-`torch.optim.Adam` as called by default, and batch x batch matrices. What published programs compute and throw away
-(AlignRec's similarity matrix of the negatives, unused layers) is left out.
+They have one `torch.sparse` COO adjacency of stacked nodes, autograd through every step, negatives drawn row by row in
+Python, `torch.optim.Adam` with its defaults, and batch x batch matrices. They leave out what published programs compute
+but never use: AlignRec's similarity matrix of the negatives, and unused layers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def adjacency(train: Interactions, users: int, items: int) -> torch.Tensor:
-    """`D^-1/2 A D^-1/2` of users and items stacked, COO."""
+    """`D^-1/2 A D^-1/2` of stacked users and items, in COO format."""
     nodes = users + items
     user, item = (torch.from_numpy(ids.astype(np.int64)) for ids in (train.user, train.item))
     item = item + users
@@ -54,7 +54,7 @@ class Program(ABC):
     def loss(self, users: torch.Tensor, positives: torch.Tensor, negatives: torch.Tensor) -> torch.Tensor: ...
 
     def epoch(self) -> Iterator[Batch]:
-        """The epoch's batches, negatives drawn one by one."""
+        """The epoch's batches, with negatives drawn one by one."""
         order = np.random.permutation(len(self.pairs))  # noqa: NPY002  as such programs do
         for start in range(0, len(order), self.batch):
             chosen = self.pairs[order[start : start + self.batch]]
@@ -74,7 +74,7 @@ class Program(ABC):
         return loss.item()
 
     def propagated(self, layers: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """LightGCN's mean of layers of users and of items."""
+        """LightGCN's mean over layers, for users and for items."""
         x = torch.cat([self.weights["user"], self.weights["item"]])
         outputs = [x]
         for _ in range(layers):

@@ -1,8 +1,8 @@
-"""Plain single-process programs of STAIR and MENTOR, as published code of such models is written.
+"""Plain single-process programs of STAIR and MENTOR, written like the published code of such models.
 
-One adjacency of stacked users and items (STAIR's in CSR, as its authors keep it), autograd through every step, optimizers
-as called by default, negatives drawn row by row, and contrast over a dense users x users and an items x items matrix. They
-start from the project's weights. Layers that the published programs never use are left out.
+They have one adjacency of stacked users and items (STAIR's in CSR, like its authors'), autograd through every step,
+optimizers with their defaults, negatives drawn row by row, and contrast over a dense users x users and an items x items
+matrix. They start from the project's weights. Layers that the published programs never use are left out.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Smoothed(torch.optim.Optimizer):
 
 
 def convolved(matrix: torch.Tensor, x: torch.Tensor, decay: torch.Tensor, layers: int) -> torch.Tensor:
-    """STAIR's stepwise convolution (docs/methods/stair.md section 3.2): powers of the matrix, a decay per column."""
+    """STAIR's stepwise convolution (docs/methods/stair.md section 3.2): powers of the matrix, each column decayed."""
     total = x
     for _ in range(layers):
         x = torch.sparse.mm(matrix, x) * decay
@@ -75,7 +75,7 @@ class Stair(Program):
         self.item_optimizer = Smoothed(self.weights["item"], lr, self.decay, item_item, backward.float())
 
     def item_graph(self, data: Dataset) -> torch.Tensor:
-        """3.3, from dense cosines."""
+        """The item graph (3.3), from dense cosines."""
         entries = []
         for name, k in self.neighbours:
             unit = unit_features(data, name)
@@ -107,7 +107,7 @@ class Stair(Program):
 
 
 class Mentor(Program):
-    """`everything`: all seven towers and both contrast matrices whatever their weight, as the published program does."""
+    """With `everything`, compute all seven towers and both contrast matrices whatever their weight, as published."""
 
     hops, radius, k, image_weight = 2, 0.1, 10, 0.1
     reg, align, mask, dropout, temperature = 1e-3, 0.1, 1.5, 0.5, 0.2
@@ -134,7 +134,7 @@ class Mentor(Program):
         self.item_item = (self.image_weight * graphs[0] + (1 - self.image_weight) * graphs[1]).coalesce()
 
     def by_tower(self, data: Dataset, weights: dict[str, np.ndarray], towers: list[str]) -> dict[str, np.ndarray]:
-        """The project's weights under this program's names; towers that they lack start as their originals."""
+        """Load the project's weights under this program's names; towers missing there start as their originals."""
         dim = weights["id"].shape[1]
         out = {"id_feat": weights["id"], "weight_u": weights["weight"]}
         for place, tower in enumerate(towers):
@@ -147,20 +147,20 @@ class Mentor(Program):
         return out
 
     def neighbours(self, unit: torch.Tensor) -> torch.Tensor:
-        """3.3: the k nearest, itself included, at equal weights."""
+        """The neighbour graph (3.3): the k nearest items including the item itself, with equal weights."""
         row = torch.arange(self.items).repeat_interleave(self.k)
         column = (unit @ unit.t()).topk(self.k).indices.flatten()
         values = torch.full((len(row),), 1 / (self.k + 1e-7))
         return coo(torch.stack([row, column]), values, (self.items, self.items))
 
     def step(self, users: np.ndarray, positives: np.ndarray, negatives: np.ndarray) -> float:
-        # In the first steps the project's draws, so that losses can be compared; torch's own afterwards.
+        # The first steps use the project's random draws, so that losses can be compared; later steps use torch's own.
         self.draws = self.project_draws() if self.steps < self.repeated else {}
         self.steps += 1
         return super().step(users, positives, negatives)
 
     def project_draws(self) -> dict[Any, torch.Tensor]:
-        """The noise of (tower, hop) and what the feature mask keeps of (side), as the project draws them at this step."""
+        """The noise by (tower, hop) and the feature mask by side, as the project draws them at this step."""
         draws, batch = Draws(), SimpleNamespace(seed=self.seed, epoch=0, step=self.steps)
         sides, width, out = {"user": self.users, "item": self.items}, self.weights["id_feat"].shape[1], {}
         for side, rows in sides.items():
@@ -172,7 +172,7 @@ class Mentor(Program):
         return out
 
     def tower(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """User and item rows of one tower (docs/methods/mentor.md section 3.2)."""
+        """The user and item rows of one tower (docs/methods/mentor.md section 3.2)."""
         weights = {key.removeprefix(f"{name}."): x for key, x in self.weights.items() if key.startswith(f"{name}.")}
         rows = self.weights["id_feat"] if name == "id" else self.inputs[name.partition("_")[0]]
         hidden = functional.leaky_relu(functional.linear(rows, weights["first.weight"], weights["first.bias"]))
@@ -191,7 +191,7 @@ class Mentor(Program):
     def representation(
         self, first: tuple[torch.Tensor, torch.Tensor], second: tuple[torch.Tensor, torch.Tensor], weighed: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """User and item rows of a table of 3.4, two towers wide."""
+        """The user and item rows of a table of section 3.4, two towers wide."""
         weight = self.weights["weight_u"]
         pair = (first[0] * weight[:, :1], second[0] * weight[:, 1:]) if weighed else (first[0], second[0])
         items = torch.cat([first[1], second[1]], 1)

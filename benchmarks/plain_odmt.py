@@ -1,6 +1,6 @@
-"""ODMT as a plain single-process program: every slot of the batch encoded, all positions of IMT's last block computed.
+"""ODMT as a plain single-process program: it encodes every slot of a batch and all positions of IMT's last block.
 
-Its two savings can be switched on one by one, so that what each brings is seen by itself.
+The project's two savings can be switched on separately, to measure the gain from each.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Windows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class Odmt:
-    """A model with its batches and its training step; names of weights are the project's.
+    """A model with its batches and its training step; weights have the project's names.
 
     Args:
-        distinct: encode an item of the batch once, and copy its vectors to its slots.
-        read_out: compute in IMT's last block only the three positions that are read.
+        distinct: encode each distinct item of the batch once, and copy its vectors to its slots.
+        read_out: in IMT's last block, compute only the three positions that are read.
     """
 
     def __init__(

@@ -1,10 +1,11 @@
-"""The training loop inside a Ray Train worker against the same loop in a process without Ray.
+"""The training loop in a Ray Train worker against the same loop in a process without Ray.
 
     python benchmarks/ray_overhead.py --data DIR [--method lightgcn] [--turns 60] [--portion 10]
 
-DIR is the prepared dataset `baby`. Both processes are started as `distrec train` starts them (`train.workers` 1 and 0) and
-stay alive together; they take turns of a few steps, so that whatever else the machine does falls on both. A step is all
-that the loop does: sampling, forward, backward, update, ledger, progress note. The ratio is the median over turns.
+DIR is the prepared dataset `baby`. Both processes are started as `distrec train` starts them (`train.workers` 1 and 0)
+and run at the same time. They take turns of a few steps, so that other load on the machine affects both. A step covers
+all that the loop does: sampling, forward, backward, update, ledger and progress file. The ratio is the median over
+turns.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ KINDS = {"without Ray": 0, "Ray worker": 1}
 
 
 class Paced(Trainer):
-    """A trainer that stops after every portion of steps, tells how long it took, and waits for its next turn."""
+    """A trainer that stops after every portion of steps, reports how long it took, and waits for its next turn."""
 
     def pace(self, pipe: Connection) -> None:
         self._pipe, self._left, self._started = pipe, 0, 0.0
@@ -55,7 +56,7 @@ class Paced(Trainer):
 
 
 def work(config: RunConfig) -> None:
-    """One worker's run, paced by the parent through a socket in the run's storage."""
+    """Run one worker, whose turns the parent controls through a socket in the run's storage."""
     from distrec.parallel.world import World
 
     with Client(str(Path(config.run.storage, "socket"))) as pipe:
@@ -69,7 +70,7 @@ def work(config: RunConfig) -> None:
 
 def launch(config: RunConfig) -> None:
     """Start the one worker of `config` as `distrec train` does."""
-    import ray_overhead  # by name, since Ray's workers cannot unpickle what belongs to this process's main module
+    import ray_overhead  # by name, since Ray's workers cannot unpickle objects of this process's main module
 
     quiet()
     RunFolder.of(config).open_attempt(config, Dataset.open(config.data).hash)
@@ -111,18 +112,21 @@ def main() -> None:
                     pipes[kind].send(arguments.portion)
                     spent[kind].append(1000 * answer(pipes[kind]) / arguments.portion)
             print(
-                f"{arguments.method}, 1 thread, load {os.getloadavg()[0]:.1f}, {arguments.turns} turns of {arguments.portion} steps"
+                f"{arguments.method}, 1 thread, load {os.getloadavg()[0]:.1f}, "
+                f"{arguments.turns} turns of {arguments.portion} steps"
             )
             for kind, times in spent.items():
                 times = sorted(times[2:])
                 quarter = len(times) // 4
                 print(
-                    f"  {kind:12} {statistics.median(times):8.2f} ms a step (half within {times[quarter]:.2f} to {times[-quarter - 1]:.2f})"
+                    f"  {kind:12} {statistics.median(times):8.2f} ms a step "
+                    f"(half within {times[quarter]:.2f} to {times[-quarter - 1]:.2f})"
                 )
             ratios = sorted(a / b for a, b in zip(spent["Ray worker"][2:], spent["without Ray"][2:], strict=True))
             quarter = len(ratios) // 4
             print(
-                f"  ratio        {statistics.median(ratios):8.3f} (half within {ratios[quarter]:.3f} to {ratios[-quarter - 1]:.3f})"
+                f"  ratio        {statistics.median(ratios):8.3f} "
+                f"(half within {ratios[quarter]:.3f} to {ratios[-quarter - 1]:.3f})"
             )
             for pipe in pipes.values():
                 pipe.send(0)
@@ -135,13 +139,13 @@ def main() -> None:
 
 
 def accept(listener: Listener, seconds: float) -> Connection:
-    """The first connection; waiting ends after `seconds`."""
+    """The first connection, waiting for at most `seconds`."""
     found: list[Connection] = []
     thread = threading.Thread(target=lambda: found.append(listener.accept()), daemon=True)
     thread.start()
     thread.join(seconds)
     if not found:
-        raise TimeoutError(f"no worker came within {seconds:.0f} s")
+        raise TimeoutError(f"no worker connected within {seconds:.0f} s")
     return found[0]
 
 

@@ -2,14 +2,14 @@
 
     python benchmarks/scale.py --out DIR [--sizes 500000:10000000 1000000:20000000 2000000:40000000] [--turns 5]
 
-A size is nodes:interactions; three quarters of the nodes are users. The graphs are written to DIR as `distrec synth graph`
-writes them, and are reused if they lie there. Training interactions (about eight tenths) are the graph's edges. What is
-timed is what a training step does with the graph: three hops forward and three backward, 64 columns, all rows, until the
-slower worker is done. Memory is a worker's peak with everything it has read, tables and their gradients included, moments
-of an optimizer not.
+A size is nodes:interactions; three quarters of the nodes are users. The graphs are written to DIR as `distrec synth
+graph` writes them, and are reused if they exist. Training interactions (about eight tenths) are the graph's edges. The
+time is that of a training step's work on the graph, until the slower worker is done: three hops forward and three
+backward, with 64 columns and all rows. Memory is a worker's peak with everything it has read, including tables and
+their gradients, but not the moments of an optimizer.
 
-At the end the same graph is built once more with nodes numbered by degree inside each worker's block, and the local
-products of both take turns.
+At the end, the same graph is built once more with nodes numbered by degree within each worker's block, and the local
+products of both graphs take turns.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from distrec.parallel.world import World
 from distrec.runtime import quiet, tune_process
 
 WIDTH, LAYERS, USERS = 64, 3, 0.75
-LIMIT = 24 * 1024  # MB of all workers together
+LIMIT = 24 * 1024  # MB for all workers together
 
 
 def graph_of(out: str, nodes: int, edges: int) -> str:
-    """The folder of a drawn dataset of this size, written if it is not there."""
+    """The folder of a random dataset of this size, written if it does not exist."""
     users = int(nodes * USERS)
     path = Path(out, f"graph-{nodes}-{edges}")
     if not (path / "manifest.json").exists():
@@ -54,7 +54,7 @@ def graph_of(out: str, nodes: int, edges: int) -> str:
 
 
 def median(run: Callable[[], Any], turns: int) -> float:
-    """Seconds until every worker is done, the first run left out."""
+    """Seconds of each run until every worker is done, without the first run."""
     spent = []
     for _ in range(turns + 1):
         dist.barrier()
@@ -66,7 +66,7 @@ def median(run: Callable[[], Any], turns: int) -> float:
 
 
 def bytes_sent(run: Callable[[], Any]) -> int:
-    """Bytes that leave this worker during `run`."""
+    """The bytes that this worker sends during `run`."""
     total, plain = 0, {name: getattr(World, name) for name in METERED}
 
     def counted(name: str) -> Callable[..., Any]:
@@ -88,7 +88,7 @@ def bytes_sent(run: Callable[[], Any]) -> int:
 
 
 def by_degree(side: Partition, ids: np.ndarray) -> np.ndarray:
-    """`ids` with the rows of each worker's block numbered anew, highest degree first."""
+    """`ids` after the rows of each worker's block are renumbered, highest degree first."""
     degree, number = np.bincount(ids, minlength=side.rows), np.empty(side.rows, np.int32)
     for rank in range(side.size):
         start, stop = side.start(rank), side.stop(rank)
@@ -97,7 +97,7 @@ def by_degree(side: Partition, ids: np.ndarray) -> np.ndarray:
 
 
 def local_products(graphs: dict[str, UserItemGraph], turns: int) -> dict[str, list[float]]:
-    """Seconds of both local products of each graph, in turns, on all workers at once."""
+    """Seconds of both local products of each graph, in turns, on all workers at the same time."""
     spent: dict[str, list[float]] = {name: [] for name in graphs}
     for turn in range(turns + 1):
         for name in list(graphs) if turn % 2 else list(graphs)[::-1]:
@@ -159,7 +159,7 @@ def worker(rank: int, store: str, path: str, turns: int, result: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", required=True, help="a folder for the graphs, some 0.5 GB for 40 million interactions")
+    parser.add_argument("--out", required=True, help="a folder for the graphs, 0.5 GB for 40 million interactions")
     parser.add_argument("--sizes", nargs="+", default=["500000:10000000", "1000000:20000000", "2000000:40000000"])
     parser.add_argument("--turns", type=int, default=5)
     arguments = parser.parse_args()
@@ -181,9 +181,10 @@ def main() -> None:
 def show(workers: list[dict[str, Any]]) -> None:
     first = workers[0]
     print(
-        f"  {first['edges']} edges, built in {first['built']:.1f} s; {first['stays']} stay, exchange {first['exchange']}: "
-        f"{first['rows_received_per_product']} rows received per product ({first['rows_received_if_gathered']} if gathered; "
-        f"by the side that stays {first['rows_received_if_it_stayed']})"
+        f"  {first['edges']} edges, built in {first['built']:.1f} s; {first['stays']} stay, exchange "
+        f"{first['exchange']}: {first['rows_received_per_product']} rows received per product "
+        f"({first['rows_received_if_gathered']} if gathered; by the side that stays "
+        f"{first['rows_received_if_it_stayed']})"
     )
     for rank, mine in enumerate(workers):
         drawn, ordered = mine["local"]["as drawn"], mine["local"]["by degree"]
@@ -197,7 +198,7 @@ def show(workers: list[dict[str, Any]]) -> None:
 
 
 def table(rows: list[tuple[int, list[dict[str, Any]]]]) -> None:
-    """All sizes below each other; in brackets, growth per growth of edges since the size before."""
+    """Print all sizes in a table; in brackets, growth since the previous size divided by the growth of the edges."""
     columns = ("forward s", "backward s", "sent MB", "peak MB")
     print(f"{'nodes':>9} {'edges':>10} " + " ".join(f"{name:>20}" for name in columns) + "  exchange")
     before: list[float] = []

@@ -1,10 +1,11 @@
-"""Full ranking by sequence models: users a second, and peak memory as users and items grow.
+"""Full ranking by sequence models: users per second, and peak memory as users and items grow.
 
-    python benchmarks/sequence_ranking.py [--methods sasrec bivrec] [--sizes 20000x10000 20000x100000 80000x10000] [--threads 2]
+    python benchmarks/sequence_ranking.py [--methods sasrec bivrec] [--sizes 20000x10000 20000x100000 80000x10000]
+        [--threads 2]
 
-Every size is a drawn dataset (`distrec synth graph`, 20 interactions a user) and a process of its own. Timed is what an
-evaluation does: histories to vectors, scores of all items, masks, metrics; the weights are the first ones. Memory is the peak's
-growth over the built engine, whose tables and features are there in training as well.
+Every size is a random dataset (`distrec synth graph`, 20 interactions per user) and has its own process. The time is
+that of an evaluation with initial weights: histories to vectors, scores of all items, masks and metrics. Memory is the
+growth of the peak after the engine is built; the engine's tables and features are needed for training too.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ ROUNDS = 3
 
 
 def resident() -> float:
-    """Peak resident memory so far, MB."""
+    """The peak of resident memory so far, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -60,8 +61,9 @@ def measure(method: str, folder: str, threads: int) -> None:
             parts.append(middle - started)
     users, best = len(ranked.user), min(seconds)
     print(
-        f"{method:8} {data.users:>8,} users {data.items:>8,} items: {users / best:>9,.0f} users/s ({best:.2f} s, of which vectors "
-        f"{min(parts):.2f}), peak +{resident() - before:,.0f} MB over {before:,.0f} MB",
+        f"{method:8} {data.users:>8,} users {data.items:>8,} items: {users / best:>9,.0f} users/s "
+        f"({best:.2f} s, of which vectors {min(parts):.2f}), "
+        f"peak +{resident() - before:,.0f} MB over {before:,.0f} MB",
         flush=True,
     )
     dist.destroy_process_group()

@@ -2,9 +2,9 @@
 
     python benchmarks/startup.py --config CONFIG [--rounds 3] [--set key=value …]
 
-Runs `distrec train CONFIG` in process, with one and with two Ray workers, into a temporary storage, and reads from the
-outside when each milestone is reached: the run folder is there (configuration and data checked), the first step is done.
-Beside it, what the imports alone take in a bare interpreter.
+Runs `distrec train CONFIG` in one process, with one and with two Ray workers, into a temporary storage. It watches from
+outside when each milestone is reached: the run folder exists (configuration and data are checked), and the first step
+is done. It also measures the imports alone in a new interpreter.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LIMIT = 180.0
 
 
 def imports(rounds: int) -> None:
-    print("imports in a new interpreter, seconds (each includes what it imports itself)")
+    print("imports in a new interpreter, seconds (each includes its own imports)")
     for name, code in IMPORTS.items():
         times = []
         for _ in range(rounds):
@@ -43,7 +43,7 @@ def imports(rounds: int) -> None:
 
 
 def milestones(config: str, workers: int, overrides: list[str]) -> list[float]:
-    """Seconds from the command to: run folder written, first step done."""
+    """Seconds from the command until the run folder is written, and until the first step is done."""
     with tempfile.TemporaryDirectory() as storage:
         run = Path(storage, "startup")
         command = [sys.executable, "-m", "distrec.cli", "train", config, "run.name=startup", f"run.storage={storage}"]

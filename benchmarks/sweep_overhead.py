@@ -1,10 +1,11 @@
-"""What a sweep costs beyond its trials: N identical short trials in a sweep against N bare training runs.
+"""The cost of a sweep beyond its trials: N identical short trials in a sweep against N bare training runs.
 
     python benchmarks/sweep_overhead.py --data DIR [--trials 6] [--epochs 60]
 
-DIR is a prepared dataset. Both do one run after the other, LightGCN in one process each. The bare runs are `distrec train` in processes of
-their own. A run's time is taken from its files: "start" until its folder is opened (process, imports, checks), "training" from
-there to its summary, "after" until the next one's start (the process's end; in the sweep also Ray Tune's notes and scheduling).
+DIR is a prepared dataset. Both train LightGCN, one run after the other, each in one process. The bare runs are
+`distrec train` in their own processes. A run's time is read from its files: "start" lasts until its folder is opened
+(process, imports, checks), "training" from there until its summary, and "after" until the start of the next run (the
+end of the process; in the sweep also Ray Tune's records and scheduling).
 """
 
 from __future__ import annotations
@@ -100,17 +101,19 @@ def main() -> None:
         n = arguments.trials
         print(f"{n} runs of {arguments.epochs} epochs, one at a time")
         print(
-            f"bare   {bare_wall:7.1f} s: start {statistics.median(starts):.1f}, training {training(bare):.1f}, after {statistics.median(after):.1f} s a run"
+            f"bare   {bare_wall:7.1f} s: start {statistics.median(starts):.1f}, training {training(bare):.1f}, "
+            f"after {statistics.median(after):.1f} s a run"
         )
         print(
-            f"sweep  {search_end - at:7.1f} s: until the first run's folder {opened(runs[0]) - at:.1f}, then training {training(runs):.1f}, from one run to "
-            f"the next {statistics.median(gaps):.1f} s"
+            f"sweep  {search_end - at:7.1f} s: until the first run's folder {opened(runs[0]) - at:.1f}, "
+            f"then training {training(runs):.1f}, from one run to the next {statistics.median(gaps):.1f} s"
         )
         bare_gap = statistics.median(starts) + statistics.median(after)
         beyond = n * (training(runs) - training(bare)) + (n - 1) * (statistics.median(gaps) - bare_gap)
         first = opened(runs[0]) - at - statistics.median(starts)
         print(
-            f"beyond process start-up: {beyond:+.1f} s, {100 * beyond / bare_wall:+.1f} % of the bare runs; starting Ray and Tune once: {first:+.1f} s"
+            f"beyond process start-up: {beyond:+.1f} s, {100 * beyond / bare_wall:+.1f} % of the bare runs; "
+            f"starting Ray and Tune once: {first:+.1f} s"
         )
 
 

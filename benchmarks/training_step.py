@@ -1,11 +1,11 @@
-"""LightGCN epochs and AlignRec steps at Amazon Baby's size against plain single-process programs.
+"""Epochs of LightGCN and steps of AlignRec at Amazon Baby's size against plain single-process programs.
 
     python benchmarks/training_step.py --data DIR [--threads 1 2] [--turns 7]
 
-DIR is the prepared dataset `baby`. AlignRec gets drawn features, 768 wide, since Baby has none. Each program has a
-process of its own, as when it is run: the project's with its memory settings, the plain one without and once more with
-them. They start from the same weights, their losses on the same batches are compared, and then they work in turns, an
-epoch of LightGCN or ten steps of AlignRec each; a ratio is the median over neighbouring turns.
+DIR is the prepared dataset `baby`. AlignRec gets random features of width 768, since Baby has none. Each program has
+its own process: the project's with its memory settings, the plain one without them and once more with them. They start
+from the same weights, and their losses on the same batches are compared. Then they take turns of an epoch of LightGCN
+or ten steps of AlignRec. A ratio is the median over neighbouring turns.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from distrec.data.dataset import Dataset, FeatureEntry, vector_table, write_mani
 from distrec.data.storage import open_folder
 
 BATCH, WIDTH, COMPARED = 2048, 768, 10
-PORTION = 10  # AlignRec steps of a turn; a turn of LightGCN is an epoch
+PORTION = 10  # steps in a turn of AlignRec; a turn of LightGCN is an epoch
 METHODS = ("lightgcn", "alignrec")
 
 
 @contextmanager
 def with_features(source: str, widths: Mapping[str, int] | None = None, clusters: int = 0) -> Iterator[str]:
-    """A copy of a prepared dataset's interactions with drawn features, one `WIDTH` wide unless told; it ends with the block.
+    """A copy of a prepared dataset's interactions with random features, deleted at the end of the block.
 
     Args:
-        widths: of each feature set.
-        clusters: of the items, which all feature sets show; none by default.
+        widths: the width of each feature set; by default one set of width `WIDTH`.
+        clusters: the number of clusters of items, which all feature sets show; by default there are no clusters.
     """
     data, draw = Dataset.open(source), np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as path:
@@ -59,7 +59,7 @@ def with_features(source: str, widths: Mapping[str, int] | None = None, clusters
 
 
 def run_config(data: str, method: str, settings: Mapping[str, Any] | None = None, **sections: Any) -> RunConfig:
-    """The shipped settings of the method for Baby; AlignRec's are its defaults. `settings` are the method's own."""
+    """The shipped settings of the method for Baby; AlignRec has its defaults. `settings` are the method's own."""
     from distrec.methods.registry import resolve
 
     chosen = {"name": method, **({"features": ["drawn"]} if method == "alignrec" else settings or {})}
@@ -89,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="the prepared dataset baby")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--turns", type=int, default=7, help="of each program")
+    parser.add_argument("--turns", type=int, default=7, help="turns of each program")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     arguments = parser.parse_args()
     with with_features(arguments.data) as path:

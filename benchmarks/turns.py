@@ -1,8 +1,8 @@
-"""Programs that do the same work, each in a process of its own, comparing losses first and then taking turns.
+"""Programs that do the same work, each in its own process; their losses are compared, then they take turns.
 
-The first program is the project's own. It says how it starts (weights and batches), the others start from that, and all
-report the losses of those batches. A ratio is the median over neighbouring turns, so that whatever else the machine does
-falls on both sides of it.
+The first program is the project's own. It gives its start (weights and batches), the others start from the same, and
+all report the losses of those batches. A ratio is the median over neighbouring turns, so that other load on the machine
+affects both sides.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from distrec.config.run import RunConfig
 from distrec.data.dataset import Dataset
 from distrec.runtime import quiet, tune_process
 
-PATIENCE = 1800  # seconds until a program that does not answer counts as lost
+PATIENCE = 1800  # seconds to wait for a program's answer
 
 
 class Model(Protocol):
-    """What a program's process needs of it."""
+    """What a program's process calls on its model."""
 
     def epoch(self) -> Iterator[plain.Batch]:
         """The batches of an epoch."""
 
     def step(self, users: np.ndarray, positives: np.ndarray, negatives: np.ndarray) -> float:
-        """One training step; its loss."""
+        """Do one training step and return its loss."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Program:
     """A program that takes part.
 
     Attributes:
-        build: made in the program's process from the first program's start, which for that one itself is None.
-        imports: modules to import before memory is read.
-        tuned: whether it gets the project's memory settings.
+        build: makes the model in the program's process from the first program's start (None for the first program).
+        imports: the modules to import before memory is measured.
+        tuned: whether the program gets the project's memory settings.
     """
 
     name: str
@@ -59,12 +59,12 @@ class Program:
 
 @dataclass(frozen=True)
 class Start:
-    """Where all programs start.
+    """The common start of all programs.
 
     Attributes:
-        weights: first values by name.
-        batches: of the first steps, whose losses are compared.
-        entries: of each of the first program's graphs.
+        weights: the initial values, by name.
+        batches: the batches of the first steps, whose losses are compared.
+        entries: the number of entries of each of the first program's graphs.
     """
 
     weights: dict[str, np.ndarray]
@@ -76,7 +76,7 @@ OURS_IMPORTS = ("deepspeed", "distrec.training.engine")
 
 
 class Ours:
-    """The project's own engine, with the plain programs' few verbs."""
+    """The project's own engine, with the interface of the plain programs."""
 
     def __init__(self, path: str, config: RunConfig):
         from distrec.parallel.world import World
@@ -101,7 +101,7 @@ class Ours:
         return sum(terms.values())
 
     def start(self, compared: int) -> Start:
-        """Initial weights, by the plain programs' names, and the first batches."""
+        """The initial weights, under the plain programs' names, and the first batches."""
         tables = {name: self.engine.tables.block(name).detach() for name in self.engine.tables.specs}
         dense = {
             name.removesuffix(".weight"): x for name, x in self.engine.dense.state().items() if ".exp_" not in name
@@ -112,7 +112,7 @@ class Ours:
 
 
 def serve(pipe: Connection, program: Program, compared: int, start: Start | None) -> None:
-    """A program's process: build, compare, then do steps when told."""
+    """A program's process: build the model, report losses, then do steps on request."""
     quiet()
     if program.tuned:
         tune_process(1)
@@ -142,7 +142,7 @@ def serve(pipe: Connection, program: Program, compared: int, start: Start | None
 
 
 def resident(field: str) -> float:
-    """Megabytes resident now (`VmRSS`) or at most so far (`VmHWM`; `ru_maxrss` would start at the parent's)."""
+    """Resident megabytes now (`VmRSS`) or at their peak (`VmHWM`; `ru_maxrss` would include the parent's peak)."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) / 1024 for line in file if line.startswith(field))
 
@@ -151,8 +151,8 @@ def resident(field: str) -> float:
 def running(
     programs: Sequence[Program], compared: int, tolerance: float
 ) -> Iterator[tuple[Start, dict[str, Connection]]]:
-    """The start and one process per program; their losses of the first `compared` steps are compared on the way."""
-    # On shared cores the scheduler often keeps both threads of a process on one of them, where each waits for the other.
+    """Start one process per program and compare losses of the first `compared` steps; yield the start and the pipes."""
+    # On shared cores, the scheduler often keeps both threads of a process on one core, where they wait for each other.
     os.environ["OMP_PROC_BIND"] = "true"
     context, processes = get_context("spawn"), []
     pipes: dict[str, Connection] = {}
@@ -188,7 +188,7 @@ def answer(pipe: Connection) -> Any:
 
 
 def turn(pipes: dict[str, Connection], threads: int, steps: int, sampling: bool) -> dict[str, float]:
-    """Seconds each program needs for `steps` steps, one program after the other, with or without drawing batches."""
+    """The seconds of each program for `steps` steps, one program after the other, with or without sampling batches."""
     spent = {}
     for program, pipe in pipes.items():
         pipe.send((threads, steps))
@@ -198,7 +198,7 @@ def turn(pipes: dict[str, Connection], threads: int, steps: int, sampling: bool)
 
 
 def report(turns: list[dict[str, float]], parts: int, what: str) -> float:
-    """Print each program's milliseconds and its ratio to the first; the first one's median seconds."""
+    """Print each program's milliseconds and its ratio to the first program; return the first's median seconds."""
     first = next(iter(turns[0]))
     for program in turns[0]:
         spent = sorted(row[program] * 1000 / parts for row in turns)
@@ -210,8 +210,8 @@ def report(turns: list[dict[str, float]], parts: int, what: str) -> float:
 
 
 def finish(pipes: dict[str, Connection]) -> None:
-    """Print every program's peak memory; the programs end."""
+    """Print every program's peak memory and end the programs."""
     for program, pipe in pipes.items():
         pipe.send(None)
         imported, peak = answer(pipe)
-        print(f"  {program:22} peak {peak:6.0f} MB, of it {peak - imported:5.0f} MB beyond imports")
+        print(f"  {program:22} peak {peak:6.0f} MB, {peak - imported:5.0f} MB of it beyond imports")

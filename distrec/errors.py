@@ -1,4 +1,4 @@
-"""Errors that end a verb, and the exit status each one stands for."""
+"""Errors that end a `distrec` command, and the exit status of each."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ DONE, FAILED, BAD_INPUT, NON_FINITE, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 class InputError(Exception):
-    """Something the user gave is wrong. One sentence: place, value, remedy. Exit status 2."""
+    """The user's input is invalid. The message is one sentence: place, value, remedy. Exit status 2."""
 
 
 class NonFiniteLoss(Exception):
-    """A loss term or the gradient's norm became NaN or infinite before any weight was touched. Exit status 3."""
+    """A loss term or the gradient's norm is NaN or infinite; the step has not changed any weight. Exit status 3."""
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM: the run saved a checkpoint and stopped. Exit status 130."""
+    """Ctrl-C or SIGTERM arrived; the run saved a checkpoint and stopped. Exit status 130."""
 
 
 def exit_status(error: BaseException) -> int:

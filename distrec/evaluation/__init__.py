@@ -1,4 +1,4 @@
-"""Exact full ranking over all items, its metrics, slices and report; the same bits at any number of workers."""
+"""Exact full ranking over all items with metrics, slices and a report; bit-identical at any number of workers."""
 
 from distrec.evaluation.ranking import Evaluator, Ranked
 

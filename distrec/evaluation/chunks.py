@@ -1,4 +1,7 @@
-"""Which users are scored together, by whom: chunks of a fixed size over a global list of users, dealt to ranks whole."""
+"""Which users are scored together, and on which rank.
+
+The global list of users is cut into chunks of a fixed size, and whole chunks are distributed over the ranks.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +28,15 @@ Score = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Pairs:
-    """Held-out and masked pairs, sorted by user and item, without repeats.
+    """Held-out and masked pairs of a user and an item, sorted by user and item, without repeats.
 
     Attributes:
         items: number of items.
-        user: users with a held-out item, ascending `[users]`.
-        offsets: the held-out pairs of `user[n]` are `offsets[n]:offsets[n + 1]` `[users + 1]`.
-        item: item of each held-out pair `[pairs]`.
-        mask: user x items + item of each masked pair, of any user, ascending.
-        masked: held-out pairs that are masked too `[pairs]`.
+        user: users with at least one held-out item, ascending, int64 `[users]`.
+        offsets: the held-out pairs of `user[n]` are `offsets[n]:offsets[n + 1]`; int64 `[users + 1]`.
+        item: the item of each held-out pair, int64 `[pairs]`.
+        mask: the key user x items + item of each masked pair of any user, ascending, int64 `[masked pairs]`.
+        masked: whether each held-out pair is masked too, bool `[pairs]`.
     """
 
     items: int
@@ -45,7 +48,7 @@ class Pairs:
 
     @classmethod
     def of(cls, held_out: Interactions, masked: Sequence[Interactions], items: int) -> Pairs:
-        """The distinct pairs among these."""
+        """The distinct pairs in `held_out` and in `masked`."""
         none = np.empty(0, np.int64)
         pairs = np.unique(_keys(held_out, items))
         mask = np.unique(np.concatenate([none, *(_keys(rows, items) for rows in masked)]))
@@ -55,42 +58,42 @@ class Pairs:
 
     @property
     def length(self) -> np.ndarray:
-        """Held-out items of each user `[users]`."""
+        """The number of held-out items of each user `[users]`."""
         return np.diff(self.offsets)
 
     def of_users(self, chosen: np.ndarray) -> np.ndarray:
-        """The numbers of the held-out pairs of `user[chosen]`."""
+        """The indices of the held-out pairs of `user[chosen]`."""
         return _ranges(self.offsets[chosen], self.offsets[chosen + 1])[1]
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Users scored together, in rows of descending number of held-out items.
+    """Users that are scored together, as rows in descending order of their number of held-out items.
 
-    So the users that have an l-th held-out item are the first `layers[l]` rows. Pairs are listed layer by layer, and by
-    row within each.
+    In this order, the users that have an l-th held-out item are the first `layers[l]` rows. Pairs are listed layer by
+    layer, and by row within a layer.
     """
 
-    at: np.ndarray  # number of each row's user among those with held-out items; a chunk is filled up with its last row
-    place: torch.Tensor  # where each row lies among the fetched rows
+    at: np.ndarray  # index of each row's user in `Pairs.user`; the last row is repeated to fill up the chunk
+    place: torch.Tensor  # index of each row among the fetched rows
     layers: list[int]
-    pair: torch.Tensor  # number of each pair among all held-out pairs
-    row: torch.Tensor  # its row
-    item: torch.Tensor  # its item
-    mask_row: torch.Tensor  # row and item of each masked pair
-    mask_item: torch.Tensor
+    pair: torch.Tensor  # index of each pair among all held-out pairs
+    row: torch.Tensor  # the row of each pair
+    item: torch.Tensor  # the item of each pair
+    mask_row: torch.Tensor  # the row of each masked pair
+    mask_item: torch.Tensor  # the item of each masked pair
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What one rank scores: the fetch of its users' rows and its chunks."""
+    """What one rank scores: the exchange that fetches its users' rows, and its chunks."""
 
     exchange: Exchange
     chunks: list[Chunk]
 
 
 def deal(count: int, size: int) -> list[tuple[int, int]]:
-    """The range of a list of `count` users that each of `size` ranks scores: whole chunks."""
+    """For each of `size` ranks, the range (start, stop) that it scores in a list of `count` users, in whole chunks."""
     chunks = -(-count // USERS_PER_CHUNK)
     ranges = (share(chunks, rank, size) for rank in range(size))
     return [(min(start * USERS_PER_CHUNK, count), min(stop * USERS_PER_CHUNK, count)) for start, stop in ranges]
@@ -108,7 +111,7 @@ def plan(world: World, users: Partition, pairs: Pairs, chosen: np.ndarray) -> Pl
 
 
 def _chunk(pairs: Pairs, chosen: np.ndarray, place: int) -> Chunk:
-    """The chunk of `pairs.user[chosen]`, whose rows lie from `place` on among the fetched rows."""
+    """The chunk of `pairs.user[chosen]`, whose rows start at index `place` among the fetched rows."""
     order = np.argsort(-pairs.length[chosen], kind="stable")
     rows = chosen[order]
     row, pair = _ranges(pairs.offsets[rows], pairs.offsets[rows + 1])
@@ -131,17 +134,21 @@ def _chunk(pairs: Pairs, chosen: np.ndarray, place: int) -> Chunk:
 
 
 def each(task: Callable[..., T], *of_chunks: Sequence[Any]) -> list[T]:
-    """`task` of every chunk (and whatever else is listed by chunk), on as many chunks at a time as torch has threads.
+    """Call `task` for every chunk, on as many chunks at a time as torch has threads, and return the results in order.
 
-    A chunk is worked on by one thread: no thread waits for another within an operation, and what comes out can not depend
-    on how many there are.
+    Each chunk is computed by one thread. So no thread waits for another within an operation, and the result cannot
+    depend on the number of threads.
+
+    Args:
+        task: called with one element of each of `of_chunks`.
+        of_chunks: lists with one element for each chunk.
     """
     threads = torch.get_num_threads()
     if threads == 1:
         return [task(*args) for args in zip(*of_chunks)]
 
     def alone(*args: Any) -> T:
-        with torch.no_grad():  # a setting of each thread
+        with torch.no_grad():  # each thread has its own gradient mode
             return task(*args)
 
     try:
@@ -152,9 +159,15 @@ def each(task: Callable[..., T], *of_chunks: Sequence[Any]) -> list[T]:
 
 
 def count_above(chunk: Chunk, scores: torch.Tensor, limit: torch.Tensor, count: torch.Tensor) -> None:
-    """Add to `count` `[pairs]` how many of its row's `scores` are above each pair's `limit`."""
-    # Comparing into floats and summing them is the fast path of the CPU kernels (exact up to 2**24 columns), a few rows
-    # at a time, so that what was compared is summed from cache.
+    """Add to `count` `[pairs]`, for each pair, how many scores of its row are above its limit.
+
+    Args:
+        scores: `[rows, columns]`, float32.
+        limit: `[pairs]`, in the order of the chunk's pairs.
+        count: `[pairs]`, int32; changed in place.
+    """
+    # Comparing into floats and summing them is fast on CPUs, and exact up to 2**24 columns. A few rows at a time keep
+    # the results of the comparison in the cache until they are summed.
     work = torch.empty(ROWS_AT_ONCE, scores.shape[1])
     start = 0
     for rows in chunk.layers:
@@ -166,7 +179,7 @@ def count_above(chunk: Chunk, scores: torch.Tensor, limit: torch.Tensor, count: 
 
 
 def _ranges(start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of several ranges, one after another, and before them which range each is of."""
+    """The index of each number's range, and the numbers of all ranges `start[n]:stop[n]`, one after another."""
     count = stop - start
     which = np.repeat(np.arange(len(start)), count)
     return which, np.arange(len(which)) + (start - np.cumsum(count) + count)[which]

@@ -1,14 +1,14 @@
 """Ranking metrics from the ranks of held-out items (docs/methods/alignrec.md section 5.3), in float64.
 
-A user has L held-out items; h_k = 1 where position k (from 1) of the user's ranking is one of them.
+A user has L held-out items; h_k = 1 if the item at position k (from 1) of the user's ranking is one of them, else 0.
 
 * Recall@K = sum_{k<=K} h_k / L
 * NDCG@K = (sum_{k<=K} h_k / log2(k+1)) / (sum_{k<=min(K,L)} 1 / log2(k+1))
 * Precision@K = sum_{k<=K} h_k / K
 * MAP@K = (sum_{k<=K} h_k Precision@k) / min(K, L)
-* Hit@K = 1 where any h_k is 1 for k <= K
+* Hit@K = 1 if any h_k with k <= K is 1, else 0
 
-Each is a mean over the users that have at least one held-out item.
+Each metric is a mean over the users that have at least one held-out item.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def per_user(rank: np.ndarray, offsets: np.ndarray, ks: Sequence[int]) -> dict[s
     """Every metric of every user.
 
     Args:
-        rank: position from 0 of each held-out item in its user's ranking `[pairs]`, at least `max(ks)` where it is
-            further down; distinct within a user below `max(ks)`.
-        offsets: user n's pairs are `offsets[n]:offsets[n + 1]`, at least one, `[users + 1]`.
-        ks: cut-offs.
+        rank: the position (from 0) of each held-out item in its user's ranking `[pairs]`. Positions from `max(ks)` on
+            may be any number from there on. A user's positions below `max(ks)` are distinct.
+        offsets: user n's pairs are `offsets[n]:offsets[n + 1]`, at least one; `[users + 1]`.
+        ks: the cut-offs.
 
     Returns:
         `recall@K`, `ndcg@K`, `precision@K`, `map@K`, `hit@K` for each K: float64 `[users]`.
@@ -56,15 +56,15 @@ def per_user(rank: np.ndarray, offsets: np.ndarray, ks: Sequence[int]) -> dict[s
 
 
 def means(values: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Mean over users of each metric; empty where there is no user."""
+    """The mean of each metric over users; empty if there are no users."""
     return {name: float(value.mean()) for name, value in values.items() if len(value)}
 
 
 def intervals(values: Mapping[str, np.ndarray]) -> dict[str, tuple[float, float]]:
     """95 % confidence interval of each mean over users: normal approximation, mean ± 1.96 s / sqrt(users).
 
-    It says how far the mean would move with other users of the same kind, not with another training seed. One user
-    says nothing: ± 1.
+    It shows how far the mean would move with other users of the same kind, not with another training seed. With a
+    single user the interval is ± 1, because one user says nothing about the spread.
     """
     out = {}
     for name, value in values.items():

@@ -1,4 +1,4 @@
-"""Deciding most ranks early: a held-out item with K popular items clearly above it is beyond every cut-off."""
+"""Decides most ranks early: a held-out item with K popular items clearly above it is beyond every cut-off."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
 
 PROBES = 512
-SHORT = 4  # users with more held-out items are not probed: one of these will be among the first
-CLEAR = 1e-4  # by how much of the user's largest score a probe must be above; rounding is far less
+SHORT = 4  # users with more held-out items are not probed, because one of these items is likely to rank high
+CLEAR = 1e-4  # a probe must be above by this share of the user's largest score; rounding errors are far smaller
 
 
 class Probes:
     """The most popular items, against which every user is scored before any is ranked among all items.
 
-    Scores of one pair from products of different shapes may differ in their last bits. So a probe counts only where it
-    is above by a margin, and what is left open is ranked with scores of its own.
+    Scores of one pair from matrix products of different shapes may differ in their last bits. So a probe counts only if
+    it is above by a margin, and undecided users are ranked with newly computed scores.
 
     Args:
-        users, items: how the rows of the two sides lie on ranks.
-        popular: the items' numbers of interactions `[items]`; they decide the speed, never the result.
+        users, items: the partitions of users and items over the ranks.
+        pairs: the held-out and masked pairs.
+        popular: the number of interactions of each item `[items]`; affects the speed, never the result.
         k: the longest cut-off.
     """
 
@@ -32,7 +33,7 @@ class Probes:
         probes = np.argsort(-popular, kind="stable")[:PROBES]
         short = np.flatnonzero(pairs.length <= SHORT)
         self._plan = plan(world, users, pairs, short)
-        # The held-out items travel with the probes: their scores come from the same product.
+        # The held-out items are fetched together with the probes, so that one product gives the scores of both.
         needed = [
             torch.from_numpy(np.append(probes, pairs.item[pairs.of_users(short[a:b])]))
             for a, b in deal(len(short), world.size)
@@ -48,9 +49,9 @@ class Probes:
         ]
 
     def undecided(self, user_block: torch.Tensor, item_block: torch.Tensor, score: Score) -> np.ndarray:
-        """Numbers, among users with held-out items, of those to be ranked among all items. Collective.
+        """The indices in `pairs.user` of the users that must be ranked among all items, ascending. Collective.
 
-        The first user is always one of them, so that every item's representation gets seen.
+        The first user is always one of them, so that every item is scored at least once.
         """
         users, items = self._plan.exchange.fetch_values(user_block), self._exchange.fetch_values(item_block)
         probes = items.index_select(0, self._probe_places)

@@ -1,16 +1,16 @@
-"""Exact full ranking over all items: the rank of every held-out item, without sorting anything.
+"""Exact full ranking over all items: computes the rank of every held-out item without sorting.
 
-The rank of a held-out item is the number of unmasked items that come before it: those with a higher score, and those with
-the same score and a lower number. Counting them takes one comparison per score, where a top-K takes a selection, and what
-is kept is one integer per held-out pair, from which every metric and every slice follows.
+The rank of a held-out item is the number of unmasked items that come before it: items with a higher score, and items
+with the same score and a lower number. Counting them takes one comparison per score, while a top-K needs a selection.
+The result is one integer per held-out pair, from which every metric and every slice follows.
 
-Ranks beyond the longest cut-off K count for nothing, and most are: they end as soon as K better items are known. So where
-there are many items, every user is first scored against a few popular ones only (the probes), and the users whose held-out
-items all have K probes clearly above them are done. The others are ranked among all items.
+Exact ranks beyond the longest cut-off K do not matter, and most ranks are beyond it: it is enough to know K better
+items. So with many items, every user is first scored against a few popular items only (the probes). Users whose
+held-out items all have K probes clearly above them are done. The other users are ranked among all items.
 
-Same bits at any number of workers: the list of evaluated users is cut into chunks of a fixed size (the last one padded),
-the items likewise, and whole chunks are dealt to ranks. So a score is an element of a product of the same shape, at the
-same place in it, whoever computes it.
+The result has the same bits at any number of workers. Users and items are cut into chunks of a fixed size (the last
+chunk of users is padded), and whole chunks of users are distributed over the ranks. So a score is always computed at
+the same place of a product of the same shape, on whichever rank.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from distrec.evaluation.probes import Probes
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
 
-ITEMS_PER_CHUNK = 8192  # a chunk of scores takes 8 MiB, and their comparison as much
+ITEMS_PER_CHUNK = 8192  # a chunk of scores takes 8 MiB
 _NONE = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """Where each held-out item stands in its user's ranking. The same on every rank.
+    """The position of each held-out item in its user's ranking. The same on every rank.
 
     Attributes:
-        ks: cut-offs, ascending.
-        user: users with at least one held-out item, ascending `[users]`.
-        offsets: the pairs of `user[n]` are `offsets[n]:offsets[n + 1]` `[users + 1]`.
-        item: held-out item of each pair `[pairs]`.
-        rank: its position from 0, or `ks[-1]` where that is not among the first `ks[-1]` `[pairs]`.
-        masked: pairs whose item is masked for its user, and so can not be found `[pairs]`.
+        ks: the cut-offs, ascending.
+        user: the users with at least one held-out item, ascending `[users]`.
+        offsets: the pairs of `user[n]` are `offsets[n]:offsets[n + 1]`; `[users + 1]`.
+        item: the held-out item of each pair `[pairs]`.
+        rank: the item's position (from 0), or `ks[-1]` if it is not among the first `ks[-1]`; `[pairs]`.
+        masked: whether the item is masked for the user, so that it cannot be found; bool `[pairs]`.
     """
 
     ks: tuple[int, ...]
@@ -56,7 +56,7 @@ class Ranked:
 
     @cached_property
     def per_user(self) -> dict[str, np.ndarray]:
-        """Each metric of each of `user`: float64 `[users]`."""
+        """Each metric for every user in `user`: float64 `[users]`."""
         return metrics.per_user(self.rank, self.offsets, self.ks)
 
     def metrics(self) -> dict[str, float]:
@@ -68,10 +68,10 @@ class Ranked:
         return metrics.intervals(self.per_user)
 
     def keep(self, pairs: np.ndarray) -> Ranked:
-        """Only some held-out pairs (bool `[pairs]`) and the users that have any of them.
+        """Only the chosen held-out pairs (bool `[pairs]`), and the users that have any of them.
 
-        Ranks stay as they are: they are still places among all items, and a held-out item that is left out is neither a
-        hit nor counted in L.
+        Ranks do not change: they remain positions among all items. A held-out item that is left out is neither a hit
+        nor counted in L.
         """
         counts = np.add.reduceat(pairs, self.offsets[:-1], dtype=np.int64) if len(self.user) else np.empty(0, np.int64)
         users = counts > 0
@@ -79,7 +79,7 @@ class Ranked:
         return Ranked(self.ks, self.user[users], offsets, self.item[pairs], self.rank[pairs], self.masked[pairs])
 
     def user_of_pair(self) -> np.ndarray:
-        """User of each pair `[pairs]`."""
+        """The user of each pair `[pairs]`."""
         return np.repeat(self.user, np.diff(self.offsets))
 
 
@@ -87,10 +87,10 @@ class Evaluator:
     """Full ranking of one split under one mask; built once, used at every evaluation.
 
     Args:
-        users, items: how the rows of the two sides lie on ranks.
-        held_out: the pairs to find; a repeated pair counts once. Every rank passes the same arrays, here and below.
-        masked: pairs whose items are left out of their user's ranking.
-        ks: cut-offs, ascending.
+        users, items: the partitions of users and items over the ranks.
+        held_out: the pairs to find; a repeated pair counts once. Every rank passes the same arrays.
+        masked: pairs whose items are left out of their user's ranking. Every rank passes the same arrays.
+        ks: the cut-offs, ascending.
 
     Raises:
         InputError: nothing is held out.
@@ -107,7 +107,7 @@ class Evaluator:
     ):
         if not len(held_out):
             raise InputError(
-                "the split to evaluate has no interactions; choose another split or prepare the data anew."
+                "the split to evaluate has no interactions; choose another split, or prepare the data again."
             )
         self.world, self.users, self.items, self.ks = world, users, items, tuple(ks)
         self.pairs = Pairs.of(held_out, masked, items.rows)
@@ -126,11 +126,11 @@ class Evaluator:
         Args:
             user_block: my users' representations `[my users, …]`.
             item_block: my items' representations `[my items, …]`.
-            score: scores `[C, J]`, float32 and newly made, of C users `[C, …]` and J items `[J, …]`.
+            score: returns the scores `[C, J]`, float32 in a new array, of C users `[C, …]` and J items `[J, …]`.
 
         Raises:
-            FloatingPointError: a score is NaN or infinite; on every rank. Every user and every item is scored at least
-                once, though not every pair.
+            FloatingPointError: a score is NaN or infinite; raised on every rank. Every user and every item is scored at
+                least once, but not every pair.
         """
         planned = self._plan
         if self._probes is not None:
@@ -143,7 +143,7 @@ class Evaluator:
             user, item = divmod(first, self.items.rows)
             raise FloatingPointError(f"the score of user {user} and item {item} is NaN or infinite")
 
-        # Counted down from K, so that pairs nobody has counted, those the probes decided, end at K.
+        # Each rank adds K minus its count, so that pairs that the probes decided, which no rank counts, get rank K.
         ahead = torch.zeros(len(self.pairs.item), dtype=torch.int32)
         for chunk, count in zip(planned.chunks, counts):
             ahead[chunk.pair] = self.ks[-1] - count.clamp(max=self.ks[-1])
@@ -154,10 +154,10 @@ class Evaluator:
     def _counts(
         self, planned: Plan, user_block: torch.Tensor, item_block: torch.Tensor, score: Score
     ) -> tuple[list[torch.Tensor], int]:
-        """Items before each pair's item, for every chunk of a plan, and the lowest key of a score that is not finite."""
+        """For every chunk, the number of items before each pair's item; and the lowest key of a non-finite score."""
         users = planned.exchange.fetch_values(user_block)
-        # With several chunks of items a target's score must be known before the chunk that holds it: one pass to read
-        # the targets' scores, one to count.
+        # With several chunks of items, a target's score is needed before its own chunk is scored. So one pass reads the
+        # targets' scores, and a second one counts.
         whole = self.items.rows <= ITEMS_PER_CHUNK
         targets = [torch.empty(len(chunk.pair)) for chunk in planned.chunks]
         for low, _, items in () if whole else self.item_chunks(item_block):
@@ -186,14 +186,14 @@ class Evaluator:
         return counts, not_finite
 
     def item_chunks(self, block: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:
-        """Start, end and representations of each chunk of items. Copied, since a product may depend on alignment."""
+        """Start, end and representations of each chunk of items; copies, since a product may depend on alignment."""
         for low in range(0, self.items.rows, ITEMS_PER_CHUNK):
             high = min(low + ITEMS_PER_CHUNK, self.items.rows)
             yield low, high, self.world.chunk(block, self.items, low, high).clone()
 
     def _first_not_finite(self, chunk: Chunk, low: int, scores: torch.Tensor) -> int:
-        """The lowest user x items + item, of items from number `low` on, whose score is not finite."""
-        if scores.sum().isfinite():  # a sum may overflow where no score does, so only this answer is final
+        """The lowest key user x items + item of a score that is not finite; the columns are the items from `low` on."""
+        if scores.sum().isfinite():  # a sum that is not finite proves nothing, since it may overflow
             return _NONE
         row, column = (~scores.isfinite()).nonzero().numpy(force=True).T
         return int((self.pairs.user[chunk.at[row]] * self.items.rows + low + column).min(initial=_NONE))
@@ -206,9 +206,9 @@ class Evaluator:
         target: torch.Tensor,
         count: torch.Tensor,
     ) -> None:
-        """Add to `count` `[pairs]` the items of one chunk, from number `low` on, that come before each pair's item.
+        """Add to `count` `[pairs]`, for each pair, how many of a chunk's items come before the pair's item.
 
-        `scores` is overwritten at masked items.
+        The chunk's items are numbered from `low` on. `scores` is overwritten at masked items.
         """
         columns = scores.shape[1]
         masked = chunk.mask_item - low
@@ -220,7 +220,7 @@ class Evaluator:
         limit = torch.where(below, target.nextafter(target.new_tensor(-torch.inf)), target)
         count_above(chunk, scores, limit, count)
 
-        # Where the target lies in this chunk, some of the items equal to it come before and some after.
+        # If the target is in this chunk, some of the items with an equal score come before it and some after it.
         open_ = (chunk.item >= low) & ~below & (count < self.ks[-1])
         for some in open_.nonzero().squeeze(1).split(ROWS_AT_ONCE):
             equal = torch.eq(scores[chunk.row[some]], target[some].unsqueeze(1))

@@ -1,7 +1,7 @@
-"""What a few users would be shown, beside what they have had: examples to look at, not a measure.
+"""Recommendations for a few users next to their histories: examples to look at, not a measurement.
 
-The items come out of the evaluator's own chunks and mask, so they are the ranking that its metrics speak of, and the same
-at any number of workers.
+The items are computed with the evaluator's chunks and mask, so they come from the same ranking as its metrics and are
+the same at any number of workers.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ USERS, HISTORY, RECOMMENDED = 6, 12, 10
 
 
 def spread_users(evaluated: np.ndarray, train: Interactions, count: int = USERS) -> np.ndarray:
-    """`count` of the users `evaluated` (ascending), from the least to the most active in equal steps; all, if fewer.
+    """Choose `count` of the users `evaluated` (ascending), in equal steps from the least to the most active.
 
-    Activity is the number of training interactions; of equally active users the lower number comes first. The choice
-    depends on the data alone, so every run on them shows the same users.
+    Activity is the number of training interactions. Equally active users are ordered by number. If there are fewer than
+    `count` users, all are chosen. The choice depends only on the data, so every run on the same data shows the same
+    users.
 
     Returns:
-        Places in `evaluated`, the least active user first.
+        Indices into `evaluated`, the least active user first.
     """
     activity = np.bincount(train.user, minlength=int(evaluated.max(initial=-1)) + 1)[evaluated]
     order = np.argsort(activity, kind="stable")
@@ -40,16 +41,20 @@ def spread_users(evaluated: np.ndarray, train: Interactions, count: int = USERS)
 def recommend(
     evaluator: Evaluator, chosen: np.ndarray, user_block: torch.Tensor, item_block: torch.Tensor, score: Score, k: int
 ) -> list[list[int]]:
-    """The `k` best unmasked items of a few users, best first, equal scores in item order; fewer where fewer are left. Collective.
+    """The `k` best unmasked items of a few users, best first, equal scores in item order. Collective.
+
+    A user with fewer than `k` unmasked items gets all of them.
 
     Args:
-        chosen: their places in `evaluator.pairs.user`.
-        user_block, item_block, score: as `Evaluator.rank` takes them.
+        evaluator: the evaluator whose chunks and mask are used.
+        chosen: the users' indices into `evaluator.pairs.user`.
+        user_block, item_block, score: as for `Evaluator.rank`.
+        k: the number of items per user.
     """
     ascending = np.sort(chosen)
     planned = plan(evaluator.world, evaluator.users, evaluator.pairs, ascending)
     users = planned.exchange.fetch_values(user_block)
-    rows = [chunk.layers[0] for chunk in planned.chunks]  # every user has a held-out item; behind them copies fill up
+    rows = [chunk.layers[0] for chunk in planned.chunks]  # every user has a held-out item; later rows are padding
     best = [(torch.empty(count, 0), torch.empty(count, 0, dtype=torch.int64)) for count in rows]
     for low, high, items in evaluator.item_chunks(item_block):
         for number, chunk in enumerate(planned.chunks):
@@ -59,7 +64,7 @@ def recommend(
             values, columns = top_columns(scores[: rows[number]], k)
             best[number] = merge_top(*best[number], values, columns + low, k)
 
-    # One rank has scored each user; the sum over ranks tells all of them. 0 stands for no item.
+    # Each user was scored by one rank; the sum over ranks gives every rank the result. 0 means no item.
     found = torch.zeros(len(chosen), k, dtype=torch.int64)
     for chunk, (values, items) in zip(planned.chunks, best):
         at = torch.from_numpy(np.searchsorted(ascending, chunk.at[: len(values)]))
@@ -74,10 +79,11 @@ def examples(
     """The users `evaluator.pairs.user[chosen]` as a JSON value.
 
     Args:
-        chosen: their places in `evaluator.pairs.user`.
-        histories: what users have had before the split.
-        ids: their original ids.
-        recommended: what `recommend` gave for them.
+        evaluator: the evaluator of the split.
+        chosen: the users' indices into `evaluator.pairs.user`.
+        histories: the users' interactions before the split.
+        ids: the original ids of the chosen users.
+        recommended: the recommended items of the chosen users, as `recommend` returns them.
     """
     pairs = evaluator.pairs
     had = histories.newest(pairs.user[chosen], HISTORY)

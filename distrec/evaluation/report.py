@@ -1,6 +1,4 @@
-"""The result of an evaluation: what `<run>/evaluation/<split>.json` holds, its rows by user, and the table
-that a terminal shows.
-"""
+"""The result of an evaluation: the content of `<run>/evaluation/<split>.json`, a table by user, and plain text."""
 
 from __future__ import annotations
 
@@ -20,16 +18,16 @@ def report(
 ) -> dict[str, Any]:
     """The evaluation as a JSON value.
 
-    `metrics` has the keys of `summary.json` (`recall@20`, …), `intervals` the 95 % interval over users of each; both
-    are empty in a slice that has no user. `masked_pairs` are held-out pairs that the mask makes impossible to find:
-    they count as not found.
+    `metrics` has the keys of `summary.json` (`recall@20`, …), and `intervals` has the 95 % interval over users of each
+    metric. Both are empty in a slice without users. `masked_pairs` is the number of held-out pairs that the mask makes
+    impossible to find; they count as not found.
 
     Args:
-        ranked: the whole split.
-        slices: its parts.
-        split: the split that was ranked.
+        ranked: the ranking of the whole split.
+        slices: the parts of the split.
+        split: the name of the split that was ranked.
         mask: the splits whose items were left out, as `evaluate.mask` names them.
-        branches: the whole split ranked by each of a method's predictors alone, where it joins several.
+        branches: for a method that combines several predictors, the whole split ranked by each predictor alone.
     """
     alone = {name: _part(branch) for name, branch in (branches or {}).items()}
     return {
@@ -44,7 +42,11 @@ def report(
 
 
 def users_table(ranked: Ranked) -> pa.Table:
-    """Each metric of each user, for comparing runs pair by pair: `user` int64 ascending, a float64 column per metric key."""
+    """Each metric of each user, for paired comparisons of runs.
+
+    Returns:
+        A table with `user` (int64, ascending) and a float64 column for each metric key.
+    """
     return pa.table({"user": ranked.user.astype("int64"), **ranked.per_user})
 
 
@@ -61,8 +63,8 @@ def table(result: dict[str, Any], k: int) -> str:
     """A report as plain text: all metrics at all cut-offs, then Recall and NDCG at `k` of each slice and branch.
 
     Args:
-        result: what `report` gave.
-        k: one of its cut-offs.
+        result: a report, as `report` returns it.
+        k: one of the report's cut-offs.
     """
     metrics, intervals = result["metrics"], result["intervals"]
     ks = [name.removeprefix("recall@") for name in metrics if name.startswith("recall@")]
@@ -87,13 +89,13 @@ def table(result: dict[str, Any], k: int) -> str:
 
 
 def comparison(results: Mapping[str, Mapping[str, Any]], beside: Mapping[str, Mapping[str, float]], k: int) -> str:
-    """Several reports in one table, best Recall last, and given reference numbers under them.
+    """Several reports in one table, in ascending order of Recall, followed by reference values.
 
     Args:
-        results: reports by run name.
-        beside: metrics by name, such as the best ranking that is possible on generated data; `NAME_cold` holds those
-            of NAME on cold items.
-        k: a cut-off of all of them.
+        results: the reports, by run name.
+        beside: the metrics of each reference, by name, such as the best possible ranking of generated data. `NAME_cold`
+            holds the metrics of NAME on cold items.
+        k: a cut-off that all reports have.
     """
     rows = [["", f"recall@{k}", f"ndcg@{k}", f"cold items: recall@{k}"]]
     for name, result in sorted(results.items(), key=lambda pair: float(pair[1]["metrics"].get(f"recall@{k}", 0))):
@@ -119,7 +121,7 @@ def _number(metrics: dict[str, float], intervals: dict[str, list[float]], name: 
 
 
 def aligned(rows: list[list[str]]) -> list[str]:
-    """Rows of cells as lines: the first column to the left, the others to the right."""
+    """Rows of cells as lines of text, with the first column aligned left and the others aligned right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]).rstrip()

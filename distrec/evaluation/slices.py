@@ -1,7 +1,8 @@
-"""Where a ranking is good or bad: cold items, items without a modality, users by activity.
+"""Slices show where a ranking is good or bad: cold items, items without a modality, users by activity.
 
-A slice of items keeps the held-out pairs whose item is in it, and the users that have one: its metrics tell how well
-those items are found, still ranked among all items. A slice of users keeps all held-out pairs of some users.
+A slice of items keeps the held-out pairs whose item is in the slice, and the users that have such a pair. Its metrics
+show how well those items are found; they are still ranked among all items. A slice of users keeps all held-out pairs of
+these users.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from distrec.data.dataset import TOKENS, Dataset, Interactions
 from distrec.data.storage import open_parquet
 from distrec.evaluation.ranking import Ranked
 
-COLD = 5  # an item with at most so many training interactions is cold
-ACTIVITY = (0, 5, 10, 20, 50)  # upper ends of the groups of users by training interactions; one more group beyond
+COLD = 5  # an item with at most this many training interactions is cold
+ACTIVITY = (0, 5, 10, 20, 50)  # the most training interactions in each group of users; one more group has no limit
 
 
 @dataclass(frozen=True)
 class Slice:
-    """A part of the held-out pairs, ranked as in the whole."""
+    """A part of the held-out pairs, with their ranks in the whole ranking."""
 
     name: str
     meaning: str
@@ -30,10 +31,10 @@ class Slice:
 
 
 def missing_items(dataset: Dataset) -> dict[str, np.ndarray]:
-    """For each feature set that lacks some item: which items, bool `[items]`.
+    """For each feature set that lacks some items, which items it lacks: bool `[items]`.
 
-    A modality's token set is the same content as its plain set: it counts under the modality's name, and only where no
-    plain set does.
+    A modality's token set has the same content as its plain set. So it is listed under the modality's name, and only if
+    the plain set is not listed.
     """
     out: dict[str, np.ndarray] = {}
     for name, feature in sorted(dataset.manifest.features.items(), key=lambda entry: entry[1].tokens > 1):
@@ -47,14 +48,14 @@ def missing_items(dataset: Dataset) -> dict[str, np.ndarray]:
 def slices(
     ranked: Ranked, train: Interactions, users: int, items: int, missing: Mapping[str, np.ndarray]
 ) -> list[Slice]:
-    """Every slice, also those without a user.
+    """All slices, including those without users.
 
     Args:
-        ranked: the whole split.
-        train: the training interactions, which decide what is cold and who is active.
-        users: number of users.
-        items: number of items.
-        missing: feature sets and the items that lack them, as `missing_items` gives them.
+        ranked: the ranking of the whole split.
+        train: the training interactions, which decide which items are cold and how active users are.
+        users: the number of users.
+        items: the number of items.
+        missing: the items that lack each feature set, as `missing_items` returns them.
     """
     out = []
     seen = np.bincount(train.item, minlength=items)[ranked.item]

@@ -1,1 +1,1 @@
-"""Row-partitioned sparse graphs: local products, exchange of boundary rows, user-item and nearest-neighbour graphs."""
+"""Row-partitioned sparse graphs: local products, exchanges of boundary rows, user-item and nearest-neighbour graphs."""

@@ -1,10 +1,10 @@
-"""Neighbour lists kept between runs by what they were computed from: `<run.graphs>/<key>/<number>`.
+"""A cache of neighbour lists that runs share: `<run.graphs>/<key>/<number>`, keyed by what the lists are computed from.
 
-Many runs on one dataset, the trials of a search above all, want the same lists; products of all pairs of items are most of
-what such a run does before its first step. A file holds the lists of 8,192 items, whatever the number of workers, and the
-SHA-256 of its content: a worker reads those that hold its items, and one that is damaged or not there makes all workers
-compute the lists anew. Files are written whole, with the same bytes by every run, so runs may share a folder at any time.
-Deleting it costs time only.
+Many runs on one dataset need the same lists, above all the trials of a search. Computing them takes products of all
+pairs of items, most of such a run's work before its first step. Each file holds the lists of 8,192 items, whatever the
+number of workers, and the SHA-256 of its content. A worker reads the files that hold its items. If any file is damaged
+or missing, all workers compute the lists again. Every run writes the same bytes, and writes each file as a whole, so
+runs may share a folder at any time. Deleting the folder costs only time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from distrec.graph.knn import cosine_neighbours
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
 
-_FORMAT = 1  # another one wherever the same key would come to hold other bytes
+_FORMAT = 1  # raise it whenever a change of the code would write other bytes under the same key
 _ROWS = 8192
 _UNUSABLE = (OSError, BotoCoreError)
 
@@ -41,15 +41,24 @@ def kept_neighbours(
     k: int,
     include_self: bool = True,
 ) -> Lists:
-    """`cosine_neighbours(world, partition, block, k, include_self)` to the bit, read from `folder` where it holds them. Collective.
+    """`cosine_neighbours(world, partition, block, k, include_self)`, read from `folder` if it holds the lists.
+    Collective.
+
+    The bits are the same in both cases.
 
     Args:
-        made_of: what decides all items' vectors, as a JSON value; together with the other settings it is the key. It does
-            not name the number of workers: a product does not depend on it, and a mean that fills missing rows does so in
-            its last float64 bits only.
+        folder: the cache.
+        made_of: everything that determines the items' vectors, as a JSON value. Together with the other settings it
+            forms the key. The number of workers is not part of it: products do not depend on it, and a mean that fills
+            missing rows depends on it only in the last float64 bits.
+        block, k, include_self: as for `cosine_neighbours`.
+
+    Returns:
+        Cosines `[my items, k]` and item numbers `[my items, k]`, as from `cosine_neighbours`.
     """
     k = min(k, partition.rows if include_self else partition.rows - 1)
-    # Another build or processor rounds otherwise: workers that differ in them never find whole lists, and compute.
+    # Other builds or processors round differently. Workers that differ in them use different keys, find no complete
+    # lists, and compute them.
     build = [torch.__version__, torch.backends.cpu.get_cpu_capability()]
     kept = folder.folder(digest([_FORMAT, dict(made_of), partition.rows, k, include_self, build]))
     found = _read(kept, partition, world.rank, k)
@@ -62,7 +71,7 @@ def kept_neighbours(
 
 
 def _read(kept: Folder, partition: Partition, rank: int, k: int) -> Lists | None:
-    """My items' lists; None where a file is missing or is not what was written."""
+    """My items' lists; None if a file is missing or damaged."""
     start, stop = partition.start(rank), partition.stop(rank)
     values, items = [np.empty((0, k), np.float32)], [np.empty((0, k), np.int32)]
     for low in range(start - start % _ROWS, stop, _ROWS):
@@ -82,7 +91,7 @@ def _read(kept: Folder, partition: Partition, rank: int, k: int) -> Lists | None
 
 
 def _write(kept: Folder, world: World, partition: Partition, values: torch.Tensor, items: torch.Tensor) -> None:
-    """Keep everyone's lists; the workers take turns at writing. A file that cannot be written is one to compute again."""
+    """Write all ranks' lists; the ranks take turns at writing. A file that cannot be written is left out."""
     for low in range(0, partition.rows, _ROWS):
         high, number = min(low + _ROWS, partition.rows), low // _ROWS
         whole = [world.chunk(rows, partition, low, high) for rows in (values, items.int())]

@@ -1,4 +1,4 @@
-"""Item-item graphs of nearest neighbours by cosine, built in blocks: exact, and never items x items in memory."""
+"""Exact nearest neighbours of items by cosine, computed in blocks; no items x items matrix is ever in memory."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ _TILE = 64
 def cosine_neighbours(
     world: World, partition: Partition, block: torch.Tensor, k: int, include_self: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k most similar items of each of my items; as many as there are, if fewer.
+    """The k most similar items of each of my items. Collective.
 
     Args:
-        block: my items' vectors `[my items, width]`, of unit length (or zero).
+        partition: the partition of the items over the ranks.
+        block: my items' vectors `[my items, width]`, each of unit length or zero.
+        k: the number of neighbours; lowered to the number of items that can be neighbours.
         include_self: whether an item may be its own neighbour.
 
     Returns:
@@ -45,9 +47,9 @@ def cosine_neighbours(
 
 
 def _products(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """`rows @ columns^T` in whole tiles, filled up with zeros.
+    """`rows @ columns^T`, computed in whole tiles that are padded with zeros.
 
-    Matrix libraries compute the last few rows and columns by other kernels that round otherwise: equal vectors would
+    Matrix libraries use other kernels for the last few rows and columns, which round differently. Equal vectors would
     get unequal cosines there, and the order of equal neighbours would depend on how the rows are cut.
     """
     filled = _filled(rows) @ _filled(columns).t()

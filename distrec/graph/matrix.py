@@ -1,4 +1,4 @@
-"""A sparse matrix whose rows and columns lie on the workers like two tables, and its products."""
+"""A sparse matrix whose rows and columns are partitioned over the ranks like two tables, and its products."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from distrec.parallel.world import World
 
 
 class ShardedMatrix:
-    """`M` `[rows, columns]`: this rank holds its rows' entries; column rows are fetched from, and pushed to, their owners.
+    """A sparse matrix `M` `[rows, columns]`; each rank holds the entries of its rows.
 
-    Both products need one movement of column-side rows each: `M x` fetches them, `M^T y` pushes partial sums back. The
-    row side never travels.
+    Each product moves column-side rows between ranks once: `M x` fetches them from their owners, and `M^T y` pushes
+    partial sums back to them. Row-side rows never move.
 
     Args:
-        row, column: entries of my rows as global numbers, int64, any order.
-        value: float32 weights.
+        rows, columns: the partitions of the two sides.
+        row, column: the entries of my rows as global numbers, int64 `[entries]`, in any order.
+        value: the weights of the entries, float32 `[entries]`.
     """
 
     def __init__(
@@ -41,11 +42,11 @@ class ShardedMatrix:
         self._by_column = Csr.from_entries(local_column, local_row, value, self.exchange.needed, count)
 
     def times_values(self, x: torch.Tensor) -> torch.Tensor:
-        """My rows of `M x` from my column-side block `x`; no gradient."""
+        """My rows of `M x`, `[my rows, width]`, from my column-side block `x` `[my columns, width]`; no gradient."""
         return self._by_row.matmul(self.exchange.fetch_values(x))
 
     def transposed_values(self, y: torch.Tensor) -> torch.Tensor:
-        """My column-side rows of `M^T y` from my row-side block `y`; no gradient."""
+        """My column-side rows of `M^T y`, `[my columns, width]`, from my block `y` `[my rows, width]`; no gradient."""
         return self.exchange.push_values(self._by_column.matmul(y))
 
     def times(self, x: torch.Tensor) -> torch.Tensor:
@@ -57,7 +58,7 @@ class ShardedMatrix:
         return linear(y, self.transposed_values, self.times_values)
 
     def record(self) -> dict[str, Any]:
-        """For the run record: this rank's entries, the exchange chosen, and rows it receives per product."""
+        """For the run record: this rank's number of entries, the chosen exchange, and the rows received per product."""
         return {
             "rows": self.row_partition.rows,
             "columns": self.column_partition.rows,
@@ -69,14 +70,14 @@ class ShardedMatrix:
 
 
 def rows_among(numbers: np.ndarray, count: int) -> np.ndarray:
-    """The different ones of `numbers` below `count`, ascending; without the sort that many edges would make slow."""
+    """The distinct values in `numbers`, all below `count`, in ascending order; without a sort, slow for many edges."""
     occurs = np.zeros(count, bool)
     occurs[numbers] = True
     return np.flatnonzero(occurs)
 
 
 def inverse_sqrt(degree: np.ndarray) -> np.ndarray:
-    """`degree ** -0.5` in float32, with 0 where the degree is 0."""
+    """`degree ** -0.5` in float32, and 0 for a degree of 0."""
     out = np.zeros(len(degree), np.float32)
     np.power(degree, -0.5, where=degree > 0, out=out, dtype=np.float32, casting="same_kind")
     return out

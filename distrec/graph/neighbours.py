@@ -13,13 +13,15 @@ from distrec.parallel.world import World
 
 
 def symmetric_neighbour_graph(world: World, items: Partition, neighbours: Sequence[torch.Tensor]) -> ShardedMatrix:
-    """`D^-1/2 W D^-1/2`: W counts the modalities in which j is among the k nearest of i, or i of j, whichever is more.
+    """The matrix `D^-1/2 W D^-1/2` of an item graph.
 
-    An item is not its own neighbour; cosines decide who is near and are then dropped; of equal ones the lower number is
-    nearer.
+    `W_ij` is the larger of two counts: the modalities in which j is among the k nearest neighbours of i, and those in
+    which i is among the k nearest of j. The cosines only decide which items are near; W does not contain them. An item
+    is not its own neighbour.
 
     Args:
-        neighbours: of each modality, the k nearest of each of my items, not itself `[my items, k]`.
+        items: the partition of the items over the ranks.
+        neighbours: for each modality, the k nearest neighbours of each of my items, without itself `[my items, k]`.
     """
     first = items.start(world.rank)
     rows, columns = [], []
@@ -40,7 +42,7 @@ def symmetric_neighbour_graph(world: World, items: Partition, neighbours: Sequen
 
 
 def _to_owners(world: World, items: Partition, row: np.ndarray, column: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """Entries sent to the ranks that own their rows: those that I own, `[entries, 3]` of row, column, value."""
+    """Send entries to the ranks that own their rows; return those that I own, `[entries, 3]`: row, column, value."""
     order = np.argsort(row, kind="stable")
     entries = torch.from_numpy(np.stack([row, column, value], 1)[order].astype(np.int64))
     bounds = np.searchsorted(row[order], [items.start(rank) for rank in range(world.size)] + [items.rows])

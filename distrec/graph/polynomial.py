@@ -1,4 +1,4 @@
-"""Polynomials of a graph operator, the form that the propagations of all graph methods share."""
+"""Polynomials of a graph operator, the common form of the propagations of all graph methods."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ Weight = float | torch.Tensor
 def polynomial(
     hop: Callable[..., tuple[torch.Tensor, ...]], weights: Sequence[Weight], *x: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    """`sum_l weights[l] hop^l(x)` for a linear `hop` of one or several arrays that returns new ones; no gradient.
+    """`sum_l weights[l] hop^l(x)`; no gradient.
 
     Args:
-        weights: of the powers 0 to L; a tensor `[width]` weighs every column by its own.
+        hop: a linear map of one or several arrays that returns new arrays.
+        weights: the weights of the powers 0 to L; a tensor `[width]` gives each column its own weight.
+        x: the arrays `[rows, width]`.
     """
-    # Horner's rule: one running sum, where powers beside their sum would be a third array to keep in the caches.
+    # Horner's rule keeps one running sum. Keeping each power and the sum would put a third array into the caches.
     sums = tuple(part * weights[-1] for part in x)
     for weight in reversed(weights[:-1]):
         sums = tuple(_add(following, part, weight) for following, part in zip(hop(*sums), x, strict=True))
@@ -34,9 +36,10 @@ def mean_of_powers(layers: int) -> list[Weight]:
 
 
 def decaying_powers(decay: torch.Tensor, layers: int, dtype: torch.dtype = torch.float32) -> list[Weight]:
-    """Weights `(1 - c) / (1 - c^(L+1)) c^l` that sum to 1, for each column's own decay `c` in (0, 1) `[width]`.
+    """The weights `(1 - c) / (1 - c^(L+1)) c^l`, which sum to 1, for a decay `c` in (0, 1) of each column `[width]`.
 
-    A truncated Neumann series (docs/methods/stair.md section 3.2). Formed in float64: 1 - c can be as small as 1e-3.
+    They form a truncated Neumann series (docs/methods/stair.md section 3.2). They are computed in float64, since 1 - c can
+    be as small as 1e-3.
     """
     c = decay.double()
     scale = (1 - c) / (1 - c ** (layers + 1))

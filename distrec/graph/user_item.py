@@ -1,7 +1,7 @@
 """The user-item graph with symmetric normalisation, and propagation over it (LightGCN, He et al. 2020, eq. 7-8).
 
-The adjacency over users and items stacked, `A = [[0, R], [R^T, 0]]` with `R_ui = 1 / sqrt(deg_u deg_i)`, is never built:
-one hop is `R items` for users and `R^T users` for items.
+The adjacency matrix over stacked users and items, `A = [[0, R], [R^T, 0]]` with `R_ui = 1 / sqrt(deg_u deg_i)`, is
+never built: one hop computes `R items` for users and `R^T users` for items.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ from distrec.parallel.world import World
 class UserItemGraph:
     """Normalised interactions, partitioned like the user and item tables.
 
-    One side stays where it is; of the other, the rows a rank's edges touch travel: fetched for the staying side's sums,
-    pushed back as partial sums for their own. The side is chosen by counted rows. That also beats fetching both sides'
-    rows, whole or at the boundary, which takes the mean of what the two choices take.
+    One side's rows stay on their ranks. Of the other side, the rows that a rank's edges touch move: they are fetched
+    for the sums of the staying side, and pushed back as partial sums for their own side. The side that stays is the one
+    for which fewer rows move. This is never worse than fetching rows of both sides, which moves the mean of the two
+    counts.
 
     Args:
-        user, item: all training pairs (every rank passes the same arrays); repeated pairs count as often as they occur.
-        users, items: partitions of the two sides.
+        users, items: the partitions of the two sides.
+        user, item: all training pairs `[pairs]`; every rank passes the same arrays. A repeated pair counts as often as
+            it occurs.
     """
 
     def __init__(self, world: World, users: Partition, items: Partition, user: np.ndarray, item: np.ndarray):
@@ -46,7 +48,7 @@ class UserItemGraph:
         )
 
     def record(self) -> dict[str, Any]:
-        """For the run record: the matrix's, the side that stays, and rows received per product if either stayed."""
+        """For the run record: the matrix's record, which side stays, and the rows received per product either way."""
         return self.matrix.record() | {"stays": self._stays, "rows_received_if_it_stayed": self._counted}
 
     def to_users(self, items: torch.Tensor) -> torch.Tensor:
@@ -60,7 +62,7 @@ class UserItemGraph:
     def propagate(
         self, users: torch.Tensor, items: torch.Tensor, weights: Sequence[Weight]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`sum_l weights[l] A^l e` for stacked users and items `e`: my rows of both, with gradient.
+        """My rows of `sum_l weights[l] A^l e` for stacked users and items `e`, with gradient.
 
         `A` is symmetric, so the map is its own adjoint and the backward pass is one more propagation.
         """
@@ -82,12 +84,12 @@ class UserItemGraph:
 
 
 def _mine(world: World, side: Partition, numbers: np.ndarray) -> np.ndarray:
-    """Which of these global numbers are my rows."""
+    """Whether each of these global numbers is one of my rows, bool."""
     mine: np.ndarray = (numbers >= side.start(world.rank)) & (numbers < side.stop(world.rank))
     return mine
 
 
 def _rows_received(world: World, rows: Partition, columns: Partition, row: np.ndarray, column: np.ndarray) -> int:
-    """Column rows that travel to a rank per product if the row side stays, by the cheaper exchange."""
+    """The column-side rows that a rank receives per product if the row side stays, with the cheaper exchange."""
     needed = torch.from_numpy(rows_among(column[_mine(world, rows, row)], columns.rows))
     return min(counted_rows(world, columns, needed).values())

@@ -1,5 +1,5 @@
-"""Who owns which row, and moving rows between their owners: partitions, exchanges, merged top-K.
+"""Partitions of rows over ranks, exchanges of rows between ranks, and merged top-K.
 
-Convention of every collective here, and of the losses built on them (promise 1 of docs/design.md): a rank's loss is its
-*share*, the sum over ranks is the objective, and gradients are those of that sum.
+All collectives here, and the losses built on them, follow one convention (promise 1 of docs/design.md): a rank's loss is
+its *share*, the objective is the sum over ranks, and gradients are those of that sum.
 """

@@ -1,8 +1,9 @@
-"""Fetching rows from their owners, and its adjoint, pushing contributions back to them.
+"""Fetches rows from their owners, and pushes contributions back to them, which is the adjoint.
 
-An exchange fixes *which* rows a rank needs; `fetch` turns my block into the needed rows, `push` turns contributions to
-the needed rows into the sum over ranks on my block. Two strategies do the same: gather every row, or send only the rows
-that someone needs. `planned_exchange` counts the bytes of both and takes the second where it saves a fifth or more.
+An exchange fixes *which* rows a rank needs. `fetch` turns the ranks' blocks into the needed rows. `push` turns
+contributions to the needed rows into my block of their sum over ranks. There are two strategies with the same result:
+gather every row, or send only the rows that some rank needs. `planned_exchange` counts the bytes of both and takes the
+second if it saves a fifth or more.
 """
 
 from __future__ import annotations
@@ -16,18 +17,19 @@ from distrec.parallel.linear import linear
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
 
-# A boundary's rows are picked out and added back one by one, passes that gathering whole blocks spares: with nearly as many
-# rows, propagation over 2 M nodes took 1.1 to 1.3 times the time and 1.4 to 1.6 times the memory of gathering
-# (benchmarks/scale.py, once with this at 1.0).
+# A boundary exchange copies the needed rows one by one and adds them back one by one. Gathering whole blocks avoids
+# these passes over memory. When nearly all rows were needed, a boundary exchange took 1.1 to 1.3 times the time and 1.4
+# to 1.6 times the memory of gathering, for propagation over 2 M nodes (benchmarks/scale.py, run with this value at 1.0).
 _WORTH_PICKING = 0.8
 
 
 class Exchange(ABC):
-    """Rows of a partitioned array that this rank needs, and how they come here.
+    """The rows of a partitioned array that this rank needs, and how it gets them.
 
     Attributes:
-        needed: number of rows that `fetch` returns.
-        received: rows that come from other ranks per fetch (bytes = received x width x element size).
+        strategy: the strategy's name, for the run record.
+        needed: the number of rows that `fetch` returns.
+        received: the number of rows from other ranks per fetch (bytes = received x width x element size).
     """
 
     strategy: str
@@ -36,11 +38,11 @@ class Exchange(ABC):
 
     @abstractmethod
     def fetch_values(self, block: torch.Tensor) -> torch.Tensor:
-        """The needed rows `[needed, …]` from everyone's blocks `[my rows, …]`; no gradient."""
+        """The needed rows `[needed, …]` from all ranks' blocks `[my rows, …]`; no gradient."""
 
     @abstractmethod
     def push_values(self, rows: torch.Tensor) -> torch.Tensor:
-        """My block of the sum over ranks of contributions `[needed, …]`; no gradient."""
+        """My block `[my rows, …]` of the sum over ranks of contributions `[needed, …]`; no gradient."""
 
     def fetch(self, block: torch.Tensor) -> torch.Tensor:
         """`fetch_values` with gradient."""
@@ -48,7 +50,7 @@ class Exchange(ABC):
 
 
 class GatherExchange(Exchange):
-    """Every rank needs every row, in global order."""
+    """Every rank gets every row, in global order."""
 
     strategy = "gather"
 
@@ -65,10 +67,10 @@ class GatherExchange(Exchange):
 
 
 class BoundaryExchange(Exchange):
-    """Each rank needs a list of rows of its own (ascending, without repeats).
+    """Each rank gets its own list of rows.
 
     Args:
-        needed_by: the needed global rows of every rank, `size` sorted int64 tensors.
+        needed_by: the global rows that each rank needs: `size` int64 tensors, each ascending and without repeats.
     """
 
     strategy = "boundary"
@@ -93,7 +95,7 @@ class BoundaryExchange(Exchange):
         return out.index_add_(0, self._send_rows, back)
 
     def fetch_all(self, blocks: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """`fetch` of several arrays `[my rows, width]` in one message per rank."""
+        """`fetch` for several arrays `[my rows, width]`, with one message per rank for all of them."""
         rows = torch.cat([block.index_select(0, self._send_rows) for block in blocks], 1)
         delivered = linear(rows, self._deliver, self._send_back)
         return list(delivered.split([block.shape[1] for block in blocks], 1))
@@ -106,9 +108,9 @@ class BoundaryExchange(Exchange):
 
 
 def counted_rows(world: World, partition: Partition, needed: torch.Tensor) -> dict[str, int]:
-    """Rows from other ranks per fetch under each strategy, for the rank that receives most: it sets a collective's pace.
+    """The rows received from other ranks per fetch under each strategy, on the rank that receives the most.
 
-    Collective; the same on every rank.
+    That rank is the last to finish a collective. Collective; the result is the same on every rank.
     """
     counts = torch.bincount(partition.owner(needed), minlength=world.size)
     remote = counts.sum() - counts[world.rank]
@@ -116,9 +118,13 @@ def counted_rows(world: World, partition: Partition, needed: torch.Tensor) -> di
 
 
 def planned_exchange(world: World, partition: Partition, needed: torch.Tensor) -> tuple[Exchange, torch.Tensor]:
-    """The cheaper exchange for the rows this rank needs (ascending global numbers), and each one's place in its output.
+    """The cheaper exchange for the rows that this rank needs, and the index of each needed row in its output.
 
-    Collective: every rank calls it with its own list. The choice is the same on all ranks.
+    Collective: every rank passes its own list. The choice is the same on all ranks.
+
+    Args:
+        partition: the partition of the rows over the ranks.
+        needed: the global numbers of the needed rows, int64, ascending and without repeats.
     """
     gather = GatherExchange(world, partition)
     counted = counted_rows(world, partition, needed)
@@ -137,10 +143,13 @@ def planned_exchange(world: World, partition: Partition, needed: torch.Tensor) -
 def batch_exchange(
     world: World, partition: Partition, ids_of: Sequence[torch.Tensor]
 ) -> tuple[BoundaryExchange, torch.Tensor]:
-    """An exchange for the rows of one batch, and the place of each of my ids in its output.
+    """An exchange for the rows of one batch, and the index of each of my ids in its output.
+
+    All ranks know the whole batch, so building the exchange needs no communication.
 
     Args:
-        ids_of: every rank's ids (any order, repeats allowed). All ranks know the whole batch, so nothing is communicated.
+        partition: the partition of the rows over the ranks.
+        ids_of: the ids of every rank, in any order; repeats are allowed.
     """
     unique = [torch.unique(ids, return_inverse=True) for ids in ids_of]
     exchange = BoundaryExchange(world, partition, [rows for rows, _ in unique])

@@ -1,7 +1,7 @@
-"""One autograd node for every linear map that is known by its two directions.
+"""One autograd node for a linear map that is given together with its adjoint.
 
-Exchanges of rows, sparse products and propagations over several hops are all linear: their backward is their adjoint.
-Writing them as one node each keeps autograd from recording (and storing) the steps inside.
+Exchanges of rows, sparse products and propagations over several hops are linear, so their backward pass is their
+adjoint. As each of them is one node, autograd neither records nor stores the steps inside.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class _Linear(torch.autograd.Function):
 
 
 def linear(x: torch.Tensor, apply: Map, adjoint: Map) -> torch.Tensor:
-    """`apply(x)`, whose gradient is `adjoint` of the output's gradient."""
+    """`apply(x)`; the gradient of `x` is `adjoint` of the output's gradient."""
     return _Linear.apply(apply, adjoint, x)
 
 
 def linear_pair(x: torch.Tensor, y: torch.Tensor, apply: Map, adjoint: Map) -> tuple[torch.Tensor, torch.Tensor]:
-    """`apply(x, y)`, a pair, whose gradients are `adjoint` of the pair of output gradients."""
+    """`apply(x, y)`, a pair; the gradients of `x` and `y` are `adjoint` of the two output gradients."""
     return _Linear.apply(apply, adjoint, x, y)

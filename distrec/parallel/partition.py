@@ -1,4 +1,7 @@
-"""Contiguous row blocks, the layout of TorchRec's row-wise sharding: `ceil(rows / size)` rows each, the last ones short or empty."""
+"""Contiguous blocks of rows, the layout of TorchRec's row-wise sharding.
+
+Each rank has `ceil(rows / size)` rows; the last blocks may be shorter or empty.
+"""
 
 from __future__ import annotations
 
@@ -9,31 +12,31 @@ import torch
 
 @dataclass(frozen=True)
 class Partition:
-    """How `rows` rows lie on `size` ranks."""
+    """The partition of `rows` rows over `size` ranks."""
 
     rows: int
     size: int
 
     @property
     def block(self) -> int:
-        """Rows of a full block (at least 1)."""
+        """The number of rows in a full block (at least 1)."""
         return max(1, -(-self.rows // self.size))
 
     def start(self, rank: int) -> int:
-        """First row of `rank`; equals `rows` where its block is empty."""
+        """The first row of `rank`; equals `rows` if its block is empty."""
         return min(rank * self.block, self.rows)
 
     def stop(self, rank: int) -> int:
-        """One past the last row of `rank`."""
+        """The row after the last row of `rank`."""
         return min((rank + 1) * self.block, self.rows)
 
     def count(self, rank: int) -> int:
-        """Rows that `rank` owns."""
+        """The number of rows that `rank` owns."""
         return self.stop(rank) - self.start(rank)
 
     @property
     def counts(self) -> list[int]:
-        """Rows of every rank."""
+        """The number of rows of every rank."""
         return [self.count(rank) for rank in range(self.size)]
 
     def owner(self, rows: torch.Tensor) -> torch.Tensor:
@@ -42,5 +45,5 @@ class Partition:
 
 
 def share(count: int, rank: int, size: int) -> tuple[int, int]:
-    """The contiguous range of `range(count)` that `rank` works on; ranges differ by at most one in length."""
+    """The part (start, stop) of `range(count)` that `rank` works on; parts differ by at most one in length."""
     return count * rank // size, count * (rank + 1) // size

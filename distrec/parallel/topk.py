@@ -1,7 +1,7 @@
 """The K best columns of each row, merged over chunks of columns, with a fixed order among equal scores.
 
-Order everywhere: higher score first, then lower column number. `torch.topk` alone does not promise it: of several equal
-scores it may keep any.
+The order is always: higher score first, then lower column number. `torch.topk` alone does not guarantee this; of
+several equal scores it may keep any.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def top_columns(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tenso
 def merge_top(
     values: torch.Tensor, columns: torch.Tensor, more_values: torch.Tensor, more_columns: torch.Tensor, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The K best of two ordered lists `[rows, …]` of which the second holds the higher column numbers only."""
+    """The K best of two ordered lists `[rows, …]`; all columns of the second have higher numbers than the first's."""
     both, place = torch.cat([values, more_values], 1).sort(dim=1, descending=True, stable=True)
     return both[:, :k].contiguous(), torch.cat([columns, more_columns], 1).gather(1, place[:, :k])
 
 
 def _lowest_columns(scores: torch.Tensor, last: torch.Tensor, k: int) -> torch.Tensor:
-    """Per row, the columns above the value `last` and the first of those equal to it: `k` in all, ascending."""
+    """For each row, the columns above the value `last` and the first columns equal to it: `k` in all, ascending."""
     above, equal = scores > last, scores == last
     room = k - above.sum(1, keepdim=True)
     keep = above | (equal & (equal.cumsum(1) <= room))

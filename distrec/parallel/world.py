@@ -1,4 +1,4 @@
-"""The group of worker processes, with the few collectives the project uses (all of them work on gloo and nccl)."""
+"""The group of worker processes, with the few collectives that the project uses; all of them work on gloo and nccl."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from distrec.parallel.partition import Partition
 
 @dataclass(frozen=True)
 class World:
-    """My rank among `size` processes of the default process group."""
+    """My rank in the default process group of `size` processes."""
 
     rank: int
     size: int
 
     @classmethod
     def current(cls) -> World:
-        """The initialised default group, or one process where there is none."""
+        """The initialised default process group, or a single process if there is none."""
         if dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
         return cls(0, 1)
 
     def sum_(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum `values` over ranks in place; no gradient."""
+        """Replace `values` by their sum over ranks, in place; no gradient."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def max_(self, values: torch.Tensor) -> torch.Tensor:
-        """Maximum of `values` over ranks in place; no gradient."""
+        """Replace `values` by their maximum over ranks, in place; no gradient."""
         if self.size > 1:
             dist.all_reduce(values, op=dist.ReduceOp.MAX)
         return values
@@ -54,7 +54,10 @@ class World:
         return linear(value, all_sum, all_sum)
 
     def all_to_all(self, rows: torch.Tensor, send: Sequence[int], receive: Sequence[int]) -> torch.Tensor:
-        """Send `send[r]` consecutive rows to each rank r and return the rows received, in rank order; no gradient."""
+        """Send `send[r]` consecutive rows to each rank r and return the received rows in rank order; no gradient.
+
+        `receive[r]` is the number of rows that rank r sends here.
+        """
         if self.size == 1:
             return rows
         out = rows.new_empty(sum(receive), *rows.shape[1:])
@@ -62,7 +65,7 @@ class World:
         return out
 
     def gather_blocks(self, block: torch.Tensor, partition: Partition) -> torch.Tensor:
-        """All rows of a partitioned array, from every rank's block `[my rows, …]`; no gradient."""
+        """All rows `[all rows, …]` of a partitioned array, from every rank's block `[my rows, …]`; no gradient."""
         return self.gather_rows(block, partition.counts)
 
     def reduce_blocks(self, rows: torch.Tensor, partition: Partition) -> torch.Tensor:
@@ -70,7 +73,7 @@ class World:
         return self.reduce_rows(rows, partition.counts)
 
     def gather_rows(self, mine: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-        """Every rank's rows, `counts[r]` of rank r, in rank order; no gradient."""
+        """The rows of all ranks in rank order, `counts[r]` of them from rank r; no gradient."""
         if self.size == 1:
             return mine
         out = mine.new_empty(sum(counts), *mine.shape[1:])
@@ -80,28 +83,28 @@ class World:
         return out
 
     def gathered(self, mine: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-        """`gather_rows` with gradient: what every rank does with my rows comes back to them."""
+        """`gather_rows` with gradient: my rows get the sum of all ranks' gradients for them."""
         return linear(mine, lambda x: self.gather_rows(x, counts), lambda x: self.reduce_rows(x, counts))
 
     def reduce_rows(self, rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-        """My rows of the sum over ranks of `rows`, laid out as `gather_rows` returns them; its adjoint; no gradient."""
+        """My rows of the sum over ranks of `rows` `[all rows, …]`; the adjoint of `gather_rows`; no gradient."""
         if self.size == 1:
             return rows
         theirs = rows.contiguous().split(list(counts))
         mine = theirs[self.rank]
         parts = [mine if rank == self.rank else torch.empty_like(mine) for rank in range(self.size)]
         self._swap(theirs, parts)
-        # Added in rank order, so the result does not depend on the arrival order of messages.
+        # The parts are added in rank order, so the result does not depend on the order in which messages arrive.
         total = parts[0] + parts[1]
         for part in parts[2:]:
             total.add_(part)
         return total
 
     def _swap(self, sending: Sequence[torch.Tensor], receiving: Sequence[torch.Tensor]) -> None:
-        """Send `sending[r]` to, and fill `receiving[r]` from, every other rank r; what is empty on both sides is left out.
+        """Send `sending[r]` to every other rank r and fill `receiving[r]` from it; empty messages are left out.
 
-        Messages between pairs go straight from and into these arrays. On gloo that took 0.6 to 0.8 of the time of an
-        all-gather of the same bytes, and spares the copy of a rank's own part (benchmarks/exchange.py).
+        Messages between two ranks go directly from and into these arrays. On gloo this took 0.6 to 0.8 of the time of
+        an all-gather of the same bytes, and it avoids copying a rank's own part (benchmarks/exchange.py).
         """
         messages = []
         for distance in range(1, self.size):
@@ -114,14 +117,14 @@ class World:
             work.wait()
 
     def rows_from(self, rank: int, block: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        """Rows `start:stop` of `rank`'s block, on every rank; shape and type of rows must agree everywhere."""
+        """Rows `start:stop` of `rank`'s block, on every rank; all ranks' rows must have the same shape and type."""
         out = block[start:stop].contiguous() if rank == self.rank else block.new_empty(stop - start, *block.shape[1:])
         if self.size > 1:
             dist.broadcast(out, rank)
         return out
 
     def chunk(self, block: torch.Tensor, partition: Partition, start: int, stop: int) -> torch.Tensor:
-        """Rows `start:stop` (global numbers) of a partitioned array, on every rank, without holding the whole."""
+        """Rows `start:stop` (global numbers) of a partitioned array, on every rank; no rank holds the whole array."""
         parts = []
         for rank in range(self.size):
             low, high = max(start, partition.start(rank)), min(stop, partition.stop(rank))

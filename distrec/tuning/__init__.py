@@ -1,1 +1,1 @@
-"""Search spaces of the methods."""
+"""Sweeps: searches over methods and their settings, and the reports about them."""

@@ -1,7 +1,8 @@
-"""Running trials with Ray Tune: each is a driver function that starts an ordinary training run.
+"""Runs trials with Ray Tune. Each trial is a driver function that starts an ordinary training run.
 
-What lasts is the sweep folder alone. Ray Tune gives the processes, their placement, retries and the scheduler; a new
-attempt of the sweep is a new Tune experiment, which starts what the folder shows as unended.
+Only the sweep folder is kept between attempts. Ray Tune provides the processes, their placement, retries and the
+scheduler. Each attempt of a sweep is a new Tune experiment, which starts the trials that have not ended according to
+the folder.
 """
 
 from __future__ import annotations
@@ -30,15 +31,16 @@ from distrec.tuning.folder import ERROR_FILE, Phase, SweepFolder, Trial
 from distrec.tuning.plan import Next
 from distrec.tuning.sweep import SweepConfig
 
-_NOTE_SECONDS = 5.0  # between two notes of a running trial's time
+_NOTE_SECONDS = 5.0  # a running trial's time is written to its file this often
 
 
 class Execution:
-    """Runs the trials of one phase until its source is dry.
+    """Runs the trials of one phase until its source has no more.
 
     Args:
-        concurrent: trials at once.
-        on_end: called when a trial has ended.
+        source: returns the trial to start next; see `distrec.tuning.plan.Next`.
+        concurrent: the number of trials that run at the same time.
+        on_end: called with each trial that has ended.
     """
 
     def __init__(
@@ -56,10 +58,10 @@ class Execution:
         self.running: dict[str, _Running] = {}  # by Ray Tune's id
 
     def run(self) -> None:
-        """Run to the end.
+        """Run all trials of the phase.
 
         Raises:
-            Interrupted: Ctrl-C or SIGTERM; running trials saved checkpoints first.
+            Interrupted: Ctrl-C or SIGTERM arrived; running trials have saved checkpoints.
         """
         tuner = tune.Tuner(
             tune.with_resources(run_trial, self._resources()),
@@ -79,7 +81,11 @@ class Execution:
             raise Interrupted("stopped; the same command continues the sweep.")
 
     def _resources(self) -> dict[str, float]:
-        """In the trial's own process: its CPUs. With Ray Train workers none, since these ask for their own; but not nothing."""
+        """What Ray reserves for the trial's process.
+
+        Without Ray Train workers, that is the trial's CPUs. With workers, which reserve their own CPUs, it is a token
+        amount of memory, because Ray Tune needs some resource to be reserved.
+        """
         resources = self.sweep.resources
         return {"CPU": resources.cpus_per_worker} if resources.workers == 0 else {"CPU": 0, "memory": 1 << 20}
 
@@ -92,8 +98,8 @@ class Execution:
         from pyarrow.fs import FSSpecHandler, PyFileSystem
 
         os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-        os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its own display comes even at verbosity 0
-        logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it looks for the logs of callbacks that are not used
+        os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # Ray Tune's new display appears even at verbosity 0
+        logging.getLogger("ray.tune").setLevel(logging.ERROR)  # Ray Tune warns about callbacks that are not used here
         logs = self.folder.folder.folder("tune")
         callbacks: list[Callback] = [_Failures(self)]
         tracking = self.sweep.tracking
@@ -122,19 +128,19 @@ class Execution:
 
 
 def _name(trial: Any) -> str:
-    """Ray Tune's name of a trial; a trial of a population comes to it once for each stretch."""
+    """Ray Tune's name for a trial. A trial of a population gets one for each stretch of epochs that it trains."""
     config = trial.config
     return f"{config['name']}-to-{config['run']['train']['epochs']}" if config["stretch"] else str(config["name"])
 
 
 class _Running:
-    """A trial that Ray Tune has, and how long it has had it."""
+    """A trial that Ray Tune runs, and the time it has been running."""
 
     def __init__(self, trial: Trial):
         self.trial, self._since, self._noted = trial, time.monotonic(), 0.0
 
     def add_time(self) -> bool:
-        """Add the time since the last call to the trial's; whether a note on disk is due."""
+        """Add the time since the last call to the trial's; return whether its file should be written now."""
         now = time.monotonic()
         self.trial.seconds += now - self._since
         self._since = now
@@ -145,7 +151,7 @@ class _Running:
 
 
 class _Feed(Searcher):
-    """Hands trials to Ray Tune and notes how they end."""
+    """Gives trials to Ray Tune and records how they end."""
 
     def __init__(self, execution: Execution):
         super().__init__()
@@ -176,7 +182,7 @@ class _Feed(Searcher):
         _take_values(running.trial, result, self.execution.sweep.metric)
         if running.add_time():
             self.execution.folder.write_trial(self.execution.phase, running.trial)
-        if self.execution.stopping:  # again: a trial that had only begun took the first request for an old one
+        if self.execution.stopping:  # ask again: a trial that was just starting ignored the first request as an old one
             self.execution.folder.run(self.execution.phase, running.trial).request_stop()
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -184,10 +190,10 @@ class _Feed(Searcher):
         running = execution.running.pop(trial_id)
         trial = running.trial
         running.add_time()
-        _take_values(trial, result, execution.sweep.metric)  # a result that ends a trial comes here only
+        _take_values(trial, result, execution.sweep.metric)  # a trial's last result is passed only here
         if error:
             trial.status = "failed"
-            trial.reason = execution.folder.error(execution.phase, trial) or "its process died without a word"
+            trial.reason = execution.folder.error(execution.phase, trial) or "its process died without an error message"
         elif "refused" in result:
             trial.status, trial.reason = "failed", result["refused"]
         elif "interrupted" in result:
@@ -200,21 +206,21 @@ class _Feed(Searcher):
         execution.on_end(trial)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the sweep folder is what lasts."""
+        """Do nothing: the sweep folder holds all state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, likewise."""
+        """Do nothing, for the same reason."""
 
 
 def _take_values(trial: Trial, result: dict[str, Any], metric: str) -> None:
-    if "best" in result:  # a continued trial tells its epochs again, from the first
+    if "best" in result:  # a continued trial reports its epochs again, from the first
         trial.value = max(result["best"], -1.0 if trial.value is None else trial.value)
-    if "finished" not in result:  # whose value is that of the best epoch
+    if "finished" not in result:  # the final result holds the value of the best epoch, not of the last
         trial.last = result.get(metric, trial.last)
 
 
 class _Failures(Callback):
-    """Counts how often a trial's process failed, also where it is started again."""
+    """Counts how often a trial's process failed, including the times when it was started again."""
 
     def __init__(self, execution: Execution):
         self.execution = execution
@@ -233,10 +239,10 @@ class _Failures(Callback):
 
 
 class _PerMethod(FIFOScheduler):
-    """Asynchronous successive halving (Li et al. 2020) among the trials of each method: methods learn at their own pace.
+    """Asynchronous successive halving (Li et al. 2020) among the trials of each method.
 
-    A trial is known by its name, over all attempts of the sweep: rungs hold what trials found in earlier ones, and what a
-    continued trial tells again is not judged again.
+    Methods are separate because they learn at different speeds. A trial keeps its name over all attempts of the sweep:
+    rungs hold the results of earlier attempts, and epochs that a continued trial reports again are not judged again.
     """
 
     def __init__(self, sweep: SweepConfig, folder: SweepFolder):
@@ -244,7 +250,7 @@ class _PerMethod(FIFOScheduler):
         self._sweep, self._folder = sweep, folder
         self._earlier = folder.trials("trials")
         self._schedulers: dict[str, ASHAScheduler] = {}
-        self._told: dict[str, int] = {}  # epochs of earlier attempts, by trial
+        self._told: dict[str, int] = {}  # the last epoch known from earlier attempts, by trial
 
     def _of(self, trial: Any) -> ASHAScheduler:
         label = trial.config["entry"]
@@ -292,12 +298,12 @@ class _PerMethod(FIFOScheduler):
 
 
 def _known(name: str) -> Any:
-    """All that successive halving looks at of a trial."""
+    """A stand-in for a trial with the one attribute that successive halving reads."""
     return SimpleNamespace(trial_id=name)
 
 
 def run_trial(task: dict[str, Any]) -> None:
-    """One trial, in a process of its own: train, and evaluate where the task says so, telling Ray Tune of each epoch."""
+    """Train one trial in its own process, report each epoch to Ray Tune, and evaluate if the task says so."""
     from distrec.training.evaluate import evaluate
     from distrec.training.launch import train
 
@@ -319,7 +325,7 @@ def run_trial(task: dict[str, Any]) -> None:
             evaluate(str(folder), "test", config.train.workers)
     except Interrupted:
         tune.report({"interrupted": True})
-    except (InputError, NonFiniteLoss) as error:  # the same again would end the same: not worth a retry
+    except (InputError, NonFiniteLoss) as error:  # a retry would fail in the same way
         tune.report({"refused": f"{type(error).__name__}: {error}"})
     except Exception:
         folder.write_bytes(traceback.format_exc().encode(), ERROR_FILE)

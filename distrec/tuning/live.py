@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: a table on a terminal, otherwise a line for each trial that ended."""
+"""The display of a running sweep: a table on a terminal, otherwise one line for each trial that has ended."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from distrec.tuning.folder import Phase, SweepFolder, Trial, in_place
 from distrec.tuning.sweep import SweepConfig
 
 _SECONDS = 1.0
-_ROWS = 12  # of ended trials
+_ROWS = 12  # ended trials shown in the table
 
 
 class Live:
-    """Shows the trials of a sweep until the block ends; reads the sweep folder only."""
+    """Shows the trials of a sweep until the `with` block ends; reads only the sweep folder."""
 
     def __init__(self, sweep: SweepConfig, folder: SweepFolder):
         self._sweep, self._folder = sweep, folder
@@ -35,7 +35,8 @@ class Live:
 
     def __enter__(self) -> Live:
         print(
-            f"sweep {self._folder.folder}: {len(self._sweep.methods)} methods, by {self._sweep.metric} on validation",
+            f"sweep {self._folder.folder}: {len(self._sweep.methods)} methods, "
+            f"compared by {self._sweep.metric} on validation",
             flush=True,
         )
         self._thread.start()
@@ -52,14 +53,14 @@ class Live:
             self._live.stop()
 
     def phase(self, phase: Phase, total: float, trials: Sequence[Trial]) -> None:
-        """Begin to show a phase of `total` trials, of which `trials` exist."""
+        """Start to show a phase of at most `total` trials. `trials` are those that exist already."""
         self._show()
         ended = {trial.id for trial in in_place(trials) if trial.ended}
         self._phase, self._total, self._told, self._before = phase, total, ended, len(ended)
         self._started = time.monotonic()
-        what = "search" if phase == "trials" else "winners with fresh seeds, read on test"
-        count = f" of at most {total:g} trials" if math.isfinite(total) else ""
-        print(f"{what}{count}{f', {len(ended)} of them done before' if ended else ''}", flush=True)
+        what = "search" if phase == "trials" else "winners with fresh seeds, evaluated on test"
+        count = f": at most {total:g} trials" if math.isfinite(total) else ""
+        print(f"{what}{count}{f', {len(ended)} of them already ended' if ended else ''}", flush=True)
 
     def _watch(self) -> None:
         while not self._done.wait(_SECONDS if self._folder.folder.local else 5 * _SECONDS):
@@ -102,7 +103,7 @@ class Live:
         return f"epoch {progress['epoch']}/{progress['epochs']}" if progress else "starting"
 
     def _summary(self, trials: Sequence[Trial]) -> str:
-        """Best so far, how many, and when it will end at this pace."""
+        """How many trials have ended, the best so far, and the minutes left at this pace."""
         ended = [trial for trial in in_place(trials) if trial.ended]
         finished = [trial for trial in trials if trial.finished]
         parts = [f"{len(ended)}{f' of {self._total:g}' if math.isfinite(self._total) else ''} ended"]

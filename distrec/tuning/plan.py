@@ -1,8 +1,8 @@
-"""Which trial comes next: pure decisions from what has ended so far.
+"""Decides which trial comes next, by pure functions of the trials that exist.
 
-The method is the top choice, and each method's own space lies under it. Every method first gets `budget.min_trials`
-finished trials; then the better half of the methods stays, by best validation value, and gets as many again, and so on.
-Number 0 of every method is its run config as it stands, so that a search never ends below what is shipped.
+A trial's method is chosen first, then a point in that method's space. Every method first gets `budget.min_trials`
+finished trials. Then the better half of the methods, by best validation value, stays and gets as many again, and so on.
+Trial 0 of every method is its unchanged run config, so a search never ends with a result below that of the config.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from distrec.tuning.space import Range, Space, Values, grid, random_point, size
 from distrec.tuning.sweep import SweepConfig
 
 Next = tuple[Trial, RunConfig] | Literal["later"] | None
-"""What to start now; "later" while that hangs on trials that run; None when there is nothing left."""
+"""What to start now; "later" while that depends on running trials; None if there is nothing left to start."""
 
-_RANDOM_FIRST = 4  # random points of a method before the Parzen estimators have something to go by
-_TRIES = 32  # points asked of them until one is new
+_RANDOM_FIRST = 4  # random points of a method, from which the Parzen estimators start
+_TRIES = 32  # how often the estimators are asked for a new point
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class Plan:
     """The rules of one sweep's search.
 
     Args:
-        spaces: by method, in the order of the sweep config.
+        spaces: the space of each method, in the order of the sweep config.
     """
 
     sweep: SweepConfig
     spaces: Mapping[str, Space]
 
     def next_trial(self, trials: Sequence[Trial]) -> Trial | None:
-        """The trial to start now; None when the search has nothing to start, with populations perhaps only for now."""
+        """The trial to start now, or None if there is none. With populations, there may be one later."""
         budget = self.sweep.budget.trials
         places = in_place(trials)
         if budget is not None and len(places) >= budget:
@@ -67,7 +67,7 @@ class Plan:
         living, quota = list(self.spaces), self.sweep.budget.min_trials
         while len(living) > 1 and all(ended[label] >= min(quota, self.points(label)) for label in living):
             if all(quota >= self.points(label) for label in living):
-                break  # nothing to divide any more
+                break  # no method left can have more trials
             ranked = sorted(living, key=lambda label: -best[label])
             stay = set(ranked[: math.ceil(len(ranked) / 2)])
             living = [label for label in living if label in stay]
@@ -75,16 +75,16 @@ class Plan:
         return living
 
     def points(self, label: str) -> float:
-        """How many trials a method can have: its config as it stands, and the points of its space."""
+        """How many trials a method can have: its unchanged config and the points of its space."""
         return 1 + (size(self.spaces[label]) if self.spaces[label] else 0)
 
     def total(self) -> float:
-        """How many trials the search will have at most; infinite where only `hours` end it."""
+        """The largest number of trials that the search can have; infinite if only `budget.hours` limits it."""
         asked = self.sweep.budget.trials
         return min(math.inf if asked is None else asked, sum(self.points(label) for label in self.spaces))
 
     def _next_method(self, trials: Sequence[Trial], exhausted: set[str]) -> str | None:
-        """Of the living methods the one with the fewest trials; once their spaces are searched through, of the others."""
+        """The living method with the fewest trials; once all living methods' spaces are exhausted, another method."""
         count = {label: sum(trial.entry == label for trial in in_place(trials)) for label in self.spaces}
         living = self.living(trials)
         for labels in (living, [label for label in self.spaces if label not in living]):
@@ -98,7 +98,10 @@ class Plan:
         return None
 
     def _open(self, label: str, trials: Sequence[Trial]) -> bool:
-        """Whether a method may have another trial now: its next population begins when all methods' last ones have ended."""
+        """Whether a method may have another trial now.
+
+        Its next population starts only when the previous populations of all methods have ended.
+        """
         if self.sweep.scheduler != "pbt":
             return True
         mine, size = sum(trial.entry == label for trial in in_place(trials)), self.sweep.budget.min_trials
@@ -123,8 +126,9 @@ class Plan:
 def tpe_point(space: Space, key: tuple[str | int, ...], trials: Sequence[Trial]) -> Values | None:
     """A point by Optuna's tree-structured Parzen estimator from the trials of one method (Bergstra et al. 2011).
 
-    A pure function of the key and the trials: a fresh study is told all of them, so nothing but the sweep folder needs
-    to survive. A point that was tried is not tried again; None where a space without ranges has no other.
+    This is a pure function of the key and the trials: each call builds a new study from all trials, so the search needs
+    no state besides the sweep folder. It never returns a point that was tried before; None if the space, which then has
+    no ranges, has no other point.
 
     Raises:
         InputError: Optuna is not installed.
@@ -162,20 +166,22 @@ def require_optuna():  # type: ignore[no-untyped-def]  # an optional package has
     """The package Optuna.
 
     Raises:
-        InputError: it is not installed.
+        InputError: Optuna is not installed.
     """
     try:
         import optuna
     except ImportError:
         raise InputError(
-            "key 'searcher' is 'tpe' but Optuna is not installed; 'pip install optuna', or use 'searcher: random'."
+            "key 'searcher' is 'tpe' but Optuna is not installed; run 'pip install optuna', or use 'searcher: random'."
         ) from None
     return optuna
 
 
 def _distribution(optuna, candidates):  # type: ignore[no-untyped-def]
     if not isinstance(candidates, Range):
-        return optuna.distributions.CategoricalDistribution(list(range(len(candidates))))  # lists are no Optuna choices
+        return optuna.distributions.CategoricalDistribution(
+            list(range(len(candidates)))
+        )  # Optuna accepts no lists as choices
     if candidates.integer:
         return optuna.distributions.IntDistribution(int(candidates.low), int(candidates.high), log=candidates.log)
     return optuna.distributions.FloatDistribution(candidates.low, candidates.high, log=candidates.log)

@@ -1,12 +1,13 @@
-"""Population-based training (Jaderberg et al. 2017) of one method, as pure decisions from what stands in the folder.
+"""Population-based training (Jaderberg et al. 2017) of one method, by pure functions of the trials in the folder.
 
-A population is `budget.min_trials` trials. All train `pbt.interval` epochs and pause; then the places of the worst go to
-clones of the best, which take over their checkpoint with other values of those parameters that may change while a run
-trains; and so on to the last epoch. Each stretch of epochs is a start of an ordinary training run, so a cluster of any
-size will do, and a sweep that was killed goes on with the same decisions.
+A population is `budget.min_trials` trials. All members train for `pbt.interval` epochs and pause. Then clones of the
+best replace the worst: a clone continues from the checkpoint of its donor, with other values of the parameters that may
+change while a run trains. This repeats until the last epoch. Each stretch of epochs is one start of an ordinary
+training run, so a cluster of any size works, and a sweep that was killed continues with the same decisions.
 
-Ray Tune's own scheduler of this name keeps the population in the driver's memory and the order of events decides who is
-compared with whom; here a population waits for its last member, and the same sweep always ends the same.
+Ray Tune's own scheduler for population-based training keeps the population in the driver's memory, and the order of
+events decides which trials are compared. Here a population waits for its last member, so the same sweep always has the
+same result.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from distrec.tuning.folder import Stretch, Trial
 from distrec.tuning.space import Range, Space, Values
 from distrec.tuning.sweep import Entry, PbtSection
 
-_FACTORS = (0.8, 1.2)  # of a parameter that is moved on, as in the paper
+_FACTORS = (0.8, 1.2)  # a parameter is multiplied by one of these, as in the paper
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,11 @@ class Population:
     """The rules for the populations of one method.
 
     Args:
-        space: the parameters that may change while a run trains, and their candidates.
-        shipped: their values in the method's run config.
-        interval: epochs between two comparisons.
-        epochs: of a whole run.
-        seed: of the search.
+        space: the parameters that may change while a run trains, with their candidates.
+        shipped: the values of these parameters in the method's run config.
+        interval: the number of epochs between two comparisons.
+        epochs: the number of epochs of a whole run.
+        seed: the seed of the search.
     """
 
     label: str
@@ -47,7 +48,7 @@ class Population:
 
     @classmethod
     def of(cls, entry: Entry, rules: PbtSection, seed: int) -> Population | None:
-        """The population of a method; None where its space has no parameter that may change."""
+        """The population of a method; None if its space has no parameter that may change while a run trains."""
         space = entry.changeable
         if not space:
             return None
@@ -56,7 +57,7 @@ class Population:
         return cls(entry.label, space, shipped, entry.interval(rules), entry.base.train.epochs, seed, rules)
 
     def next_pause(self, trial: Trial) -> int | None:
-        """Where a trial that goes on now pauses next; None: not before its end."""
+        """The epoch at which a trial that continues now pauses next; None if it trains to its end."""
         pause = trial.paused + self.interval
         return pause if pause < self.epochs else None
 
@@ -64,8 +65,8 @@ class Population:
         """What comes next for the trials of one complete population.
 
         Returns:
-            Pairs of a trial to stop and the clone that takes its place, still to be made; or a trial to go on; or None
-            while those that are not there yet train, and when all have ended.
+            Pairs of a trial to stop and the clone that replaces it, which the caller has to create; or a trial to
+            continue; or None while other members still train, and when all have ended.
         """
         living = [trial for trial in members if not trial.ended]
         at = min((trial.paused for trial in living), default=0)
@@ -109,7 +110,7 @@ class Population:
         )
 
     def _explored(self, name: str, value: Any, key: tuple[str | int, ...]) -> Any:
-        """Another value of a parameter: now and then drawn anew, else moved on from where it is."""
+        """Another value of a parameter: sometimes a newly drawn one, otherwise a step away from the current one."""
         candidates = self.space[name]
         chance, draw, up = keyed.uniform(key, 0, 3).tolist()
         anew, direction = chance < self.rules.resample or value == 0, int(up < 0.5)  # no factor moves a zero

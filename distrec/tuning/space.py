@@ -1,8 +1,8 @@
-"""Search spaces: what `configs/<method>/search.yaml` holds, and the points in them.
+"""Search spaces, as `configs/<method>/search.yaml` holds them, and the points in them.
 
-A space gives dotted run config keys their candidates: a list of values, or a range `{low, high}` with `log: true` where
-the order of magnitude counts and `integer: true` where only whole numbers do. Points of a space are named by (seed,
-entry, number), so that the same sweep draws the same points whatever ran before.
+A space maps dotted run config keys to their candidates: a list of values, or a range `{low, high}`. A range has
+`log: true` if the order of magnitude matters, and `integer: true` if it holds only whole numbers. A point of a space
+depends only on (seed, entry, number), so the same sweep draws the same points whatever ran before.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from distrec.data import keyed
 from distrec.errors import InputError
 
 Values = dict[str, Any]
-"""A point: values of dotted run config keys."""
+"""A point of a space: the values of dotted run config keys."""
 
 _FIXED = ("data", "run", "tracking", "evaluate", "train.seed", "train.workers", "train.metric", "method.name")
 
@@ -49,7 +49,7 @@ class Range(Section):
         return self
 
     def at(self, fraction: float) -> float | int:
-        """The value below which lies `fraction` in [0, 1) of the range, on its own scale."""
+        """The value at `fraction` in [0, 1) of the range, measured on its own (linear or logarithmic) scale."""
         if self.integer:
             count = int(self.high - self.low) + 1
             if not self.log:
@@ -61,7 +61,10 @@ class Range(Section):
         return float(f"{self.low + fraction * (self.high - self.low):.6g}")
 
     def nearest(self, wanted: float, current: float) -> float | int:
-        """The value of the range nearest to `wanted`; of whole numbers one that differs from `current` where there is one."""
+        """The value of the range that is nearest to `wanted`.
+
+        In a range of whole numbers it also differs from `current`, unless that is at the end of the range.
+        """
         if not self.integer:
             return min(max(float(f"{wanted:.6g}"), self.low), self.high)
         step = 1 if wanted > current else -1
@@ -77,11 +80,11 @@ def load_spaces(path: str | Path) -> dict[str, Space]:
     """The spaces in a file, by name.
 
     Raises:
-        InputError: unreadable or empty, or a key has neither different values nor a range.
+        InputError: the file is unreadable or empty, or a key has neither a list of different values nor a range.
     """
     spaces = load_file(path)
     if not spaces:
-        raise InputError(f"search file '{path}' holds no space; name one and its keys.")
+        raise InputError(f"search file '{path}' holds no space; add a named space with keys.")
     return {name: parse_space(space, f"search file '{path}': space '{name}'") for name, space in spaces.items()}
 
 
@@ -89,7 +92,8 @@ def parse_space(tree: Any, where: str) -> Space:
     """A space from its YAML form; `where` names it in errors.
 
     Raises:
-        InputError: empty, a key that a sweep decides itself, or candidates that are no choice.
+        InputError: the space is empty, has a key that the sweep itself sets, or has candidates that are neither a list
+            of different values nor a range.
     """
     if not isinstance(tree, dict) or not tree:
         raise InputError(f"{where} has no keys; give each key a list of values or a range.")
@@ -97,7 +101,7 @@ def parse_space(tree: Any, where: str) -> Space:
     for key, candidates in tree.items():
         if any(key == fixed or key.startswith(f"{fixed}.") for fixed in _FIXED):
             raise InputError(
-                f"{where}: key '{key}' is not searched, since a sweep sets it for all its trials; remove it."
+                f"{where}: key '{key}' is not searched, because a sweep sets it for all its trials; remove it."
             )
         if isinstance(candidates, dict):
             space[key] = decode(Range, candidates, f"{where}: {key}")
@@ -113,28 +117,27 @@ def parse_space(tree: Any, where: str) -> Space:
 
 
 def grid(space: Space) -> list[Values]:
-    """All combinations, the last key fastest; a space without keys has one, the empty one.
+    """All combinations of the candidates; the last key varies fastest. A space without keys has one, the empty point.
 
     Raises:
         InputError: a key has a range, which has no grid.
     """
     for key, candidates in space.items():
         if isinstance(candidates, Range):
-            raise InputError(
-                f"key '{key}' has a range, of which there is no grid; list its values, or use another 'searcher'."
-            )
+            raise InputError(f"key '{key}' has a range, which has no grid; list its values, or use another 'searcher'.")
     return [dict(zip(space, point)) for point in itertools.product(*space.values())]
 
 
 def size(space: Space) -> float:
-    """How many different points the space has."""
+    """The number of different points in the space; infinite if it has a range."""
     return math.prod(math.inf if isinstance(candidates, Range) else len(candidates) for candidates in space.values())
 
 
 def random_point(space: Space, key: tuple[str | int, ...], number: int) -> Values | None:
-    """Point `number` (from 0) of the random sequence that `key` names.
+    """Point `number` (from 0) of the random sequence that `key` determines.
 
-    Without a range the sequence is the grid in random order, so that no point comes twice; it is None past its end.
+    Without a range, the sequence is the grid in random order, so no point occurs twice; past its end the result is
+    None.
     """
     if size(space) < 1 << 20:
         points = int(size(space))
@@ -151,7 +154,7 @@ def random_point(space: Space, key: tuple[str | int, ...], number: int) -> Value
 
 
 def _nth(space: Space, index: int) -> Values:
-    """Point `index` of the grid, without the grid."""
+    """Point `index` of the grid, computed without listing the grid."""
     out: Values = {}
     for name, candidates in reversed(space.items()):
         assert isinstance(candidates, list)

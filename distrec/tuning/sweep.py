@@ -1,4 +1,4 @@
-"""The configuration of a sweep, as it stands in `configs/sweeps/<name>.yaml`, and the run configs that follow from it."""
+"""The configuration of a sweep, as in `configs/sweeps/<name>.yaml`, and the run configs that follow from it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SEARCH_FILE = "search.yaml"
 
 
 class EntrySection(Section):
-    """One method of the sweep: where its search begins and what it searches."""
+    """One method of the sweep: the run config that its search starts from, and the space that it searches."""
 
     config: str = Field(
         description="run config that the search starts from; the method's first trial is this config as it stands"
@@ -37,7 +37,7 @@ class EntrySection(Section):
 
 
 class BudgetSection(Section):
-    """When the search ends: at whichever of `trials` and `hours` comes first. The winners' seeds come on top."""
+    """When the search ends: at `trials` or `hours`, whichever comes first. The winners' fresh seeds are extra."""
 
     trials: int | None = Field(None, ge=1, description="number of trials of all methods together; null: no limit")
     hours: float | None = Field(
@@ -67,8 +67,8 @@ class AshaSection(Section):
 
 
 class PbtSection(Section):
-    """Population-based training: each time, weak trials go on as clones of strong ones, at other values of those parameters
-    that may change while a run trains. A population is `budget.min_trials` trials of one method.
+    """Population-based training: at each comparison, clones of strong trials replace weak ones, with other values of
+    the parameters that may change while a run trains. A population is `budget.min_trials` trials of one method.
     """
 
     interval: int = Field(
@@ -90,7 +90,7 @@ class PbtSection(Section):
 
 
 class ResourceSection(Section):
-    """What each trial takes; as many trials run at once as the cluster has room for."""
+    """What each trial reserves. As many trials run at the same time as fit on the cluster."""
 
     workers: int = Field(
         0, ge=0, description="number of Ray Train workers per trial; 0 trains in the trial's own process"
@@ -100,7 +100,7 @@ class ResourceSection(Section):
 
 
 class PrepareSection(Section):
-    """How `data` is made where it is not there yet."""
+    """How to prepare `data` if it does not exist yet."""
 
     config: str = Field(description="data config of the dataset")
     source: str = Field(description="folder or s3:// prefix of the raw data; 'demo' generates the demo shop")
@@ -114,7 +114,7 @@ class PrepareSection(Section):
 
 
 class PublishedSection(Section):
-    """Numbers from elsewhere to show beside an entry's. Give them only where dataset and protocol are the same."""
+    """Published values to show next to an entry's. Give them only if dataset and protocol are the same."""
 
     entry: str = Field(description="method of the sweep, by its key under 'methods', that the numbers belong to")
     source: str = Field(description="where the numbers were published")
@@ -183,20 +183,20 @@ class SweepConfig(Section):
     def _labels(cls, methods: dict[str, EntrySection]) -> dict[str, EntrySection]:
         for label in methods:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", label):
-                raise ValueError(f"must have plain labels, since they name folders; '{label}' is not")
+                raise ValueError(f"must have plain labels, since they name folders; '{label}' is not one")
         return methods
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A method of the sweep, resolved: the run config that its trials start from, and the space they are drawn from."""
+    """A resolved method of the sweep: the run config that its trials start from, and the space of their settings."""
 
     label: str
     base: RunConfig
     space: Space
 
     def interval(self, pbt: PbtSection) -> int:
-        """Epochs between two comparisons of a population: whole evaluations."""
+        """Epochs between two comparisons of a population, rounded up to a multiple of `train.eval_every`."""
         every = self.base.train.eval_every
         return -(-pbt.interval // every) * every
 
@@ -219,9 +219,13 @@ class Entry:
         """The run config of a trial.
 
         Args:
-            settings: values, and after how many epochs they begin to hold; the first from the start.
-            test: for a winner's seed, which reads the test split.
-            epochs: where it ends, if before the run config does.
+            settings: pairs of an epoch and the values that apply after it; the first pair applies from the start.
+            name: the name of the run.
+            storage: the folder or `s3://` prefix that holds the run's folder.
+            seed: the seed of the run.
+            test: whether the run reads the test split, as only a winner's fresh seeds do.
+            graphs: the folder of neighbour lists that runs share, if any.
+            epochs: the last epoch, if the trial ends before its run config does.
         """
         (_, first), *later = settings
         tree, before = set_keys(self.base.model_dump(), first, f"method '{self.label}'"), first
@@ -246,11 +250,11 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
 
 
 def resolve_entries(sweep: SweepConfig) -> dict[str, Entry]:
-    """Every method's base config and space, with every candidate tried on the config.
+    """The base config and space of every method. Every candidate is checked against the config.
 
     Raises:
-        InputError: an unknown parameter (names the nearest), a contradiction, a metric that is not computed, a budget
-            that cannot run one trial per method.
+        InputError: a parameter is unknown (the message names the nearest), settings contradict each other, the metric
+            is not computed, or the budget is too small for `budget.min_trials` trials per method.
     """
     _check_budget(sweep)
     entries = {label: _entry(sweep, label, section) for label, section in sweep.methods.items()}
@@ -263,22 +267,24 @@ def _check_budget(sweep: SweepConfig) -> None:
     budget, methods = sweep.budget, len(sweep.methods)
     if budget.trials is None and budget.hours is None and sweep.searcher != "grid":
         raise InputError(
-            "section 'budget' gives neither 'trials' nor 'hours'; set one, or use 'searcher: grid', which ends."
+            "section 'budget' gives neither 'trials' nor 'hours'; "
+            "set one, or use 'searcher: grid', which ends by itself."
         )
     if budget.trials is not None and budget.trials < methods * budget.min_trials:
         raise InputError(
-            f"key 'budget.trials' is {budget.trials} but {methods} methods with 'budget.min_trials' {budget.min_trials} need "
-            f"{methods * budget.min_trials}; raise it, or include fewer methods."
+            f"key 'budget.trials' is {budget.trials} but {methods} methods with 'budget.min_trials' "
+            f"{budget.min_trials} need {methods * budget.min_trials}; raise it, or include fewer methods."
         )
     cutoff = int(sweep.metric.partition("@")[2])
     if cutoff not in sweep.evaluate.ks:
         raise InputError(
-            f"key 'metric' is '{sweep.metric}' but 'evaluate.ks' is {sweep.evaluate.ks}, so it is not computed; add {cutoff}."
+            f"key 'metric' is '{sweep.metric}' but 'evaluate.ks' is {sweep.evaluate.ks}, so it is not computed; "
+            f"add {cutoff}."
         )
     for published in sweep.published:
         if published.entry not in sweep.methods:
             raise InputError(
-                f"key 'published' names '{published.entry}', which is no method of the sweep; "
+                f"key 'published' names '{published.entry}', which is not a method of the sweep; "
                 f"{nearest(published.entry, list(sweep.methods))}."
             )
 
@@ -287,7 +293,7 @@ def _check_populations(sweep: SweepConfig, entries: dict[str, Entry]) -> None:
     if sweep.budget.min_trials < 2:
         raise InputError(
             f"key 'budget.min_trials' is {sweep.budget.min_trials} but 'scheduler: pbt' compares trials of one method; "
-            "give at least 2, better 4 or more."
+            "set it to at least 2, preferably to 4 or more."
         )
     populations = [entry for entry in entries.values() if entry.changeable]
     if not populations:
@@ -298,12 +304,13 @@ def _check_populations(sweep: SweepConfig, entries: dict[str, Entry]) -> None:
     for entry in populations:
         if "train.epochs" in entry.space:
             raise InputError(
-                f"'methods.{entry.label}' searches 'train.epochs', which trials of one population share; remove it."
+                f"'methods.{entry.label}' searches 'train.epochs', which all trials of a population share; remove it."
             )
         if entry.interval(sweep.pbt) >= entry.base.train.epochs:
             raise InputError(
-                f"key 'pbt.interval' is {sweep.pbt.interval}, in whole evaluations {entry.interval(sweep.pbt)} epochs, but "
-                f"'methods.{entry.label}' trains {entry.base.train.epochs}; lower it, or give the method more epochs."
+                f"key 'pbt.interval' is {sweep.pbt.interval}, rounded up to whole evaluations "
+                f"{entry.interval(sweep.pbt)} epochs, but 'methods.{entry.label}' trains {entry.base.train.epochs}; "
+                "lower it, or give the method more epochs."
             )
 
 
@@ -334,7 +341,7 @@ def _entry(sweep: SweepConfig, label: str, section: EntrySection) -> Entry:
         base = resolve(decode(RunConfig, set_keys(tree, own, where)))
         if base.changes:
             raise InputError(
-                "key 'changes' is set, but a search begins with settings that hold for a whole run; remove it."
+                "key 'changes' is set, but a search starts from settings that apply to a whole run; remove it."
             )
         if sweep.budget.epochs is not None and sweep.budget.epochs < base.train.epochs:
             base = base.model_copy(update={"train": base.train.model_copy(update={"epochs": sweep.budget.epochs})})
@@ -364,13 +371,13 @@ def _space(section: EntrySection, where: str) -> Space:
         for name in section.spaces:
             if name not in shipped:
                 raise InputError(
-                    f"'{where}.spaces' names '{name}', which '{path}' does not hold; {nearest(name, list(shipped))}."
+                    f"'{where}.spaces' names '{name}', which '{path}' does not contain; {nearest(name, list(shipped))}."
                 )
             for key, candidates in shipped[name].items():
                 if space.get(key, candidates) != candidates and key not in section.space:
                     raise InputError(
                         f"'{where}.spaces' {section.spaces} give different candidates for '{key}'; "
-                        f"settle it under '{where}.space'."
+                        f"give its candidates under '{where}.space'."
                     )
                 space[key] = candidates
     if section.space:

@@ -1,4 +1,4 @@
-"""Random ranking problems and the plainest possible answer to them."""
+"""Random ranking problems and their solution in the simplest possible way."""
 
 import math
 from dataclasses import dataclass
@@ -29,10 +29,10 @@ def pairs(user: np.ndarray, item: np.ndarray) -> Interactions:
 
 
 def random_case(seed: int, users: int, items: int, held_out: int, masked: int, kind: str, dim: int = 4) -> Case:
-    """Held-out pairs may repeat and may be masked; half the users have none; one user keeps only two items unmasked.
+    """A random case. Held-out pairs may repeat and may be masked, half the users have none, one has two unmasked items.
 
-    Vectors are small integers ("ties" abound), short fractions ("exact": products do not round) or "rounded" normal
-    numbers; of the latter two each vector occurs twice.
+    Vectors are small integers ("ties": many equal scores), short fractions ("exact": products do not round) or normal
+    numbers ("rounded"). In the last two kinds, each vector occurs twice.
     """
     draw = np.random.default_rng(seed)
     shapes = ((users, dim), (items, dim))
@@ -61,7 +61,7 @@ def inner(users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
 
 
 def evaluate(case: Case, ks: tuple[int, ...] = KS) -> Ranked:
-    """The evaluator's answer; in a group of processes each passes its own rows."""
+    """The evaluator's result; in a group of processes, each process passes its own rows."""
     world = World.current()
     users, items = Partition(len(case.users), world.size), Partition(len(case.items), world.size)
     evaluator = Evaluator(world, users, items, case.held_out, case.masked, ks)
@@ -73,7 +73,7 @@ def evaluate(case: Case, ks: tuple[int, ...] = KS) -> Ranked:
 
 
 def plain_rankings(case: Case, scores: torch.Tensor) -> dict[int, tuple[list[int], set[int]]]:
-    """For each user with held-out items: all unmasked items in order, and the held-out ones."""
+    """For each user with held-out items: all unmasked items in the order of the ranking, and the held-out items."""
     masked: dict[int, set[int]] = {}
     for rows in case.masked:
         for user, item in zip(rows.user.tolist(), rows.item.tolist()):
@@ -90,7 +90,7 @@ def plain_rankings(case: Case, scores: torch.Tensor) -> dict[int, tuple[list[int
 
 
 def plain_metrics(rankings: dict[int, tuple[list[int], set[int]]], ks: tuple[int, ...] = KS) -> dict[str, float]:
-    """The formulas of docs/methods/alignrec.md section 5.3, word for word."""
+    """The formulas of docs/methods/alignrec.md section 5.3, written out literally."""
     out = {}
     for k in ks:
         rows = []

@@ -62,12 +62,12 @@ def test_probes_change_nothing(monkeypatch, few, kind, seed):
     case = random_case(seed, 150, 4 * few + 13, 300, 900, kind)
     evaluator = Evaluator(World(0, 1), Partition(150, 1), Partition(4 * few + 13, 1), case.held_out, case.masked, KS)
     undecided = evaluator._probes.undecided(case.users, case.items, inner)
-    assert 0 < len(undecided) < len(evaluator.pairs.user)  # the shorter way was taken, and not by all
+    assert 0 < len(undecided) < len(evaluator.pairs.user)  # some users were decided early, but not all
     assert_plain(case, evaluate(case))
 
 
 def falling(masked: int, held_out: int, users: int = 300, items: int = 160) -> Case:
-    """Every user scores items in falling order, masks the first ones and holds out one item."""
+    """For every user, scores fall with the item number, the first items are masked, and one item is held out."""
     user = np.arange(users)
     return Case(
         torch.ones(users, 1),
@@ -191,7 +191,7 @@ def test_keep_restricts_pairs_and_users():
 
 
 def fingerprints() -> list[str]:
-    """What many evaluations give in this process's world, as digests, and the error of one with a bad score."""
+    """The digests of many evaluations in this process's world, and the error of one with a score that is not finite."""
     out = []
     sizes = [*SIZES, (1500, 2412, 1900, 4000), (5, 3000, 9, 10)]
     kept = ranking.ITEMS_PER_CHUNK
@@ -217,7 +217,7 @@ def test_same_bits_at_any_number_of_workers_and_threads():
         expected = fingerprints()
         torch.set_num_threads(2)
         assert fingerprints() == expected
-        with ThreadPoolExecutor(1) as pool:  # a new thread inherits the setting that the evaluation found
+        with ThreadPoolExecutor(1) as pool:  # a new thread inherits the setting from before the evaluation
             assert [torch.get_num_threads(), pool.submit(torch.get_num_threads).result()] == [2, 2]
     finally:
         torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""Examples of recommendations against a plain sort, and what `distrec evaluate` writes beside its report."""
+"""Examples of recommendations against a plain sort, and the files that `distrec evaluate` writes next to its report."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def recommended(case: Case, chosen: np.ndarray, score: Score = inner, k: int = 1
 
 
 def check(seed: int, shape: tuple[int, int, int, int], kind: str) -> list[list[int]]:
-    """Some users in an order of their own, against a plain sort."""
+    """Recommend to some users, in any order, and compare with a plain sort."""
     case = random_case(seed, *shape, kind)
     expected = list(plain_rankings(case, case.users @ case.items.T).values())
     chosen = np.random.default_rng(seed).permutation(len(expected))[:6]
@@ -81,7 +81,7 @@ def rows_of(data: Dataset, *splits: Any) -> list[Interactions]:
 
 
 def test_evaluate_writes_users_and_examples(tmp_path: Path) -> None:
-    """Of every method that scores in a way of its own, under every mask."""
+    """For every method with its own way of scoring, under every mask."""
     from distrec import train
     from distrec.training.evaluate import evaluate
 
@@ -136,7 +136,7 @@ def check_example(user: dict[str, Any], data: Dataset, split: str, mask: str) ->
 
 
 def everything(data: str, storage: str) -> list[list[list[int]]]:
-    """Every shape and kind, also where products round, and a scorer of its own; then the files of a run."""
+    """Every shape and kind, including rounded products, and a scorer over several vectors; then the files of a run."""
     from distrec.config import RunConfig, decode
     from distrec.methods.registry import resolve
     from distrec.runtime import quiet
@@ -160,7 +160,7 @@ def everything(data: str, storage: str) -> list[list[list[int]]]:
 
 
 @pytest.mark.multiprocess
-def test_any_number_of_workers_tells_the_same(tmp_path: Path) -> None:
+def test_the_result_is_the_same_at_any_number_of_workers(tmp_path: Path) -> None:
     from distrec import train
 
     path, storage = small.write_small(tmp_path / "data"), tmp_path / "runs"

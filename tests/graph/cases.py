@@ -9,7 +9,7 @@ SIZES = [(17, 9), (9, 17), (5, 5), (2, 11), (40, 3)]  # users, items
 
 
 def pairs(users: int, items: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """User and item of each pair; the last user and the first item have none, some pairs occur twice."""
+    """The user and the item of each pair; the last user and the first item are in no pair, some pairs occur twice."""
     rng = np.random.default_rng(seed)
     count = 3 * max(users, items)
     user, item = rng.integers(0, users - 1, count), rng.integers(1, items, count)
@@ -17,7 +17,7 @@ def pairs(users: int, items: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def normalised(user: np.ndarray, item: np.ndarray, users: int, items: int) -> torch.Tensor:
-    """`R` `[users, items]` in float64 with `R_ui = n_ui / sqrt(deg_u deg_i)`, 0 where a degree is 0."""
+    """`R` `[users, items]` in float64 with `R_ui = n_ui / sqrt(deg_u deg_i)`, and 0 if a degree is 0."""
     counts = np.zeros((users, items))
     np.add.at(counts, (user, item), 1)
     scale = np.sqrt(np.outer(counts.sum(1), counts.sum(0)))

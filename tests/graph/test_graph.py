@@ -21,7 +21,7 @@ WIDTH = 6
 
 
 def mine(world: World, partition: Partition, whole: torch.Tensor) -> torch.Tensor:
-    """My block of a whole array, in float32, to be differentiated."""
+    """My block of a whole array, in float32 and with gradient."""
     block = whole[partition.start(world.rank) : partition.stop(world.rank)]
     return block.float().requires_grad_()
 
@@ -70,7 +70,7 @@ def user_item(world: World) -> None:
             close(blocks[0].grad, back[:users][my_users])
             close(blocks[1].grad, back[users:][my_items])
 
-            # A loss that uses one side only still moves both.
+            # A loss that uses only one side gives gradients to both.
             blocks = mine(world, sides[0], whole_users), mine(world, sides[1], whole_items)
             (graph.propagate(*blocks, layers)[0] * user_weights[my_users].float()).sum().backward()
             back = operator.t() @ torch.cat([user_weights, torch.zeros_like(item_weights)])
@@ -81,7 +81,7 @@ def user_item(world: World) -> None:
 def travels(
     world: World, graph: UserItemGraph, users: Partition, items: Partition, user: np.ndarray, item: np.ndarray
 ) -> None:
-    """The record counts what would travel if either side stayed, and the side that stays is the cheaper one."""
+    """The record counts the rows that would move if either side stayed, and the side that stays is the cheaper one."""
     counted = {}
     for stays, rows, columns, row, column in (("users", users, items, user, item), ("items", items, users, item, user)):
         worst = 0
@@ -97,7 +97,7 @@ def travels(
 
 
 def matrices(world: World) -> list[dict[str, object]]:
-    """`ShardedMatrix` of any shape, with entries given in any order, some twice, and one without entries."""
+    """`ShardedMatrix` of several shapes: entries in any order, some of them twice, and a matrix without entries."""
     records = []
     for rows, columns, count in ((13, 7, 60), (3, 50, 20), (50, 3, 20), (1, 1, 1), (8, 8, 0)):
         rng = np.random.default_rng(rows)
@@ -135,7 +135,7 @@ def matrices(world: World) -> list[dict[str, object]]:
 
 
 def neighbours(world: World) -> list[list[list[int]]]:
-    """The lists of every case, found by all ranks together; each rank checks its own rows."""
+    """All ranks compute the lists of every case together, and each rank checks its own rows."""
     found_lists = []
     for items, width, k, seed in ((30, 8, 5, 0), (7, 3, 20, 1), (90, 384, 10, 2), (1, 4, 3, 3), (61, 13, 61, 4)):
         vectors = similar(items, width, seed)
@@ -144,7 +144,7 @@ def neighbours(world: World) -> list[list[list[int]]]:
         values, found = cosine_neighbours(world, partition, vectors[rows], k)
         assert values.shape == found.shape == (rows.stop - rows.start, min(k, items))
         exact = vectors.double() @ vectors.double().t()
-        # Equal vectors have equal cosines, which exact arithmetic on rounded vectors shows too; others are far apart.
+        # Equal vectors have equal cosines, also in exact arithmetic on rounded vectors; other cosines are far apart.
         keys = [(-np.round(row, 6), np.arange(items)) for row in exact[rows].numpy()]
         wanted = [np.lexsort((column, key))[:k].tolist() for key, column in keys]
         assert found.tolist() == wanted
@@ -156,7 +156,7 @@ def neighbours(world: World) -> list[list[list[int]]]:
 
 
 def similar(items: int, width: int, seed: int) -> torch.Tensor:
-    """Unit vectors; a third of them are one and the same, two are zero (cosine 0 with all)."""
+    """Unit vectors, a third of them equal; two vectors are zero (cosine 0 with all)."""
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.randn(items, width, generator=generator)
     chosen = torch.randperm(items, generator=generator)
@@ -166,7 +166,7 @@ def similar(items: int, width: int, seed: int) -> torch.Tensor:
 
 
 def in_blocks(world: World) -> list[list[list[int]]]:
-    """`neighbours` with blocks smaller than the data: equal vectors meet at every place of a block, also the last."""
+    """`neighbours` with blocks smaller than the data, so that equal vectors occur at every place of a block."""
     knn._ROWS, knn._COLUMNS = 4, 7
     try:
         return neighbours(world)

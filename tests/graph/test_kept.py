@@ -1,4 +1,4 @@
-"""Kept neighbour lists: the bits of computed ones, at any number of workers that write and read, whatever lies in the folder."""
+"""Kept neighbour lists have the bits of computed lists, at any number of workers and whatever the folder holds."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ METHODS: list[dict[str, Any]] = [
 
 
 def same(one: Lists, other: Lists) -> bool:
-    """To the bit and the type."""
+    """Check that bits and types are equal."""
     return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
@@ -78,7 +78,7 @@ def test_every_setting_is_part_of_the_key(tmp_path: Path):
 
 
 def damages(path: Path) -> dict[str, bytes | None]:
-    """Contents that are not what was written; None: no file."""
+    """File contents that differ from what was written; None means that there is no file."""
     data = path.read_bytes()
     flipped = bytearray(data)
     flipped[-3] ^= 16
@@ -120,7 +120,7 @@ def test_an_object_store_keeps_lists_too(s3: str, monkeypatch):
 
 
 def graphs_of(path: str, folder: str | None) -> list[torch.Tensor]:
-    """Every method's item graph, my rows as a dense matrix."""
+    """My rows of every method's item graph, as a dense matrix."""
     world, data, out = World.current(), Dataset.open(path), []
     users, items = Partition(data.users, world.size), Partition(data.items, world.size)
     for settings in METHODS:
@@ -132,7 +132,7 @@ def graphs_of(path: str, folder: str | None) -> list[torch.Tensor]:
 
 
 def shared(path: str, folder: str, told: bool) -> list[torch.Tensor]:
-    """My rows of lists of many files, and of graphs without and with kept lists, which must be there if `told`."""
+    """My rows of lists from many files, and of graphs without and with kept lists, which must exist if `told`."""
     kept._ROWS, before, compute = ROWS, kept._ROWS, kept.cosine_neighbours
     try:
         if told:
@@ -143,7 +143,7 @@ def shared(path: str, folder: str, told: bool) -> list[torch.Tensor]:
 
 
 def shared_then_damaged(path: str, folder: str) -> list[torch.Tensor]:
-    """`shared` of lists that are there, and again after damage where the last worker alone reads: all compute."""
+    """`shared` with existing lists, then with one damaged file that only the last worker reads, so that all compute."""
     world = World.current()
     found = shared(path, folder, True)
     world.barrier()
@@ -156,7 +156,7 @@ def shared_then_damaged(path: str, folder: str) -> list[torch.Tensor]:
 
 
 def joined(parts: list[list[torch.Tensor]]) -> list[torch.Tensor]:
-    """All workers' rows."""
+    """The rows of all workers."""
     return [torch.cat(rows) for rows in zip(*parts, strict=True)]
 
 

@@ -16,11 +16,11 @@ from distrec.parallel.world import World
 from tests.distributed import run_workers
 from tests.oracle.gather import sparse_entries
 
-Features = Sequence[tuple[torch.Tensor, int]]  # of each modality: unit vectors [items, width] and k
+Features = Sequence[tuple[torch.Tensor, int]]  # for each modality: unit vectors [items, width] and k
 
 
 def unit_vectors(items: int, width: int, seed: int, equal: float = 0.0, zero: int = 0) -> torch.Tensor:
-    """Unit vectors `[items, width]`; a share of them is one and the same, and `zero` of them are zero."""
+    """Unit vectors `[items, width]`; a share of them is equal, and `zero` of them are zero."""
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.nn.functional.normalize(torch.randn(items, width, generator=generator), dim=1)
     chosen = torch.randperm(items, generator=generator)
@@ -30,7 +30,7 @@ def unit_vectors(items: int, width: int, seed: int, equal: float = 0.0, zero: in
 
 
 def nearest(vectors: torch.Tensor, k: int) -> np.ndarray:
-    """The k nearest other items `[items, k]`: diagonal at -10, of equal cosines the lower item number first."""
+    """The k nearest other items `[items, k]`, with the diagonal at -10 and equal cosines in item order."""
     exact = (vectors.double() @ vectors.double().t()).fill_diagonal_(-10).numpy()
     number = np.arange(len(exact))
     return np.stack([np.lexsort((number, -np.round(row, 6)))[:k] for row in exact])
@@ -72,7 +72,7 @@ def nearest_of(world: World, partition: Partition, features: Features) -> list[t
 
 
 def graphs() -> dict[str, dict[tuple[int, int], float]]:
-    """Every case's entries."""
+    """The entries of every case."""
     world, found = World.current(), {}
     for name, features in cases().items():
         partition = Partition(len(features[0][0]), world.size)
@@ -96,7 +96,7 @@ def check_graphs(found: dict[str, dict[tuple[int, int], float]]) -> None:
 
 
 def lists() -> list[list[list[int]]]:
-    """Neighbours without the item itself, for every k up to one more than there are; each rank checks its own rows."""
+    """Neighbours without the item itself, for every k up to one more than exist; each rank checks its own rows."""
     world, whole_lists = World.current(), []
     for items, width, equal, zero, seed in (
         (2, 3, 0.0, 0, 0),
@@ -119,7 +119,7 @@ def lists() -> list[list[list[int]]]:
 
 
 def everything() -> dict[str, dict[tuple[int, int], float]]:
-    """All of it twice: as it is, and with blocks smaller than the data."""
+    """All checks twice: with the usual blocks, and with blocks smaller than the data."""
     found, found_lists, before = graphs(), lists(), (knn._ROWS, knn._COLUMNS)
     knn._ROWS, knn._COLUMNS = 4, 7
     try:
@@ -144,14 +144,14 @@ def test_any_number_of_processes_equals_the_dense_graph(size: int):
 
 
 def test_equal_items_choose_the_lowest_numbers():
-    """With all rows equal, items 0 to k - 1 are everyone's neighbours; they themselves take one more."""
+    """If all rows are equal, items 0 to k - 1 are the neighbours of all items; they themselves also have item k."""
     assert nearest(unit_vectors(6, 3, 0, equal=1), 2).tolist() == [[1, 2], [0, 2], [0, 1], [0, 1], [0, 1], [0, 1]]
     w = counted([(unit_vectors(6, 3, 0, equal=1), 2)])
     assert w.sum(1).tolist() == [5, 5, 2, 2, 2, 2]
 
 
 def test_the_weights_are_one_and_two():
-    """Where both modalities choose an edge it counts twice, whichever end chose it, and never four times."""
+    """An edge that both modalities choose counts twice, whichever end chose it, and never four times."""
     for name in ("two modalities", "twice the same", "some equal, some zero"):
         assert set(counted(cases()[name]).unique().tolist()) == {0, 1, 2}
     first = unit_vectors(25, 6, 3)

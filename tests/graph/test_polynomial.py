@@ -18,13 +18,13 @@ WIDTH = 6
 
 
 def draws(seed: int) -> Callable[..., torch.Tensor]:
-    """Normal float64 arrays of any shape."""
+    """Normally distributed float64 arrays of any shape."""
     generator = torch.Generator().manual_seed(seed)
     return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 def weight_lists(layers: int, draw: Callable[..., torch.Tensor]) -> list[list[Weight]]:
-    """Weights of both kinds: one number for each power, and one for each of its columns."""
+    """Weights of both kinds: one number for each power, and one number for each column of each power."""
     scalars: list[Weight] = [float(weight) for weight in draw(layers + 1)]
     columns: list[Weight] = [draw(WIDTH) for _ in LAYERS[: layers + 1]]
     return [scalars, columns, mean_of_powers(layers), decaying_powers(draw(WIDTH).sigmoid(), layers, torch.float64)]
@@ -62,7 +62,7 @@ def test_of_several_arrays_it_is_the_sum_of_powers_of_the_stack(layers: int, use
 
 @pytest.mark.parametrize("layers", LAYERS)
 def test_decaying_weights_are_the_specification_s_and_sum_to_one(layers: int):
-    """`(1 - c) / (1 - c^(L+1)) c^l` is `c^l / sum_k c^k`, which has no cancellation where c is near 1."""
+    """`(1 - c) / (1 - c^(L+1)) c^l` is `c^l / sum_k c^k`, which has no cancellation if c is near 1."""
     decay = torch.tensor([1e-12, 1e-3, 1.4e-3, 0.1, 0.5, 0.9, 0.99858, 1 - 1e-3], dtype=torch.float64)
     powers = torch.stack([decay**power for power in range(layers + 1)])
     exact = powers / powers.sum(0)
@@ -70,7 +70,7 @@ def test_decaying_weights_are_the_specification_s_and_sum_to_one(layers: int):
     torch.testing.assert_close(found, exact, rtol=2e-12, atol=0)
     torch.testing.assert_close(found.sum(0), torch.ones(len(decay), dtype=torch.float64), rtol=2e-12, atol=0)
     single = torch.stack(decaying_powers(decay.float(), layers))  # type: ignore[arg-type]
-    rounded = decay.float().double()  # formed in float64 from what was given
+    rounded = decay.float().double()  # computed in float64 from the given values
     again = torch.stack(decaying_powers(rounded, layers, torch.float64))  # type: ignore[arg-type]
     assert single.dtype == torch.float32
     assert torch.equal(single, again.float())
@@ -96,7 +96,7 @@ def test_without_decay_it_is_the_identity(layers: int):
 
 @pytest.mark.parametrize(("items", "neighbours", "seed"), [(12, [3], 0), (40, [5, 1], 1), (70, [2, 2, 4], 2)])
 def test_the_leading_eigenvector_of_an_item_graph_stays(items: int, neighbours: list[int], seed: int):
-    """`sqrt(degree)` is the eigenvector of eigenvalue 1 of `D^-1/2 W D^-1/2`, and the weights of every column sum to 1."""
+    """`sqrt(degree)` is the eigenvector of `D^-1/2 W D^-1/2` with eigenvalue 1, and each column's weights sum to 1."""
     world, partition = World(0, 1), Partition(items, 1)
     features = [(unit_vectors(items, 8, seed + number), k) for number, k in enumerate(neighbours)]
     graph = symmetric_neighbour_graph(world, partition, nearest_of(world, partition, features))

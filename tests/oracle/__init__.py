@@ -1,1 +1,1 @@
-"""Parity with the published programs: their recorded numbers against the project's own engine."""
+"""Parity with the published programs: compares their recorded numbers with the project's own engine."""

@@ -1,4 +1,4 @@
-"""`python -m tests.oracle METHOD FILE.npz [--workers N] [--zero S]`: exit status 0 when every key is within tolerance."""
+"""`python -m tests.oracle METHOD FILE.npz [--workers N] [--zero S]`: exits with 0 if every key is within tolerance."""
 
 from __future__ import annotations
 

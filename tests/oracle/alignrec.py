@@ -1,4 +1,4 @@
-"""AlignRec's fixture: names, settings, and what to compare with which tolerance."""
+"""AlignRec's fixture: names, settings, and the comparisons with their tolerances."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def config(fixture: Fixture, zero_stage: int) -> RunConfig:
 
 
 def replay(fixture: Fixture, engine: Engine) -> list[Row]:
-    """Repeat the recorded run; collective, the rows are the same on every rank."""
+    """Repeat the recorded run. Collective; the rows are the same on every rank."""
     h, lr = fixture.hparam, engine.config.optimizer.lr
     for name, table in TABLES.items():
         set_table(engine, table, fixture[f"init/{name}"])

@@ -1,9 +1,9 @@
-"""BiVRec's fixture, two runs of the released prototype: names, settings, recorded noise, and what to compare.
+"""BiVRec's fixture, two runs of the released prototype: names, settings, recorded noise, and the comparisons.
 
 Section numbers in brackets refer to docs/methods/bivrec.md.
 
-The program pads histories on the right, here they are padded on the left. The prototype sees a set, so only recorded draws
-have to follow: those of a row with n items move n places on, round the end.
+The program pads histories on the right; here they are padded on the left. The prototype reads a history as a set, so
+only the recorded random draws must be moved: those of a row with n items are rotated by n places.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ TABLE = "embeddings.weight"
 
 
 def runs(fixture: Fixture) -> dict[str, Fixture]:
-    """The runs in a file by prefix of their keys."""
+    """The runs in a file, by the prefix of their keys."""
     return {"": fixture} | ({"close/": fixture.under("close")} if fixture.keys("close") else {})
 
 
 class Recorded:
-    """The Gumbel draws in the fixture; users without any, those of other splits, get zeros."""
+    """The Gumbel draws in the fixture; users of other splits, which have none, get zeros."""
 
     def __init__(self, fixture: Fixture):
         self._fixture, self._first = fixture, first_users(fixture)
@@ -75,7 +75,7 @@ class Recorded:
 
 
 def _moved(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """What is padded on the right `[rows, …, length]`, padded on the left."""
+    """Rows `[rows, …, length]` that are padded on the right, as rows that are padded on the left."""
     return np.stack([np.roll(row, length - count, -1) for row, count, length in _rows(values, mask)])
 
 
@@ -87,18 +87,18 @@ def _rows(values: np.ndarray, mask: np.ndarray) -> list[tuple[np.ndarray, int, i
 
 
 def windows(items: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Recorded histories as ours: the newest item last, -1 where there is none."""
+    """Recorded histories in our form: the newest item last, and -1 for padding."""
     return _moved(np.where(mask == 1, items, -1), mask)
 
 
 def first_users(fixture: Fixture) -> dict[str, int]:
-    """Our number of each split's first user, and one past the last: the splits have users of their own."""
+    """Our number of each split's first user, and the number after the last; each split has its own users."""
     counts = [len(fixture[f"data/{split}_lengths"]) for split in SPLITS]
     return dict(zip((*SPLITS, "end"), np.concatenate([[0], np.cumsum(counts)]).tolist(), strict=True))
 
 
 def dataset(fixture: Fixture, folder: Path) -> Dataset:
-    """Valid and test users' first items are known beforehand, the rest is held out."""
+    """The first items of valid and test users are given as history; the rest is held out."""
     first = first_users(fixture)
     rows: dict[str, list[tuple[int, int]]] = {name: [] for name in (*SPLITS, CONTEXT)}
     for split in SPLITS:
@@ -136,7 +136,7 @@ def config(fixture: Fixture, zero_stage: int) -> RunConfig:
 
 
 def replay(fixture: Fixture, engine: Engine) -> list[Row]:
-    """Repeat the recorded runs; collective, the rows are the same on every rank."""
+    """Repeat the recorded runs. Collective; the rows are the same on every rank."""
     stage, report = engine.config.dense.zero_stage, []
     for prefix, run in runs(fixture).items():
         own = engine if not prefix else Engine(engine.world, engine.space.data, config(run, stage))
@@ -196,7 +196,7 @@ def _method(engine: Engine) -> Any:
 
 
 def _dense_names(fixture: Fixture, engine: Engine) -> dict[str, str]:
-    """Our name of each of the program's weights that the method has."""
+    """Our name for each of the program's weights that the method has."""
     layers = {f"{theirs}.{kind}": f"{ours}.{kind}" for theirs, ours in LAYERS.items() for kind in ("weight", "bias")}
     if engine.config.method["modality"] == "text":
         layers |= {f"text_layer.{kind}": f"content.each.0.{kind}" for kind in ("weight", "bias")}
@@ -222,7 +222,7 @@ def _outputs(fixture: Fixture, engine: Engine, batch: WindowBatch) -> list[Row]:
 
 
 def _skipped(fixture: Fixture) -> set[str]:
-    """Biases whose true gradient is zero, where the program follows rounding noise."""
+    """The biases whose true gradient is zero, so that the program's updates are rounding noise."""
     return set(fixture["noisegrad"].tolist()) if "noisegrad" in fixture else set()
 
 

@@ -1,4 +1,4 @@
-"""What every method's replay does: set weights, repeat the recorded steps, compare tables, gradients and metrics."""
+"""What all replays share: set weights, repeat the recorded steps, and compare tables, gradients and metrics."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def replay_steps(
     graded: Callable[[], list[Row]],
     stepped: Callable[[], list[Row]] = list,
 ) -> tuple[list[dict[str, float]], list[Row]]:
-    """Repeat all steps; reports of the first: after its forward, after its backward, after its update."""
+    """Repeat all steps; report the first step after its forward, after its backward and after its update."""
     every, report = [], []
     for step in range(len(fixture["batch/users"])):
         columns = (fixture[f"batch/{name}"][step] for name in ("users", "pos", "neg"))
@@ -67,12 +67,12 @@ def stacked(engine: Engine, final: Representations) -> np.ndarray:
 
 
 def compare_matrix(fixture: Fixture, engine: Engine, key: str, matrix: ShardedMatrix, tolerance: float = 1e-6) -> Row:
-    """A sharded matrix against `graph/KEY`."""
+    """Compare a sharded matrix with `graph/KEY`."""
     return entries(f"graph/{key}", sparse_entries(engine.world, matrix), recorded(fixture, key), tolerance)
 
 
 def recorded(fixture: Fixture, key: str) -> dict[tuple[int, int], float]:
-    """Entries of `graph/KEY`, equal places added up."""
+    """The entries of `graph/KEY`; entries at the same place are added."""
     out: dict[tuple[int, int], float] = {}
     row, column = fixture[f"graph/{key}_indices"]
     for r, c, value in zip(row.tolist(), column.tolist(), fixture[f"graph/{key}_values"].tolist(), strict=True):
@@ -81,7 +81,7 @@ def recorded(fixture: Fixture, key: str) -> dict[tuple[int, int], float]:
 
 
 def user_item_entries(engine: Engine, matrix: ShardedMatrix) -> dict[tuple[int, int], float]:
-    """The user x item part, whichever side the rows are."""
+    """The user x item part, whichever side has the rows."""
     found = sparse_entries(engine.world, matrix)
     if engine.space.users.rows < engine.space.items.rows:  # the longer side is the row side
         found = {(user, item): value for (item, user), value in found.items()}
@@ -89,7 +89,7 @@ def user_item_entries(engine: Engine, matrix: ShardedMatrix) -> dict[tuple[int, 
 
 
 def both_ways(upper: Mapping[tuple[int, int], float], users: int) -> dict[tuple[int, int], float]:
-    """The adjacency over users and items stacked."""
+    """The adjacency matrix over stacked users and items."""
     there = {(user, users + item): value for (user, item), value in upper.items()}
     return there | {(column, row): value for (row, column), value in there.items()}
 
@@ -97,7 +97,7 @@ def both_ways(upper: Mapping[tuple[int, int], float], users: int) -> dict[tuple[
 def compare_metrics(
     fixture: Fixture, engine: Engine, final: Representations, prefix: str, masks: Mapping[str, list[Interactions]]
 ) -> list[Row]:
-    """`metrics/PREFIX{valid,test}_…`, with the given interactions left out of each split's rankings."""
+    """Compare `metrics/PREFIX{valid,test}_…`; each split's rankings leave out the given interactions."""
     names, rows = fixture.keys("metrics"), []
     ks = sorted({int(name.rpartition("@")[2]) for name in names})
     for split, mask in masks.items():

@@ -1,4 +1,4 @@
-"""Differences, each against its tolerance."""
+"""Differences between compared values, each with its tolerance."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Row:
-    """One compared key. It holds when `difference <= tolerance`; NaN never does."""
+    """One compared key. It holds if `difference <= tolerance`; NaN never holds."""
 
     key: str
     difference: float
@@ -52,7 +52,7 @@ def trained(key: str, found: np.ndarray, wanted: np.ndarray, tolerance: float, l
 def entries(
     key: str, found: dict[tuple[int, int], float], wanted: dict[tuple[int, int], float], tolerance: float
 ) -> Row:
-    """Sparse matrices: an entry on one side only differs by its whole value."""
+    """Sparse matrices; an entry that only one of them has differs by its whole value."""
     keys = found.keys() | wanted.keys()
     largest = max((abs(found.get(k, 0.0) - wanted.get(k, 0.0)) for k in keys), default=0.0)
     return Row(key, largest, tolerance, "max |difference|")

@@ -1,4 +1,4 @@
-"""Fixtures of our own: AlignRec computed densely in float64, kept in the layout of the published ones."""
+"""Our own fixtures: AlignRec computed densely in float64, in the layout of the published fixtures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAMES = {
 def write_fixture(
     path: Path, users: int, items: int, width: int, batch: int, hparams: dict[str, Any], seed: int
 ) -> str:
-    """Random interactions, features, weights and batches, and what plain autograd and Adam make of them."""
+    """Random interactions, features, weights and batches, and the results of plain autograd and Adam."""
     rng = np.random.default_rng(seed)
     h = {
         "n_layers": 1, "n_ui_layers": 2, "knn_k": 10, "embedding_size": 8, "cl_loss": 0.01, "sim_weight": 0.2,
@@ -48,7 +48,7 @@ def write_fixture(
     shapes |= {"gate_v.weight": (h["embedding_size"],) * 2, "gate_v.bias": (h["embedding_size"],)}
     start_values = {name: rng.normal(size=shape, scale=0.3).astype(np.float32) for name, shape in shapes.items()}
     start_values["content"] = features
-    chosen = rng.integers(0, counts["train"], (h["steps"], batch - 3))  # short of the configured batch
+    chosen = rng.integers(0, counts["train"], (h["steps"], batch - 3))  # fewer than the configured batch
     triples = out["data/train_user"][chosen], out["data/train_item"][chosen], rng.integers(0, items, chosen.shape)
     out |= dict(zip(("batch/users", "batch/pos", "batch/neg"), triples, strict=True))
     out["nograd"] = np.array(["query_common.0.weight"])

@@ -1,4 +1,4 @@
-"""A fixture of the published program's numbers, and the prepared dataset and config that repeat its run."""
+"""A fixture with the published program's numbers, and the prepared dataset and config that repeat its run."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from distrec.methods.registry import resolve
 
 
 class Fixture:
-    """Arrays of one `.npz` file by key."""
+    """The arrays of one `.npz` file, by key."""
 
     def __init__(self, path: str):
         with np.load(path, allow_pickle=False) as archive:
             self._arrays = {key: archive[key] for key in archive.files}
 
     def under(self, prefix: str) -> Fixture:
-        """A second run in the file: its own arrays under `prefix/`, and the first one's where it has none."""
+        """A second run in the file: its own arrays under `prefix/`, and the first run's arrays for all other keys."""
         mine = {key: self[f"{prefix}/{key}"] for key in self.keys(prefix)}
         out = object.__new__(Fixture)
         shared = {key: x for key, x in self._arrays.items() if key.startswith(("data/", "batch/", "hparams/"))}
@@ -42,11 +42,11 @@ class Fixture:
         return self[f"hparams/{name}"].item()
 
     def count(self, side: str) -> int:
-        """Number of "users" or "items"."""
+        """The number of "users" or "items"."""
         return int(self[f"data/n_{side}"])
 
     def keys(self, prefix: str) -> list[str]:
-        """Keys under `prefix/`, without it."""
+        """The keys under `prefix/`, without the prefix."""
         return [key.removeprefix(f"{prefix}/") for key in self._arrays if key.startswith(f"{prefix}/")]
 
 
@@ -71,11 +71,11 @@ def write(
     features: Mapping[str, np.ndarray],
     tokens: Mapping[str, tuple[np.ndarray, np.ndarray]],
 ) -> Dataset:
-    """A prepared dataset of arrays.
+    """Write a prepared dataset from arrays.
 
     Args:
-        features: `[items, width]` by name.
-        tokens: values `[items, tokens, width]` and how many of them are real `[items]`, by name.
+        features: vectors `[items, width]`, by name.
+        tokens: values `[items, tokens, width]` and the number of real tokens `[items]`, by name.
     """
     root = open_folder(str(folder))
     files, entries, counts = {}, {}, {}

@@ -1,4 +1,4 @@
-"""Whole tensors from an engine's blocks, under the fixture's names. All collective."""
+"""Whole tensors from an engine's blocks, under the fixture's names. All functions are collective."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def dense_gradients(engine: Engine) -> dict[str, np.ndarray]:
 
 
 def sparse_entries(world: World, matrix: ShardedMatrix) -> dict[tuple[int, int], float]:
-    """All entries of a sharded matrix, read off its products with unit vectors' rows."""
+    """All entries of a sharded matrix, read from its products with blocks of unit vectors."""
     columns = matrix.column_partition
     first = columns.start(world.rank)
     identity = torch.eye(columns.rows)[first : columns.stop(world.rank)]

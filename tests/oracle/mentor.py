@@ -1,4 +1,4 @@
-"""MENTOR's fixture: names, settings, recorded noise, and what to compare with which tolerance."""
+"""MENTOR's fixture: names, settings, recorded noise, and the comparisons with their tolerances."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def theirs(tower: str) -> str:
 
 
 class Recorded:
-    """The draws in the fixture; the mask's pattern is there for the first step only."""
+    """The random draws in the fixture; it has the mask's pattern for the first step only."""
 
     def __init__(self, fixture: Fixture):
         self._fixture = fixture
@@ -79,7 +79,7 @@ def config(fixture: Fixture, zero_stage: int) -> RunConfig:
 
 
 def replay(fixture: Fixture, engine: Engine) -> list[Row]:
-    """Repeat the recorded run; collective, the rows are the same on every rank."""
+    """Repeat the recorded run. Collective; the rows are the same on every rank."""
     h, lr, method = fixture.hparam, engine.config.optimizer.lr, _method(engine)
     _set_weights(fixture, engine)
     method.draws = Recorded(fixture)
@@ -102,7 +102,7 @@ def replay(fixture: Fixture, engine: Engine) -> list[Row]:
         lambda found: compare_terms(fixture, found, terms),
         lambda: _gradients(fixture, engine),
     )
-    # The mask's value has no gradient and its draws are not recorded beyond the first step.
+    # The mask's value has no gradient, and its draws are recorded for the first step only.
     losses = np.array([sum(value for term, value in step.items() if term != "mask") for step in every])
     losses += fixture["out/loss_mask_steps"]
     report += [*rows, relative("out/loss_steps", losses, fixture["out/loss_steps"], 1e-6)]

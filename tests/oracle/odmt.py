@@ -1,4 +1,4 @@
-"""ODMT's fixture: names, settings, and what to compare with which tolerance; its second run has tied CLS features."""
+"""ODMT's fixture: names, settings, and the comparisons with their tolerances. Its second run has tied CLS features."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _NAMES = [
 
 
 def ours(name: str) -> str:
-    """A dense parameter's name here."""
+    """Our name for a dense parameter."""
     for pattern, replacement in _NAMES:
         name = re.sub(pattern, replacement, name)
     return name
@@ -91,7 +91,7 @@ def config(fixture: Fixture, zero_stage: int) -> RunConfig:
 
 
 def replay(fixture: Fixture, engine: Engine) -> list[Row]:
-    """Repeat the recorded run; collective, the rows are the same on every rank."""
+    """Repeat the recorded run. Collective; the rows are the same on every rank."""
     h, lr, decay = fixture.hparam, engine.config.optimizer.lr, engine.config.optimizer.weight_decay
     report = [*_inputs(fixture, engine), *_start(fixture, engine)]
     every, norms = [], []
@@ -108,7 +108,7 @@ def replay(fixture: Fixture, engine: Engine) -> list[Row]:
         norms.append(engine.grad_norm)
     report += _losses(fixture, every)
     report.append(relative("out/grad_norm_steps", np.array(norms), fixture["out/grad_norm_steps"], 2e-5))
-    # Nobody reads the padding's row, but weight decay moves it there.
+    # The row of the padding is never read, but weight decay changes it in the published program.
     padding = fixture["init/id_encoder.weight"][:1] * (1 - lr * decay) ** h("steps")
     table = table_weights(engine, {"item": "item"})["item"]
     found = {name: np.asarray(x) for name, x in engine.dense.state().items()}
@@ -140,7 +140,7 @@ def _batch(fixture: Fixture, engine: Engine, step: int) -> WindowBatch:
 
 
 def _inputs(fixture: Fixture, engine: Engine) -> list[Row]:
-    """What the data became: windows, popularity, the table's start (half precision), the ramp."""
+    """Compare what is computed from the data: windows, popularity, the table's start (half precision), the ramp."""
     method, users, length = _method(engine), np.arange(engine.space.users.rows), fixture.hparam("max_seq_len")
     rows = []
     for split in ("valid", "test"):
@@ -160,7 +160,7 @@ def _inputs(fixture: Fixture, engine: Engine) -> list[Row]:
 
 
 def _start(fixture: Fixture, engine: Engine) -> list[Row]:
-    """Set weights, and tokens in float32 where ours are kept in half precision."""
+    """Set the weights, and set tokens in float32, which ours keep in half precision."""
     method, items, rank = _method(engine), engine.space.items, engine.world.rank
     mine = slice(items.start(rank), items.stop(rank))
     for name in ("text", "image"):
@@ -176,7 +176,7 @@ def _start(fixture: Fixture, engine: Engine) -> list[Row]:
 
 
 def _outputs(fixture: Fixture, engine: Engine, batch: WindowBatch) -> list[Row]:
-    """Vectors, logits and unweighted terms of the first batch, with the weights as they start."""
+    """Vectors, logits and unweighted terms of the first batch, with the initial weights."""
     method, world = _method(engine), engine.world
     with torch.no_grad():
         engine.dense.train(True)
@@ -192,7 +192,7 @@ def _outputs(fixture: Fixture, engine: Engine, batch: WindowBatch) -> list[Row]:
         found[f"item_{name}"] = (columns[read.column][real][:, part], real.numpy(), 1e-5)
         found[f"user_{name}"] = (rows[:, part], known, 1e-5)
         found[f"logits_{name}"] = (scores[place], ..., 1e-5)
-    # The second run has recorded some of them only.
+    # The second run has recorded only some of them.
     report = [
         absolute(f"out/{key}", value.numpy(), fixture[f"out/{key}"][where], tolerance)
         for key, (value, where, tolerance) in found.items()
@@ -206,13 +206,13 @@ def _outputs(fixture: Fixture, engine: Engine, batch: WindowBatch) -> list[Row]:
 
 
 def _label_slots(batch: WindowBatch, read: Read) -> torch.Tensor:
-    """Place of each of my rows' next item in the flattened windows of the whole batch."""
+    """The place of each of my rows' next item in the flattened windows of the whole batch."""
     places = batch.real[:, :-1].nonzero()
     return (batch.mine.start + places[:, 0]) * batch.windows.shape[1] + places[:, 1] + 1
 
 
 def _slots(batch: WindowBatch, read: Read, score: torch.Tensor) -> torch.Tensor:
-    """Scores of columns as the published program has them: one for each place, masked ones at a constant."""
+    """Scores with the columns of the published program: one for each place, with masked ones set to a constant."""
     column, labels = read.column.flatten(), _label_slots(batch, read)
     weights = read.candidates.log_weights(read.user, read.label)
     place = torch.arange(len(column))
@@ -242,7 +242,7 @@ def _gradients(fixture: Fixture, engine: Engine) -> list[Row]:
 
 
 def _after(fixture: Fixture, engine: Engine, table: np.ndarray) -> list[Row]:
-    """Item vectors and rankings with the weights after the last step, and how far the tied features went."""
+    """Item vectors and rankings with the weights after the last step, and how far the tied features moved."""
     method, space, ks = _method(engine), engine.space, [10, engine.space.items.rows]
     final, rows = engine.representations("valid"), []
     items = engine.world.gather_blocks(final.items, space.items).numpy()

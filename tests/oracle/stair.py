@@ -60,7 +60,7 @@ def optimizer(fixture: Fixture) -> OptimizerSection:
 
 
 def replay(fixture: Fixture, engine: Engine) -> list[Row]:
-    """Repeat the recorded run; collective, the rows are the same on every rank."""
+    """Repeat the recorded run. Collective; the rows are the same on every rank."""
     method: Any = engine.method
     upper = user_item_entries(engine, method.user_item.matrix)
     report = [
@@ -96,7 +96,7 @@ def replay(fixture: Fixture, engine: Engine) -> list[Row]:
 
 
 def _initial(fixture: Fixture, engine: Engine) -> list[Row]:
-    """Our item vectors up to each modality's sign in each column, and the users' from the recorded items."""
+    """Our item vectors with each modality's sign in each column as recorded, and users' vectors from recorded items."""
     method: Any = engine.method
     found = table_weights(engine, TABLES)
     pairs = np.unique(np.stack([fixture["data/train_user"], fixture["data/train_item"]]), axis=1)
@@ -125,7 +125,7 @@ def _outputs(fixture: Fixture, engine: Engine, suffix: str, tolerance: float) ->
 
 
 def in_float64(fixture: Fixture) -> list[Row]:
-    """The recorded run with the recorded graphs, in one process: the method's own functions on plain float64 tensors."""
+    """The recorded run with the recorded graphs, in one process: the method's functions on plain float64 tensors."""
     h, users, items = fixture.hparam, fixture.count("users"), fixture.count("items")
 
     def dense(key: str, size: int) -> torch.Tensor:

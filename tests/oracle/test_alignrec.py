@@ -1,4 +1,4 @@
-"""The published program's numbers, and fixtures of our own of other sizes, through the real engine."""
+"""The real engine repeats the published program's numbers, and those of our own fixtures of other sizes."""
 
 from __future__ import annotations
 
@@ -30,14 +30,16 @@ OWN: dict[str, dict[str, Any]] = {
     ),
     "few items": dict(
         users=37, items=9, width=7, batch=64, seed=2,
-        hparams={"n_ui_layers": 3, "knn_k": 3, "cca_temperature": 0.4, "ui_cosine_loss_weight": 0.0, "reg_weight": 0.01},
+        hparams={
+            "n_ui_layers": 3, "knn_k": 3, "cca_temperature": 0.4, "ui_cosine_loss_weight": 0.0, "reg_weight": 0.01,
+        },
     ),
 }  # fmt: skip
 ZERO = {1: [0], 2: [0, 1, 2, 3], 3: [0]}
 
 
 def several(runs: list[tuple[str, int, str]], frozen: str | None) -> tuple[list[list[Row]], list[Row]]:
-    """One worker's part of several replays in a row, and of one whose regulariser's target does not move."""
+    """One worker's part of several replays, and of one in which the regulariser's target does not move."""
     rows = [work("alignrec", path, stage, data) for path, stage, data in runs]
     return rows, replay_frozen(frozen) if frozen else []
 
@@ -54,7 +56,7 @@ def replay_frozen(data: str) -> list[Row]:
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory):
-    """Reports of all cases with some number of workers, by (fixture, ZeRO stage), and the frozen one; made once each."""
+    """All reports for a number of workers, by (fixture, ZeRO stage), and the frozen one; made only once."""
     folder = tmp_path_factory.mktemp("oracle")
     paths = {"published": PUBLISHED} | {name: write_fixture(folder / f"{name}.npz", **own) for name, own in OWN.items()}
     for name, path in paths.items():
@@ -74,14 +76,14 @@ def reports(tmp_path_factory: pytest.TempPathFactory):
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("size", ZERO)
 def test_every_key_is_within_its_tolerance(reports, size: int):
-    """Of every fixture, with this number of workers and every ZeRO stage that is run with it."""
+    """For every fixture, with this number of workers and each ZeRO stage that is run with it."""
     for (name, stage), rows in reports(size)[0].items():
         assert all(row.holds for row in rows), f"{name}, ZeRO {stage}\n{table(rows)}"
 
 
 @pytest.mark.multiprocess
 def test_every_key_of_the_published_file_is_compared(reports):
-    """No key of `out/`, `grad/`, `after/`, `after1/`, `metrics/` or `graph/` is passed over."""
+    """No key of `out/`, `grad/`, `after/`, `after1/`, `metrics/` or `graph/` is left out."""
     compared = {row.key for row in reports(1)[0]["published", 0]}
     fixture = Fixture(PUBLISHED)
     for prefix in ("out", "grad", "after", "after1", "metrics"):
@@ -90,8 +92,8 @@ def test_every_key_of_the_published_file_is_compared(reports):
 
 
 @pytest.mark.multiprocess
-def test_a_frozen_target_is_told_from_a_moving_one_by_the_losses_alone(reports):
-    """The oracle can fail, and on the one key that tells: a frozen target is off by 3e-6 after 10 steps."""
+def test_only_the_losses_reveal_a_frozen_target(reports):
+    """The oracle can fail, and does so on the only key that a frozen target changes: by 3e-6 after 10 steps."""
     exceeded = {row.key: row for row in reports(1)[1] if not row.holds}
     assert "out/loss_steps" in exceeded
     assert 1e-6 < exceeded["out/loss_steps"].difference < 1e-5

@@ -1,4 +1,4 @@
-"""The numbers of BiVRec's released prototype, both recorded runs, through the real engine; spoiled ones are told."""
+"""The real engine repeats both recorded runs of BiVRec's released prototype; numbers that are changed are found."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STAGES = {1: [0], 2: [0, 1, 2, 3], 3: [0]}
 
 
 def results() -> set[str]:
-    """The keys of everything the program put out in both runs, without the weights whose true gradient is zero."""
+    """The keys of all outputs of the program in both runs, without the weights whose true gradient is zero."""
     keys = set()
     for prefix, run in bivrec.runs(Fixture(str(PATH))).items():
         for kind in ("out", "grad", "after", "metrics"):
@@ -29,7 +29,7 @@ def results() -> set[str]:
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory):
-    """Rows by ZeRO stage with some number of workers, made once; one worker also replays a spoiled file."""
+    """The rows by ZeRO stage for a number of workers, made once; one worker also replays a changed file."""
     folder = tmp_path_factory.mktemp("oracle")
     bivrec.dataset(Fixture(str(PATH)), folder / "data")
 

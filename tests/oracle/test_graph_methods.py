@@ -1,4 +1,4 @@
-"""The published numbers of STAIR and MENTOR through the real engine, and that spoiled ones are told."""
+"""The real engine repeats the published numbers of STAIR and MENTOR; numbers that are changed are found."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from tests.oracle.replay import METHODS, work
 FOLDER = Path(__file__).parent / "fixtures"
 STAGES = {"stair": {1: [0], 2: [0], 3: [0]}, "mentor": {1: [0], 2: [0, 1, 2, 3], 3: [0]}}
 PREFIXES = ("out", "grad", "after", "after1", "after32", "metrics")
-# Recorded draws' values, added to what is compared with out/loss_steps: they have no gradient and cannot be repeated.
+# Values from recorded draws that are added to out/loss_steps: they have no gradient and cannot be repeated.
 TAKEN = {"mentor": {"out/loss_mask_steps"}, "stair": set()}
 
 
 def several(runs: list[tuple[str, str, int, str]]) -> list[list[Row]]:
-    """One worker's part of several replays in a row."""
+    """One worker's part of several replays."""
     return [work(*run) for run in runs]
 
 
 def results(fixture: Fixture, method: str) -> set[str]:
-    """The keys of everything the program put out."""
+    """The keys of all outputs of the program."""
     return {f"{prefix}/{key}" for prefix in PREFIXES for key in fixture.keys(prefix)} - TAKEN[method]
 
 
 def recorded_key(row: Row) -> str:
-    """The fixture's key of a row; some are compared in two ways."""
+    """The fixture's key of a row; some keys are compared in two ways."""
     return row.key.split(" ")[0]
 
 
 def spoil(method: str, keys: set[str], path: Path) -> str:
-    """The fixture with these keys off by a thousandth of their largest entry."""
+    """The fixture with these keys changed by a thousandth of their largest entry."""
     arrays = dict(np.load(FOLDER / f"{method}.npz"))
     for key in keys:
         arrays[key] = arrays[key] + 1e-3 * (np.abs(arrays[key]).max() or 1)
@@ -46,7 +46,7 @@ def spoil(method: str, keys: set[str], path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory):
-    """Rows by (method, ZeRO stage) with some number of workers, made once; one worker also replays spoiled files."""
+    """The rows by (method, ZeRO stage) for a number of workers, made once; one worker also replays changed files."""
     folder = tmp_path_factory.mktemp("oracle")
     for method in STAGES:
         METHODS[method].dataset(Fixture(str(FOLDER / f"{method}.npz")), folder / method)

@@ -1,4 +1,4 @@
-"""The published numbers of ODMT's two runs through the real engine, and that spoiled ones are told."""
+"""The real engine repeats the published numbers of ODMT's two runs; numbers that are changed are found."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ PREFIXES = [f"{run}{kind}/" for run in ("", "tied/") for kind in ("out", "grad",
 
 
 def results() -> set[str]:
-    """The keys of everything the program put out."""
+    """The keys of all outputs of the program."""
     return {key for prefix in PREFIXES for key in np.load(FILE).files if key.startswith(prefix)}
 
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory):
-    """Rows by ZeRO stage with some number of workers, made once; one worker also replays spoiled files."""
+    """The rows by ZeRO stage for a number of workers, made once; one worker also replays changed files."""
     folder = tmp_path_factory.mktemp("oracle")
     odmt.dataset(Fixture(FILE), folder / "data")
 
     def spoiled(name: str, keys: set[str]) -> str:
-        """The file with these keys off by a thousandth of their largest entry; biases, which start at zero, by more."""
+        """The file with these keys changed by a thousandth of their largest entry, or by 5e-5 if that is more."""
         arrays = dict(np.load(FILE))
         for key in keys:
             arrays[key] = arrays[key] + 1e-3 * max(np.abs(arrays[key]).max(), 0.05)

@@ -15,16 +15,16 @@ SHAPES: list[tuple[tuple[int, ...], torch.dtype]] = [
     ((3,), torch.float32),
     ((2, 3), torch.float64),
 ]
-ROWS = [1, 3, 23]  # fewer rows than ranks, too: some blocks are empty
+ROWS = [1, 3, 23]  # also fewer rows than ranks, so that some blocks are empty
 
 
 def draw(generator: torch.Generator, *shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """Small whole numbers: sums are exact in any order, so exchanges can be compared bit by bit."""
+    """Small whole numbers, whose sums are exact in any order, so that exchanges can be compared bit by bit."""
     return torch.randint(-50, 50, shape, generator=generator).to(dtype)
 
 
 def check(world: World, partition: Partition, exchange: Exchange, needed: torch.Tensor, seed: int) -> None:
-    """`needed`: the global row that each row of `fetch` must be. Every rank has its own."""
+    """Check an exchange; `needed` has the global row that each row of `fetch` must be, and differs by rank."""
     generator = torch.Generator().manual_seed(seed)
     start, stop = partition.start(world.rank), partition.stop(world.rank)
     assert exchange.needed == len(needed)
@@ -83,7 +83,7 @@ def exchanges() -> None:
 
 
 def choice() -> list[tuple[str, int, int]]:
-    """The chosen strategy and rows received when each rank needs its own rows and `extra` of its neighbour's."""
+    """The chosen strategy and the rows received if each rank needs its own rows and `extra` rows of its neighbour."""
     world, out = World.current(), []
     partition = Partition(40 * world.size, world.size)
     others_rows = 40 * (world.size - 1)
@@ -108,7 +108,7 @@ def worlds() -> None:
     assert torch.equal(world.max_(ranks[world.rank].clone()), ranks.max())
     world.barrier()
 
-    # A sum of squares over all ranks, through a square root: the gradient of the whole, whoever holds the part.
+    # The square root of a sum of squares over all ranks: every rank gets the gradient of the whole for its part.
     parts = draw(generator, world.size, 4) + 0.5
     mine = parts[world.rank].clone().requires_grad_()
     norm = world.total(mine.square().sum()).sqrt()
@@ -118,7 +118,7 @@ def worlds() -> None:
     assert torch.allclose(norm.detach(), whole.square().sum().sqrt().detach())
     assert torch.allclose(mine.grad, whole.grad[world.rank])
 
-    # Shares that differ by rank: the objective is their sum.
+    # The shares differ by rank, and the objective is their sum.
     mine.grad = None
     (world.total(mine.sum()) * (world.rank + 1)).backward()
     assert torch.equal(mine.grad, torch.full_like(mine, float(sum(range(1, world.size + 1)))))

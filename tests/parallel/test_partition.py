@@ -8,7 +8,7 @@ from distrec.parallel.partition import Partition, share
 
 @given(rows=st.integers(1, 500), size=st.integers(1, 40))
 def test_blocks_are_those_of_torch_chunk(rows: int, size: int):
-    """TorchRec cuts row-wise shards as `torch.chunk` cuts tensors, and DTensor with `Shard(0)` does too."""
+    """TorchRec and DTensor with `Shard(0)` cut rows into shards in the same way as `torch.chunk` cuts tensors."""
     partition = Partition(rows, size)
     chunks = [chunk.tolist() for chunk in torch.arange(rows).chunk(size)]
     chunks += [[] for _ in range(size - len(chunks))]

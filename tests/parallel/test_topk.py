@@ -8,7 +8,7 @@ from distrec.parallel.topk import merge_top, top_columns
 
 
 def sorted_plainly(scores: torch.Tensor, k: int) -> list[list[int]]:
-    """Per row, the first `k` columns by descending score, then ascending column: plain Python."""
+    """For each row, the first `k` columns by descending score, then ascending column, in plain Python."""
     return [sorted(range(len(row)), key=lambda column, row=row: (-row[column], column))[:k] for row in scores.tolist()]
 
 

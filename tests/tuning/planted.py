@@ -16,7 +16,7 @@ from tests.training import small
 
 
 def write_sweep(path: Path, data: str, methods: Mapping[str, dict[str, Any]], **sections: Any) -> str:
-    """A sweep config over small run configs, of one folder; `methods` gives each entry's section but for its config."""
+    """Write a sweep config over small run configs; `methods` has each entry's section without its `config`."""
     tree: dict[str, Any] = {
         "run": {"name": "sweep", "storage": str(path)},
         "data": data,
@@ -39,7 +39,7 @@ def write_sweep(path: Path, data: str, methods: Mapping[str, dict[str, Any]], **
 
 
 def plan_of(path: Path, spaces: Mapping[str, Space], **sections: Any) -> Plan:
-    """The plan of a sweep over `spaces`, whose runs are never started."""
+    """The plan of a sweep over `spaces`; its runs are never started."""
     sweep: SweepConfig = load_sweep(
         write_sweep(path, "data", {label: {"method": "bprmf"} for label in spaces}, **sections)
     )
@@ -47,7 +47,7 @@ def plan_of(path: Path, spaces: Mapping[str, Space], **sections: Any) -> Plan:
 
 
 def searched(plan: Plan, value: Callable[[Trial], float | None], at_once: int = 1) -> list[Trial]:
-    """The trials of a search in which trial t ends with `value(t)`, or fails where that is None."""
+    """The trials of a search in which each trial t ends with `value(t)`, or fails if that is None."""
     trials: list[Trial] = []
     running: list[Trial] = []
     while True:

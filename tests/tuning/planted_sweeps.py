@@ -1,4 +1,4 @@
-"""Sweep folders with made-up, consistent numbers, and the little dataset that they are about."""
+"""Sweep folders with invented but consistent numbers, and the small dataset that they refer to."""
 
 from __future__ import annotations
 
@@ -39,20 +39,27 @@ class Planted:
     title: str
     method: str
     reads_content: bool
-    quality: float  # about its metric
+    quality: float  # the approximate value of its metric
     space: dict[str, list[Any]] = field(default_factory=dict)
     epochs: int = 12
-    statuses: tuple[str, ...] = ("done",)  # of the trials, repeated
+    statuses: tuple[str, ...] = ("done",)  # the statuses of the trials, repeated
     seconds: float = 600.0
 
 
 LR = [0.0001, 0.0007, 0.0012, 0.004, 0.009, 0.02]
 NINE = (
-    Planted("alignrec", "AlignRec", "alignrec", True, 0.113, {"optimizer.lr": LR, "method.user_item_layers": [1, 2, 3], "method.dim": [32, 64]}, 40, ("done", "done", "stopped")),
-    Planted("odmt", "ODMT", "odmt", True, 0.118, {"optimizer.lr": LR, "method.tau": [0.3, 0.4, 0.5], "method.alpha": [0, 20, 40, 50, 60]}, 60, ("stopped", "done"), 4000),
-    Planted("mentor", "MENTOR (published)", "mentor", True, 0.111, {"optimizer.lr": LR, "method.dim": [32, 64]}, 30, ("done", "failed", "done"), 2500),
-    Planted("stair", "STAIR", "stair", True, 0.115, {"optimizer.lr": LR, "method.gamma": [0.05, 0.1, 0.31, 0.4, 0.6, 0.9]}, 90),
-    Planted("bivrec", "BiVRec (reconstruction)", "bivrec", True, 0.106, {"optimizer.lr": LR, "method.dim": [32, 64]}, 20, ("done", "stopped"), 5000),
+    Planted("alignrec", "AlignRec", "alignrec", True, 0.113,
+            {"optimizer.lr": LR, "method.user_item_layers": [1, 2, 3], "method.dim": [32, 64]}, 40,
+            ("done", "done", "stopped")),
+    Planted("odmt", "ODMT", "odmt", True, 0.118,
+            {"optimizer.lr": LR, "method.tau": [0.3, 0.4, 0.5], "method.alpha": [0, 20, 40, 50, 60]}, 60,
+            ("stopped", "done"), 4000),
+    Planted("mentor", "MENTOR (published)", "mentor", True, 0.111, {"optimizer.lr": LR, "method.dim": [32, 64]}, 30,
+            ("done", "failed", "done"), 2500),
+    Planted("stair", "STAIR", "stair", True, 0.115,
+            {"optimizer.lr": LR, "method.gamma": [0.05, 0.1, 0.31, 0.4, 0.6, 0.9]}, 90),
+    Planted("bivrec", "BiVRec (reconstruction)", "bivrec", True, 0.106,
+            {"optimizer.lr": LR, "method.dim": [32, 64]}, 20, ("done", "stopped"), 5000),
     Planted("lightgcn", "LightGCN", "lightgcn", False, 0.109, {"optimizer.lr": LR, "method.layers": [1, 2, 3, 4]}, 120),
     Planted("sasrec", "SASRec", "sasrec", False, 0.104, {"optimizer.lr": LR}, 50),
     Planted("bprmf", "BPR-MF", "bprmf", False, 0.097, {"optimizer.lr": LR}, 80),
@@ -65,7 +72,7 @@ TWO = (
 
 
 def plant_data(path: str, pictures: bool = True) -> str:
-    """A prepared dataset of `USERS` users and `ITEMS` items with titles and, but for every tenth item, a picture."""
+    """Write a prepared dataset of `USERS` users and `ITEMS` items with titles, and pictures for nine items of ten."""
     folder, rng = open_folder(path), np.random.default_rng(0)
     pairs = np.stack([np.repeat(np.arange(USERS), 3), rng.integers(0, ITEMS, 3 * USERS)]).astype(np.int32)
     files = {}
@@ -87,15 +94,16 @@ def plant_data(path: str, pictures: bool = True) -> str:
         files[name] = write_part(folder, name, pa.table(columns), 10)
     content = {"text": ITEMS, "image": sum(image is not None for image in images)}
     manifest = Manifest(
-        format=FORMAT, name="planted", users=USERS, items=ITEMS, split="leave_last_out", id_order="sorted", content=content,
-        interactions=dict.fromkeys(("train", "valid", "test"), USERS), features={}, config={}, files=files,
+        format=FORMAT, name="planted", users=USERS, items=ITEMS, split="leave_last_out", id_order="sorted",
+        content=content, interactions=dict.fromkeys(("train", "valid", "test"), USERS), features={}, config={},
+        files=files,
     )  # fmt: skip
     write_manifest(folder, manifest)
     return path
 
 
 def picture(number: int) -> bytes:
-    """A PNG that differs from item to item."""
+    """A PNG image that is different for each item."""
     image = Image.new("RGB", (150, 200), ((number * 37) % 256, (number * 91) % 256, (number * 53) % 256))
     ImageDraw.Draw(image).ellipse((20, 30, 130, 170), fill=((number * 91) % 256, 200, (number * 17) % 256))
     out = io.BytesIO()
@@ -140,10 +148,13 @@ def plant(
     folder.write_json(
         {
             "identity": {}, "attempts": [{"started": "2026-11-21T10:00:00Z"}], "seconds": 5400.0, "cpus": 4,
-            "closed": "2026-11-21T11:30:00Z" if closed else None, "done": "2026-11-21T12:00:00Z" if state == "done" else None,
+            "closed": "2026-11-21T11:30:00Z" if closed else None,
+            "done": "2026-11-21T12:00:00Z" if state == "done" else None,
             "data": {"name": "planted", "users": USERS, "items": ITEMS, "split": "leave_last_out", "hash": dataset.hash,
                      "interactions": dataset.manifest.interactions},
-            "entries": {e.label: {"title": e.title, "method": e.method, "reads_content": e.reads_content} for e in entries},
+            "entries": {
+                e.label: {"title": e.title, "method": e.method, "reads_content": e.reads_content} for e in entries
+            },
             "versions": VERSIONS, "published": list(published), "winners": winners,
         },
         "sweep.json",
@@ -169,7 +180,7 @@ def values_of(entry: Planted, number: int) -> dict[str, Any]:
 
 
 def write_trial(folder: Folder, kind: str, name: str, record: dict[str, Any], epochs: list[dict[str, Any]]) -> None:
-    """What a trial and a final run have in common."""
+    """Write the files that a trial and a final run have in common."""
     folder.write_json(record, kind, name, "trial.json")
     started = f"2026-11-21T10:{record.get('number', 0):02d}:00Z"
     folder.write_json(
@@ -196,7 +207,7 @@ def _epochs(entry: Planted, count: int, top: float, seed: int) -> list[dict[str,
 
 
 def _trial(folder: Folder, data: str, entry: Planted, number: int) -> float | None:
-    """Write a trial; returns its value."""
+    """Write a trial and return its value."""
     name, status = f"{entry.label}-{number:03d}", entry.statuses[number % len(entry.statuses)]
     top = entry.quality * (1.15 - 0.06 * abs(number - 3))
     count = {"done": entry.epochs, "stopped": max(entry.epochs // 3, 1), "failed": 1, "running": 3, "waiting": 0}[
@@ -232,8 +243,8 @@ def _final(folder: Folder, data: str, entry: Planted, number: int, seed: int, pl
     }
     test = {metric: float(values.mean()) for metric, values in columns.items()}
     record = {
-        "id": name, "entry": entry.label, "number": number, "seed": seed, "values": values_of(entry, number), "status": "done",
-        "reason": None, "failures": 0, "seconds": entry.seconds * 1.4, "cpus": 2.0,
+        "id": name, "entry": entry.label, "number": number, "seed": seed, "values": values_of(entry, number),
+        "status": "done", "reason": None, "failures": 0, "seconds": entry.seconds * 1.4, "cpus": 2.0,
     }  # fmt: skip
     epochs = _epochs(entry, entry.epochs, entry.quality, seed)
     write_trial(folder, "final", name, record, epochs)
@@ -269,7 +280,8 @@ def _final(folder: Folder, data: str, entry: Planted, number: int, seed: int, pl
         parquet_bytes(pa.table({"user": users, **columns})), "final", name, "evaluation", "test-users.parquet"
     )
     shown = [
-        {"user": user, "id": f"u{user}", "history": [(user + step) % ITEMS for step in range(12)], "held_out": [(user + 15) % ITEMS],
+        {"user": user, "id": f"u{user}", "history": [(user + step) % ITEMS for step in range(12)],
+         "held_out": [(user + 15) % ITEMS],
          "recommended": [(user + 11 + place + 2 * step) % ITEMS for step in range(10)]}
         for user in (0, 14, 52, 98, 120)
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Which trial comes next, on planted results."""
+"""Which trial comes next, with planted results."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_no_method_is_dropped_before_its_minimum_and_the_better_half_goes_on(tmp
     assert len(trials) == total
     assert all(number[label] >= least for label in labels)
     order = sorted(labels, key=lambda label: -worth[label])
-    assert number[order[0]] >= max(number.values()) - at_once  # ties, and trials begun before the last drop
+    assert number[order[0]] >= max(number.values()) - at_once  # ties, and trials that started before the last drop
     if total >= 4 * len(labels) * least + at_once:
         assert plan.living(trials) == order[:1]
         assert number[order[0]] > number[order[-1]]
@@ -51,9 +51,7 @@ def test_a_failed_trial_counts_and_a_method_that_only_fails_is_dropped(tmp_path:
 
 
 @pytest.mark.parametrize("searcher", ["random", "grid", "tpe"])
-def test_a_space_is_searched_through_once_and_begins_with_the_config_as_it_stands(
-    tmp_path: Path, searcher: str
-) -> None:
+def test_every_point_of_a_space_is_tried_once_and_the_unchanged_config_first(tmp_path: Path, searcher: str) -> None:
     spaces: dict[str, Space] = {"a": {"method.x": [1, 2, 3], "method.y": [[1], [2]]}, "none": {}}
     plan = plan_of(tmp_path, spaces, searcher=searcher, budget={"trials": 100})
     assert plan.total() == 8
@@ -93,7 +91,7 @@ def test_the_winner_is_the_best_on_validation_and_the_earliest_of_equals() -> No
         return Trial(f"{entry}-{number:03d}", entry, number, {}, 1, 1, status, value)  # type: ignore[arg-type]
 
     trials = [
-        trial("a", 2, 0.5), trial("a", 1, 0.5), trial("a", 0, 0.4), trial("a", 3, 0.9, "failed"), trial("a", 4, 0.8, "running"),
-        trial("b", 0, 0.1), trial("b", 1, 0.3, "stopped"), trial("c", 0, None, "failed"),
+        trial("a", 2, 0.5), trial("a", 1, 0.5), trial("a", 0, 0.4), trial("a", 3, 0.9, "failed"),
+        trial("a", 4, 0.8, "running"), trial("b", 0, 0.1), trial("b", 1, 0.3, "stopped"), trial("c", 0, None, "failed"),
     ]  # fmt: skip
     assert best_trials(trials) == {"a": "a-001", "b": "b-001"}

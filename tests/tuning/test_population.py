@@ -1,4 +1,4 @@
-"""Population-based training: who is replaced by whom at planted results, and that the order of events changes nothing."""
+"""Population-based training: which trials are replaced with planted results, whatever the order of events."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def search_of(path: Path, data: str, methods: Sequence[str] = tuple(METHODS), **sections: Any) -> Search:
-    """A new look at the sweep in `path`, as a process that was started just now has it."""
+    """The search in `path` as a newly started process sees it."""
     settings: dict[str, Any] = {"budget": {"trials": 30, "min_trials": 4}, "scheduler": "pbt", "pbt": {"interval": 3}}
     sweep = load_sweep(write_sweep(path, data, {label: METHODS[label] for label in methods}, **(settings | sections)))
     entries, folder = resolve_entries(sweep), SweepFolder.of(sweep)
@@ -47,21 +47,21 @@ def search_of(path: Path, data: str, methods: Sequence[str] = tuple(METHODS), **
 
 
 def value(trial: Trial, epochs: int) -> float:
-    """What a trial is worth after some epochs: random, but a fact of the trial."""
+    """The value of a trial after some epochs: random, but fixed for the trial."""
     return float(keyed.uniform(("worth", trial.id, epochs), 0, 1)[0])
 
 
 class Killed(Exception):
-    """SIGKILL, as far as a process can do that to itself."""
+    """Stands for a SIGKILL."""
 
 
 def searched(path: Path, data: str, at_once: int, killed: random.Random | None = None, **sections: Any) -> list[Trial]:
-    """The trials of a search without training; in the end they stand in the folder. `killed`: at some random moments."""
+    """Run a search without training and return the trials in its folder; `killed` kills it at random moments."""
     search = search_of(path, data, **sections)
     running: list[tuple[Trial, int]] = []
 
     def following() -> Any:
-        """What comes next; killed now and then before one of the writes on the way."""
+        """What comes next; sometimes killed before one of the writes."""
         write = SweepFolder.write_trial
 
         def deadly(*arguments: Any) -> None:
@@ -78,7 +78,7 @@ def searched(path: Path, data: str, at_once: int, killed: random.Random | None =
             if killed is not None and killed.random() < 0.2:
                 raise Killed
             found = following() if len(running) < at_once else "later"
-        except Killed:  # nothing of what runs has come to the driver
+        except Killed:  # the results of the running trials are lost
             search, running = search_of(path, data, **sections), []
             continue
         if isinstance(found, tuple):
@@ -99,7 +99,7 @@ def searched(path: Path, data: str, at_once: int, killed: random.Random | None =
 
 
 def write_run(folder: SweepFolder, trial: Trial, epochs: int) -> None:
-    """What the trial's training leaves in its folder, as far as a search reads it."""
+    """Write the files of the trial's training that a search reads."""
     run = folder.run("trials", trial)
     history = run.read_metrics()
     run.write_metrics([*history, {"epoch": epochs, "valid": {"recall@20": trial.last}}])
@@ -111,7 +111,7 @@ def told(trials: list[Trial]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("seed", "trials", "kills"),  # trials: populations that are complete, and that are not
+    ("seed", "trials", "kills"),  # trials: with complete and with incomplete populations
     [(0, 17, 1), (1, 16, 1), *(pytest.param(*case, marks=pytest.mark.wide) for case in ((2, 30, 3), (3, 23, 3)))],
 )
 def test_neither_the_order_of_events_nor_a_kill_changes_a_decision(
@@ -144,7 +144,7 @@ def test_a_population_trains_as_many_at_once_as_there_is_room_for(tmp_path: Path
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_worst_go_on_as_clones_of_the_best(tmp_path: Path, data: str, seed: int) -> None:
+def test_clones_of_the_best_replace_the_worst(tmp_path: Path, data: str, seed: int) -> None:
     quantile = (0.25, 0.5)[seed % 2]
     trials = searched(tmp_path, data, 2, seed=seed, pbt={"interval": 3, "quantile": quantile})
     by_id = {trial.id: trial for trial in trials}
@@ -185,10 +185,10 @@ def test_the_better_half_of_the_methods_gets_another_population(tmp_path: Path, 
     later = {trial.entry for trial in trials if trial.number >= 4}
     best = {label: max(t.value or 0 for t in trials if t.entry == label and t.number < 4) for label in METHODS}
     assert later == set(sorted(best, key=lambda label: -best[label])[:2])
-    assert "popularity" not in later  # whose space has no more
+    assert "popularity" not in later  # its space has no more points
 
 
-def test_the_config_of_a_clone_holds_the_way_it_came(tmp_path: Path, data: str) -> None:
+def test_the_config_of_a_clone_holds_its_earlier_settings(tmp_path: Path, data: str) -> None:
     trials = searched(tmp_path, data, 2)
     search = search_of(tmp_path, data)
     deep = max((trial for trial in trials if trial.entry == "lightgcn"), key=lambda trial: len(trial.past))
@@ -207,8 +207,11 @@ def test_the_config_of_a_clone_holds_the_way_it_came(tmp_path: Path, data: str) 
         ({"budget": {"trials": 30, "min_trials": 1}}, METHODS, "'budget.min_trials' is 1 but 'scheduler: pbt'"),
         ({}, {"popularity": {}, "stair": METHODS["stair"]}, "no method's space has a parameter that may change"),
         ({"pbt": {"interval": 14}}, {"lightgcn": METHODS["lightgcn"]}, "'pbt.interval' is 14"),
-        ({"pbt": {"interval": 9}}, {"lightgcn": {**METHODS["lightgcn"], "overrides": {"train.eval_every": 8}}}, "16 epochs, but"),
-        ({}, {"lightgcn": {**METHODS["lightgcn"], "overrides": {"changes": [{"epoch": 1, "values": {"method.reg": 1.0}}]}}}, "key 'changes' is set"),
+        ({"pbt": {"interval": 9}}, {"lightgcn": {**METHODS["lightgcn"], "overrides": {"train.eval_every": 8}}},
+         "16 epochs, but"),
+        ({}, {"lightgcn": {**METHODS["lightgcn"],
+                           "overrides": {"changes": [{"epoch": 1, "values": {"method.reg": 1.0}}]}}},
+         "key 'changes' is set"),
         ({}, {"lightgcn": {"space": {"optimizer.lr": LR, "train.epochs": [9, 12]}}}, "searches 'train.epochs'"),
     ],
 )  # fmt: skip

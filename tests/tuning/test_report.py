@@ -57,7 +57,7 @@ def test_a_paired_difference_is_that_of_the_users_in_both_and_of_the_t_test() ->
     np.testing.assert_allclose([found["low"], found["high"]], test.confidence_interval())
 
 
-def test_paired_differences_without_spread_or_users_are_told_as_such() -> None:
+def test_a_paired_difference_without_spread_is_zero_and_without_users_none() -> None:
     users, values = np.arange(3), np.ones(3)
     assert paired_difference((users, values), (users, values)) == {
         "mean": 0.0,
@@ -77,7 +77,7 @@ def test_seeds_are_averaged_per_user_over_the_users_that_all_have() -> None:
     assert means.tolist() == [0.5, 0.75]
 
 
-def test_holm_steps_down_and_never_turns_an_order_around() -> None:
+def test_holm_steps_down_and_keeps_the_order() -> None:
     assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
     assert holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0}
     assert holm({}) == {}
@@ -140,7 +140,7 @@ def test_colours_stand_out_from_their_page() -> None:
     )
 
 
-def test_a_finished_sweep_is_told_as_its_files_say(tmp_path: Path, data: str) -> None:
+def test_the_report_of_a_finished_sweep_agrees_with_its_files(tmp_path: Path, data: str) -> None:
     folder = plant(str(tmp_path / "sweep"), data, NINE)
     found = report(str(folder))
     assert json.loads(folder.read_bytes("report.json")) == found
@@ -210,7 +210,7 @@ def test_a_trial_that_was_stopped_counts_and_one_that_failed_does_not(tmp_path: 
 
 
 @pytest.mark.parametrize("state", ["searching", "finishing"])
-def test_an_unfinished_sweep_tells_what_there_is(tmp_path: Path, data: str, state: str) -> None:
+def test_an_unfinished_sweep_shows_what_has_been_measured(tmp_path: Path, data: str, state: str) -> None:
     folder = plant(str(tmp_path / "sweep"), data, TWO, state=state)
     found = report(str(folder))
     written = folder.read_bytes("report.md").decode()
@@ -243,14 +243,16 @@ def test_torn_and_absent_files_are_named_and_leave_the_rest(tmp_path: Path, data
     folder.fs.makedirs(folder.at("trials", "odmt-099"))
     found = report(str(folder))
     assert found["unreadable"] == [
-        "final/odmt-seed1001/evaluation/test-users.parquet", "final/odmt-seed1002/summary.json", "trials/odmt-001/metrics.jsonl",
-    ]  # fmt: skip
+        "final/odmt-seed1001/evaluation/test-users.parquet",
+        "final/odmt-seed1002/summary.json",
+        "trials/odmt-001/metrics.jsonl",
+    ]
     assert len(entry(found, "odmt")["trials"][1]["curve"]) == len(entry(whole, "odmt")["trials"][1]["curve"]) - 1
     assert entry(found, "odmt")["test"]["recall@20"]["seeds"] == 2
-    assert entry(found, "odmt")["difference"]["users"] == 100  # of the one seed whose file is whole
+    assert entry(found, "odmt")["difference"]["users"] == 100  # from the only seed whose file is whole
     assert entry(found, "lightgcn")["slices"]["items.cold"]["recall@20"]["seeds"] == 2
     written = folder.read_bytes("report.md").decode()
-    assert "LightGCN: the winner's config file is not there" in written
+    assert "LightGCN: the winner's config file is missing" in written
     assert "Could not be read: final/odmt-seed1001" in written
 
 
@@ -261,13 +263,13 @@ def test_a_trial_of_the_base_config_has_the_values_of_its_run(tmp_path: Path, da
     record = folder.read_json("trials", name, "trial.json")
     values = record["values"]
     folder.write_json({**record, "values": {}}, "trials", name, "trial.json")
-    assert entry(gather(str(folder)), "odmt")["trials"][2]["values"] == {}  # not told, not guessed
+    assert entry(gather(str(folder)), "odmt")["trials"][2]["values"] == {}  # not recorded, and not guessed
     config = {"optimizer": {"lr": values["optimizer.lr"], "name": "adam"}, "method": {"alpha": values["method.alpha"]}}
     folder.write_bytes(json.dumps(config).encode(), "trials", name, "config.yaml")
     assert entry(gather(str(folder)), "odmt") == whole
 
 
-def test_a_run_that_goes_on_has_no_test_values(tmp_path: Path, data: str) -> None:
+def test_a_run_that_still_trains_has_no_test_values(tmp_path: Path, data: str) -> None:
     folder = plant(str(tmp_path / "sweep"), data, TWO, seeds=1)
     write_trial(
         folder,
@@ -289,10 +291,10 @@ def test_a_single_seed_and_a_single_trial_say_so(tmp_path: Path, data: str) -> N
     assert "one seed, so there is no interval" in written
     assert "±" not in written.split("## How choices were made")[0].split("Rows are in order")[0]
     assert all(one["importance"] == [] for one in found["entries"])
-    assert "one setting only" in written
+    assert "all trials had the same settings" in written
 
 
-def test_published_values_stand_beside_ours_only_where_the_sweep_gives_them(tmp_path: Path, data: str) -> None:
+def test_published_values_are_shown_only_if_the_sweep_gives_them(tmp_path: Path, data: str) -> None:
     value = {"entry": "lightgcn", "source": "table 4", "metrics": {"recall@20": 0.2345}, "note": ""}
     plant(str(tmp_path / "with"), data, TWO, published=[value])
     plant(str(tmp_path / "without"), data, TWO)
@@ -303,7 +305,7 @@ def test_published_values_stand_beside_ours_only_where_the_sweep_gives_them(tmp_
         assert ("No published value" in written) != there
 
 
-def test_what_is_no_sweep_is_refused_in_one_sentence(
+def test_a_folder_without_a_sweep_is_refused_in_one_sentence(
     tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "full").mkdir()
@@ -359,7 +361,7 @@ def test_without_the_dataset_items_have_numbers_and_the_page_says_why(tmp_path: 
     open_folder(data).remove()
     report(str(folder))
     gone = folder.read_bytes("report.html").decode()
-    assert "can not be read any more" in gone
+    assert "can no longer be read" in gone
     assert "item 15" in gone
 
 

@@ -1,4 +1,6 @@
-"""The page in headless Chromium: at two widths, in both themes, every plot, every link, and nothing from outside."""
+"""The page in headless Chromium, at two widths and in both themes: it draws every plot, every link works, and it
+fetches nothing.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,7 @@ def page() -> Iterator[Page]:
 
 @pytest.fixture(scope="module")
 def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Reports of a rich sweep, one with a trial for each method, and one that still searches."""
+    """The reports of a rich sweep, of a sweep with one trial for each method, and of one that still searches."""
     root = tmp_path_factory.mktemp("sweeps")
     data = plant_data(str(root / "data"))
     plant(str(root / "rich"), data, NINE)
@@ -61,7 +63,7 @@ def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def all_is_drawn(page: Page, width: int) -> list[str]:
-    """Names of the plots, after checking what must hold for a page however it was opened."""
+    """Check what must hold for a page however it was opened, and return the names of the plots."""
     assert page.problems == []
     assert [url for url in page.requests if not url.startswith(("data:", "file:"))] == []
     assert page.run(LOADED) == []
@@ -95,11 +97,14 @@ def test_every_link_leads_somewhere_and_every_config_can_be_run(page: Page, swee
     links = page.run(LINKS)
     anchors = [link for link in links if link.startswith("#")]
     assert len(anchors) >= 10
-    assert page.run("Array.from(document.querySelectorAll('[id]'), one => one.id).length === new Set(Array.from(document.querySelectorAll('[id]'), one => one.id)).size")  # fmt: skip
+    assert page.run(
+        "Array.from(document.querySelectorAll('[id]'), one => one.id).length === "
+        "new Set(Array.from(document.querySelectorAll('[id]'), one => one.id)).size"
+    )
     for anchor in anchors:
         assert page.run(f"document.getElementById('{anchor[1:]}') !== null"), anchor
     configs = [link for link in links if not link.startswith("#")]
-    assert len(configs) == len(NINE) + 1  # the choice's twice
+    assert len(configs) == len(NINE) + 1  # the config of the choice is linked twice
     methods = set()
     for link in configs:
         head, _, content = link.partition(",")

@@ -1,4 +1,4 @@
-"""Search spaces: what is refused, and that points are drawn as named."""
+"""Search spaces: which are refused, and how points are drawn from the others."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_points_of_ranges_depend_on_seed_and_number_alone() -> None:
     assert first == [random_point(space, (7, "m"), number) for number in range(20)]
     assert len({repr(point) for point in first}) == 20
     assert first != [random_point(space, (7, "n"), number) for number in range(20)]
-    with pytest.raises(InputError, match="has a range, of which there is no grid"):
+    with pytest.raises(InputError, match="has a range, which has no grid"):
         grid(space)
 
 
@@ -66,7 +66,7 @@ def test_points_of_ranges_depend_on_seed_and_number_alone() -> None:
         ("published: {method.name: [stair, bprmf]}", "key 'method.name' is not searched"),
     ],
 )
-def test_a_wrong_search_space_is_refused(text: str, told: str, tmp_path: Path) -> None:
+def test_an_invalid_search_space_is_refused(text: str, told: str, tmp_path: Path) -> None:
     (tmp_path / "search.yaml").write_text(text)
     with pytest.raises(InputError, match=told):
         load_spaces(tmp_path / "search.yaml")

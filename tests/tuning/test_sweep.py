@@ -1,4 +1,4 @@
-"""What is wrong with a sweep is said before any trial starts."""
+"""An invalid sweep is refused before any trial starts."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_a_sweep_makes_its_data_once_and_encodes_nothing_where_there_is_no_conte
 
 
 def test_a_continued_search_halves_among_all_its_trials(tmp_path: Path, data: str) -> None:
-    """The rungs of successive halving know what trials of earlier attempts had found, and judge nothing twice."""
+    """The rungs of successive halving hold the results of earlier attempts' trials, and nothing is judged twice."""
     path = write_sweep(
         tmp_path, data, {"lightgcn": {}, "bprmf": {}}, scheduler="asha", asha={"grace": 2, "factor": 2}
     )  # fmt: skip
@@ -166,7 +166,7 @@ def test_a_continued_search_halves_among_all_its_trials(tmp_path: Path, data: st
     assert verdict(_PerMethod(sweep, folder), "lightgcn", "lightgcn-004", 2, 0.9) == "CONTINUE"
     assert verdict(_PerMethod(sweep, folder), "bprmf", "bprmf-000", 2, 0.1) == "CONTINUE"
     continued = _PerMethod(sweep, folder)
-    assert verdict(continued, "lightgcn", "lightgcn-003", 2, 0.3) == "CONTINUE"  # told again
+    assert verdict(continued, "lightgcn", "lightgcn-003", 2, 0.3) == "CONTINUE"  # reported again
     assert verdict(continued, "lightgcn", "lightgcn-003", 3, 0.9) == "CONTINUE"
     assert verdict(continued, "lightgcn", "lightgcn-004", 4, 0.95) == "CONTINUE"
     assert verdict(continued, "lightgcn", "lightgcn-003", 4, 0.9) == "STOP"

@@ -1,4 +1,4 @@
-"""`distrec report SWEEP_DIR`: what a sweep found, as one HTML page, as Markdown and as JSON."""
+"""`distrec report SWEEP_DIR`: the results of a sweep as one HTML page, as Markdown and as JSON."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ from distrec.tuning.report.sections import sections
 
 
 def report(path: str, examples: bool = True) -> dict[str, Any]:
-    """Write `report.html`, `report.md` and `report.json` into a sweep folder, print the leaderboard, return the JSON.
+    """Write `report.html`, `report.md` and `report.json` into a sweep folder and print the leaderboard.
 
-    The sweep may be unfinished: what has not been measured is left out, and the page says so.
+    The sweep may be unfinished: what has not been measured is left out, and the report says so.
 
     Args:
         path: the sweep's folder, `<run.storage>/<run.name>`, local or `s3://`.
-        examples: whether some users' histories and recommendations are shown, with the items' titles and pictures; not, for
-            a report to publish on data whose licence does not let them go with it.
+        examples: whether to show the histories and recommendations of some users, with the items' titles and pictures.
+            Use False for a report that will be published on data whose licence forbids publishing them.
+
+    Returns:
+        The content of `report.json`; its schema is in `distrec/tuning/report/gather.py`.
 
     Raises:
-        InputError: there is no sweep, no trial of it has finished, or the folder cannot be written.
+        InputError: the folder holds no sweep, no trial has finished, or the folder cannot be written.
     """
     found = gather(path, examples)
     parts, missing = sections(found)

@@ -1,40 +1,42 @@
-"""From a sweep folder to `report.json`, the one JSON value that every page of the report is made from.
+"""Turns a sweep folder into `report.json`, the one JSON value that all forms of the report are made from.
 
 ```
 format       1
-sweep        name, folder (as it was named), local, state (searching | finishing | done), metric, searcher, scheduler, seed, seeds, budget,
-             resources, mask, started, attempts, search_seconds, cpus
-data         name, path, users, items, interactions {split: rows}, split, hash; what sweep.json tells of them
+sweep        name, folder (the path that the user gave), local, state (searching | finishing | done), metric, searcher,
+             scheduler, seed, seeds, budget, resources, mask, started, attempts, search_seconds, cpus
+data         name, path, users, items, interactions {split: rows}, split, hash, as far as sweep.json records them
 versions     {package: version}
-entries      one object for each method of the sweep, in its order:
+entries      one object for each method of the sweep, in the order of its config:
   label, title, method, reads_content (null: not known)
-  trials       id, number, values (a clone's: since the epoch `born`, when it took over from the trial `parent`, else null),
-               replaced (by a clone), status, finished, reason, failures, value (best validation metric), epoch (of it),
-               epochs, curve [[epoch, value]], started, seconds, cpu_hours, seconds_per_epoch, peak_memory_bytes
+  trials       id, number, values, parent (the trial that a clone was copied from; null for others), born (the epoch at
+               which the clone was copied; its `values` apply from then on), replaced (by a clone), status, finished,
+               reason, failures, value (best validation metric), epoch (of `value`), epochs, curve [[epoch, value]],
+               started, seconds, cpu_hours, seconds_per_epoch, peak_memory_bytes
   counts       {status: trials}
-  best         the finished trial of the highest value, null before there is one
-  winner       the trial that the sweep chose; null before
-  progress     [[CPU hours reserved so far, highest value so far]] after each finished trial, in order of their starts
+  best         id of the finished trial with the highest value; null before there is one
+  winner       id of the trial that the sweep chose; null before it has chosen
+  progress     [[CPU hours reserved so far, highest value so far]] after each finished trial, in order of starts
   importance   see `statistics.importance`
-  seeds        the winner's fresh seeds: run, seed, status, reason, valid {metric: value}, test, best_epoch, epochs and the
-               cost keys of trials
-  valid, test  {metric: mean, sd, low, high, seeds} over the finished ones
-  difference   on test against `baseline`, users paired: mean, low, high, p, users, holm; null where not measured
+  seeds        the winner's runs with fresh seeds: run, seed, status, reason, valid {metric: value}, test, best_epoch,
+               epochs, and the cost keys of trials
+  valid, test  {metric: mean, sd, low, high, seeds} over the finished seeds
+  difference   on test, against `baseline`, paired by user: mean, low, high, p, users, holm; null where not measured
   slices       {name: meaning, users, metric: {mean, sd, low, high, seeds}} on test
   cost         search_cpu_hours, final_cpu_hours, seconds, seconds_per_epoch, peak_memory_bytes
-  config       path (inside the sweep folder) and text of the winner's run config; null before
+  config       path (inside the sweep folder) and text of the winner's run config; null before it is written
   degradations [sentence]
-baseline     label of the ID-only entry with the highest validation mean over its finished seeds; null without one
-choice       label of the entry with the highest validation mean over seeds, or without any the highest trial value
-next         the same for the second, and its test difference (`difference`: choice minus next); null without one
-order        labels as the leaderboard ranks them: by test mean, then those without test by `best`
-published    entry, source, metrics, note: reported elsewhere for this dataset and protocol
-examples     user, id, history, held_out, recommended {label: items}: item indices
-left_out     what was asked not to be shown
-unreadable   files that are there and could not be read
+baseline     label of the ID-only entry with the highest validation mean over its finished seeds; null if there is none
+choice       label of the entry with the highest validation mean over seeds; if no seed has finished, that with the
+             highest value of a trial
+next         label of the entry that is second on validation, and `difference` on test (choice minus next); null if none
+order        labels in the order of the leaderboard: by test mean, then those without test values by their best value
+published    entry, source, metrics, note: values that others reported for this dataset and protocol
+examples     user, id, history, held_out, recommended {label: items}, as item indices
+left_out     what the user asked not to show
+unreadable   files that exist but could not be read
 ```
 
-Chosen on validation: `winner`, `baseline`, `choice`. Test values decide nothing but the order of rows.
+`winner`, `baseline` and `choice` are chosen on validation. Test values decide only the order of rows.
 """
 
 from __future__ import annotations
@@ -55,10 +57,10 @@ _EXAMPLES = 4  # users whose recommendations are shown
 
 
 def gather(path: str, examples: bool = True) -> dict[str, Any]:
-    """The report of the sweep at `path`; without `examples`, nothing of its users' rows and its items' content.
+    """The report of the sweep at `path`; without `examples`, it holds no user's interactions and no item's content.
 
     Raises:
-        InputError: there is no sweep, or no trial of it has finished.
+        InputError: there is no sweep at `path`, or none of its trials has finished.
     """
     folder = open_folder(path)
     settings = read_settings(folder, path)
@@ -109,7 +111,7 @@ def _sweep(path: str, folder: Folder, settings: dict[str, Any], state: dict[str,
 
 
 def _entries(reader: Reader, settings: dict[str, Any], state: dict[str, Any], metric: str) -> list[dict[str, Any]]:
-    """Every method of the sweep with its trials and seeds; `difference` comes later."""
+    """Every method of the sweep with its trials and seeds; `_compare` sets `difference` afterwards."""
     trials, seeds = runs(reader, "trials"), runs(reader, "final")
     described, winners = _dict(state.get("entries")), _dict(state.get("winners"))
     out = []
@@ -119,7 +121,7 @@ def _entries(reader: Reader, settings: dict[str, Any], state: dict[str, Any], me
         mine.sort(key=lambda one: (one["born"], one["number"]))
         fill_values(reader, mine)
         finished = [one for one in mine if one["finished"]]
-        whole = [one for one in finished if one["parent"] is None]  # a clone's value is not that of its settings alone
+        whole = [one for one in finished if one["parent"] is None]  # a clone's value depends on its parent too
         fresh = [fresh_seed(reader, name, record) for name, record in seeds if record["entry"] == label]
         fresh.sort(key=lambda one: (one["seed"] is None, one["seed"]))
         tested = [one for one in fresh if one["test"]]
@@ -151,7 +153,7 @@ def _entries(reader: Reader, settings: dict[str, Any], state: dict[str, Any], me
 
 
 def _progress(trials: list[dict[str, Any]]) -> list[list[float]]:
-    """Trials one after another, as they started; one that failed costs as much and brings nothing."""
+    """Cost and best value after each trial, in order of starts; a failed trial adds its cost and no value."""
     spent, best, out = 0.0, float("-inf"), []
     for one in sorted(trials, key=lambda one: (one["started"] or "~", one["number"])):
         if one["cpu_hours"] is None:
@@ -186,7 +188,7 @@ def _over_seeds(metrics: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def _slices(reader: Reader, seeds: list[dict[str, Any]], metric: str) -> dict[str, Any]:
-    """The parts of the test split, over the seeds that have an evaluation; a part without a user is left out."""
+    """The metric in each part of the test split, over the evaluated seeds; parts without users are left out."""
     found = [reader.mapping("final", one["run"], "evaluation", "test.json").get("slices") for one in seeds]
     parts = [part for part in found if isinstance(part, dict)]
     out = {}
@@ -200,14 +202,14 @@ def _slices(reader: Reader, seeds: list[dict[str, Any]], metric: str) -> dict[st
 
 
 def _per_user(reader: Reader, entry: dict[str, Any], metric: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Each user's test metric, averaged over the entry's finished seeds."""
+    """Users `[users]` and their test metric `[users]`, averaged over the entry's finished seeds."""
     tested = [one["run"] for one in entry["seeds"] if one["test"]]
     found = [reader.users(metric, "final", run, "evaluation", "test-users.parquet") for run in tested]
     return mean_per_user([one for one in found if one is not None]) if any(one is not None for one in found) else None
 
 
 def _compare(entries: list[dict[str, Any]], per_user: PerUser, baseline: str | None) -> None:
-    """Set `difference` of every entry that can be compared with the baseline; Holm's correction is over these."""
+    """Set `difference` of each entry that can be compared with the baseline; Holm's correction counts only these."""
     if baseline is None or baseline not in per_user:
         return
     others = [entry for entry in entries if entry["label"] != baseline and entry["label"] in per_user]
@@ -244,7 +246,7 @@ def _order(entries: list[dict[str, Any]], metric: str) -> list[str]:
 
 
 def _examples(reader: Reader, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first few users, each with what every winner's lowest seed recommends."""
+    """The first few users, each with the recommendations of every winner's run with the lowest seed."""
     users: dict[Any, dict[str, Any]] = {}
     for entry in entries:
         for run in [one["run"] for one in entry["seeds"] if one["test"]]:
@@ -281,12 +283,12 @@ def _require_finished(entries: list[dict[str, Any]], path: str) -> None:
     failed = [one for entry in entries for one in entry["trials"] if one["status"] == "failed"]
     why = f"; the first failure: {failed[0]['reason']}" if failed and failed[0]["reason"] else ""
     raise InputError(
-        f"sweep '{path}' has no finished trial ({told}{why}); continue it with 'distrec tune', then report again."
+        f"sweep '{path}' has no finished trial ({told}{why}); continue it with 'distrec tune', then run this again."
     )
 
 
 def _versions(state: dict[str, Any], entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """Those of the sweep, or of its first run; the entries' own are dropped."""
+    """The versions that the sweep recorded, or else its first run; removes them from the entries."""
     own = [entry.pop("versions") for entry in entries]
     return _dict(state.get("versions")) or next((versions for versions in own if versions), {})
 

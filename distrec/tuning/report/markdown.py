@@ -11,11 +11,11 @@ from distrec.tuning.report.tables import Table
 
 
 def render(report: dict[str, Any], sections: list[Section], missing: list[str], items: Items) -> str:
-    """The whole file."""
+    """The content of `report.md`."""
     lines = [f"# Sweep {report['sweep']['name']}", "", *_paragraphs([*words.opening(report), *words.answer(report)])]
     for section in sections:
         if section.plots and not section.tables:
-            continue  # plots alone
+            continue  # Markdown shows no plots
         lines += _section(report, section, items, "##")
     if missing:
         lines += ["## What is missing", "", *(f"- {line}" for line in missing), ""]
@@ -23,7 +23,7 @@ def render(report: dict[str, Any], sections: list[Section], missing: list[str], 
 
 
 def table(shown: Table, choice: str | None = None) -> list[str]:
-    """A table, numbers to the right; the row of the entry `choice` is bold."""
+    """The lines of a table, with all columns but the first aligned right. The row of the entry `choice` is bold."""
     align = ["---", *["--:"] * (len(shown.head) - 1)]
     bold = [shown.labels[place] == choice if shown.labels else False for place in range(len(shown.rows))]
     rows = [[f"**{cell}**" for cell in row] if strong else row for row, strong in zip(shown.rows, bold)]

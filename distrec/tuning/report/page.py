@@ -1,4 +1,4 @@
-"""The report as one HTML file that fetches nothing: style, script, plotly.js, figures and pictures are inside."""
+"""The report as one HTML file that fetches nothing: it contains style, script, plotly.js, figures and pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from distrec.tuning.report.sections import Plot, Section
 
 
 def render(report: dict[str, Any], sections: list[Section], missing: list[str], items: Items) -> str:
-    """The whole page."""
+    """The content of `report.html`."""
     environment = Environment(loader=FunctionLoader(_template), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["prose"] = _prose
     style = plots.Style(report)
@@ -51,7 +51,7 @@ def render(report: dict[str, Any], sections: list[Section], missing: list[str], 
 
 
 def _config(report: dict[str, Any], entry: dict[str, Any]) -> dict[str, str]:
-    """What the page needs to offer a winner's config."""
+    """What the page shows of a winner's config: its file, a download link and the command that trains it."""
     text: str = entry["config"]["text"]
     return {
         "label": entry["label"],
@@ -67,12 +67,12 @@ def _plots(sections: list[Section]) -> list[Plot]:
 
 
 def _json(value: Any) -> Markup:
-    """JSON that can stand inside a script element."""
+    """JSON that is safe inside a script element."""
     return Markup(json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))
 
 
 def _prose(text: str) -> Markup:
-    """A sentence, with `words in backticks` as code."""
+    """A sentence as HTML, with `words in backticks` as code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 

@@ -1,7 +1,7 @@
-"""Parallel coordinates of a method's trials, drawn with ordinary SVG lines: an axis for each varied parameter.
+"""Parallel coordinates of a method's trials: one axis for each varied parameter, drawn with ordinary SVG lines.
 
-Axes lie one under the other, so that names and values can be read on a narrow screen too. (Plotly's own trace of this
-kind needs WebGL.)
+Axes are placed one below the other, so that names and values can be read on a narrow screen too. Plotly's own trace
+for parallel coordinates needs WebGL.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from distrec.tuning.report.words import metric_name
 
 FEWEST_PARAMETERS, FEWEST_TRIALS = 2, 3
 _MOST_TICKS = 5
-_ON_LINES: dict[str, Any] = {"bgcolor": PAPER, "opacity": 0.85, "borderpad": 1}  # words that lines run under
+_ON_LINES: dict[str, Any] = {"bgcolor": PAPER, "opacity": 0.85, "borderpad": 1}  # for text that lines cross
 
 
 def parallel_coordinates(report: dict[str, Any], entry: dict[str, Any], style: Style) -> go.Figure | None:
-    """Every finished trial that is no clone as a line from parameter to parameter, down to its best validation value.
+    """Every finished trial as a line from parameter to parameter, down to its best validation value; clones left out.
 
-    Better trials are drawn darker, the best one strong. Nothing with fewer than two varied parameters or three trials.
+    Better trials are drawn more opaque, and the best one with a thicker line. With fewer than two varied parameters or
+    three trials there is no figure.
     """
     whole = (trial for trial in entry["trials"] if trial["finished"] and trial["parent"] is None)
     trials = sorted(whole, key=lambda trial: trial["value"])
@@ -65,23 +66,25 @@ def parallel_coordinates(report: dict[str, Any], entry: dict[str, Any], style: S
         figure.add_scatter(
             x=[positions[place] for positions in places], y=[-row for row in range(len(columns))], mode="lines+markers",
             opacity=1 if best else 0.2 + 0.5 * place / len(trials), name=f"trial {trial['number']}",
-            line=style.line(entry["label"], 4 if best else 2, dash="solid"), marker=style.marker(entry["label"], 9 if best else 6),
+            line=style.line(entry["label"], 4 if best else 2, dash="solid"),
+            marker=style.marker(entry["label"], 9 if best else 6),
             hovertemplate=f"trial {trial['number']}<br>{told}<extra></extra>",
         )  # fmt: skip
     return figure
 
 
 def varied(trials: Sequence[dict[str, Any]]) -> list[str]:
-    """The parameters of which the trials have more than one value."""
+    """The parameters that have more than one value among the trials."""
     names = sorted({name for trial in trials for name in trial["values"]})
     return [name for name in names if len({json.dumps(trial["values"].get(name)) for trial in trials}) > 1]
 
 
 def axis(values: Sequence[Any], by_size: bool = False) -> tuple[list[float], list[tuple[float, str]]]:
-    """Where each value stands on an axis from 0 to 1, and the axis' ticks.
+    """The position of each value on an axis from 0 to 1, and the axis's ticks as (position, text).
 
-    Numbers that differ by a factor of 20 or more stand by their logarithm, other numbers by their size; few different
-    values, or values that are no numbers, in even steps; `by_size` keeps few numbers from that.
+    Numbers are placed by their logarithm if the largest is at least 20 times the smallest, otherwise by their size.
+    Values that are not numbers, or that have at most five distinct numbers, are placed in even steps. With `by_size`,
+    a few distinct numbers are placed by size too.
     """
     keys = [json.dumps(value, sort_keys=True) for value in values]
     distinct = {key: value for key, value in zip(keys, values)}

@@ -12,13 +12,13 @@ from PIL import Image
 from distrec.data.dataset import Dataset
 from distrec.errors import InputError
 
-_SIDE = 112  # pixels; shown at half of that, sharp on a dense screen
+_SIDE = 112  # pixels; the page shows half as many, so that pictures are sharp on high-resolution screens
 _QUALITY = 72
 
 
 @dataclass(frozen=True)
 class Items:
-    """What is known of the items shown; `note` says what is missing and why."""
+    """Titles and pictures of the items shown, by item. `note` says what is missing and why."""
 
     titles: dict[int, str] = field(default_factory=dict)
     pictures: dict[int, str] = field(default_factory=dict)  # data: URLs
@@ -26,7 +26,7 @@ class Items:
 
 
 def read_items(report: dict[str, Any]) -> Items:
-    """Titles and pictures of every item in the examples of what `gather` gave."""
+    """Titles and pictures of every item in the examples of a report, as `gather` returns it."""
     shown = sorted({item for user in report["examples"] for item in _items_of(user)})
     if not shown:
         return Items()
@@ -39,18 +39,18 @@ def read_items(report: dict[str, Any]) -> Items:
         titles, ids = table["title"].to_pylist(), table["original"].to_pylist()
         named = {item: titles[item] or f"item {ids[item]}" for item in shown}
         if not data.manifest.content.get("image"):
-            return Items(named, note="The dataset holds no pictures.")
+            return Items(named, note="The dataset has no pictures.")
         rows = {row["item"]: row["image"] for row in data.content_of(shown, ["image"])}
     except (InputError, OSError, IndexError) as error:
         told = str(error).partition("\n")[0]
-        return Items(note=f"The dataset can not be read any more, so items are shown by number only ({told}).")
+        return Items(note=f"The dataset can no longer be read, so items are shown by number only ({told}).")
     small = {item: url for item, image in rows.items() if image and (url := thumbnail(image))}
     lacking = len(shown) - len(small)
     return Items(named, small, f"{lacking} of the {len(shown)} items shown have no picture." if lacking else None)
 
 
 def thumbnail(image: bytes) -> str | None:
-    """A picture as a small JPEG in a `data:` URL; nothing where it can not be decoded."""
+    """A picture as a small JPEG in a `data:` URL; None if it cannot be decoded."""
     try:
         with Image.open(io.BytesIO(image)) as opened:
             small = opened.convert("RGB")

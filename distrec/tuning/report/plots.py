@@ -1,8 +1,9 @@
-"""The figures of the report, as Plotly figures of SVG traces only.
+"""The figures of the report, as Plotly figures with SVG traces only.
 
-Each entry has one colour, marker and dash in every figure. The nine colours differ for normal, red-blind, green-blind
-and blue-blind sight (CIE76 distance of any two at least 20, simulated after Machado et al. 2009) and stand out from the
-page by a contrast of at least 3; `DARK` says what each becomes on a dark page, which the page itself swaps in.
+Each entry has the same colour, marker and dash in every figure. The nine colours can be told apart with normal vision
+and with protanopia, deuteranopia or tritanopia: any two are at a CIE76 distance of at least 20 in the simulation of
+Machado et al. (2009). Their contrast with the page is at least 3. `DARK` maps each colour to its counterpart on a dark
+page; the page's script makes the exchange.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ INK, FAINT, PAPER = "#1A1D21", "#D9DDE2", "#FFFFFF"
 DARK = {**dict(zip(LIGHT_COLOURS, DARK_COLOURS)), INK: "#E8EAED", FAINT: "#3A4049", PAPER: "#15181D"}
 _MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "star", "triangle-down", "cross", "hexagon")
 GLYPHS = ("●", "■", "◆", "▲", "✖", "★", "▼", "✚", "⬢")
-"""The markers as text, for the page's own keys."""
-_WIDE = 30  # costs that differ by this factor are shown by their logarithm
+"""The markers as text, for legends and tables of the page."""
+_WIDE = 30  # costs that differ by this factor are shown on a logarithmic axis
 _DASHES = ("solid", "dash", "dashdot", "longdash")
 
 
 class Style:
-    """Colour, marker, dash and name of each entry of a report."""
+    """The colour, marker, dash and display name of each entry of a report."""
 
     def __init__(self, report: dict[str, Any]):
         self.place = {entry["label"]: place for place, entry in enumerate(report["entries"])}
@@ -48,7 +49,7 @@ class Style:
 
 
 def leaderboard(report: dict[str, Any], style: Style) -> go.Figure | None:
-    """Test metric of every entry: mean and interval over seeds, and each seed as a small ring."""
+    """The test metric of every entry: mean and interval over seeds, and each seed as a small ring."""
     metric = report["sweep"]["metric"]
     entries = {entry["label"]: entry for entry in report["entries"] if metric in entry["test"]}
     if not entries:
@@ -66,7 +67,9 @@ def leaderboard(report: dict[str, Any], style: Style) -> go.Figure | None:
         )  # fmt: skip
         figure.add_scatter(
             x=[value["mean"]], y=[name], mode="markers", marker=style.marker(label, 11),
-            error_x=None if half is None else {"array": [half], "thickness": 2, "width": 6, "color": style.colour(label)},
+            error_x=None
+            if half is None
+            else {"array": [half], "thickness": 2, "width": 6, "color": style.colour(label)},
             hovertemplate="mean %{x:.4f}<extra>" + name + "</extra>",
         )  # fmt: skip
     figure.update_yaxes(categoryorder="array", categoryarray=[style.name[label] for label in reversed(shown)])
@@ -79,7 +82,7 @@ def leaderboard(report: dict[str, Any], style: Style) -> go.Figure | None:
 
 
 def learning_curves(report: dict[str, Any], style: Style) -> go.Figure | None:
-    """The best trial of every entry: validation metric by epoch."""
+    """The validation metric by epoch of every entry's best trial."""
     figure = figure_of("epoch", f"validation {metric_name(report['sweep']['metric'])}", 400)
     for entry in report["entries"]:
         for trial in entry["trials"]:
@@ -95,7 +98,7 @@ def learning_curves(report: dict[str, Any], style: Style) -> go.Figure | None:
 
 
 def trial_curves(report: dict[str, Any], entry: dict[str, Any], style: Style) -> go.Figure | None:
-    """All trials of one entry: the best one strong, those that the scheduler stopped dotted."""
+    """All trials of one entry: the best one with a thick line, those that the scheduler stopped dotted."""
     figure = figure_of("epoch", f"validation {metric_name(report['sweep']['metric'])}", 320)
     label = entry["label"]
     for trial in sorted(entry["trials"], key=lambda trial: trial["id"] == entry["best"]):
@@ -108,7 +111,7 @@ def trial_curves(report: dict[str, Any], entry: dict[str, Any], style: Style) ->
 
 
 def best_so_far(report: dict[str, Any], style: Style) -> go.Figure | None:
-    """The highest validation value found by then, over the CPU hours that the entry's trials had reserved."""
+    """The highest validation value found so far, over the CPU hours that the entry's trials had reserved by then."""
     figure = figure_of("reserved CPU hours", f"best validation {metric_name(report['sweep']['metric'])}", 400)
     for entry in report["entries"]:
         if entry["progress"]:
@@ -156,7 +159,7 @@ def slices(report: dict[str, Any], style: Style) -> go.Figure | None:
 
 
 def importance(entry: dict[str, Any], style: Style) -> go.Figure | None:
-    """Share of the trials' variance that each parameter alone explains, and what chance alone would give."""
+    """The share of the trials' variance that each parameter alone explains, and what chance alone would give."""
     rows = entry["importance"][::-1]
     if not rows:
         return None
@@ -184,7 +187,7 @@ def _curve(
     marker: dict[str, Any],
     opacity: float = 1,
 ) -> None:
-    """A learning curve with a marker at its best epoch; a curve of one point is that marker."""
+    """Add a learning curve with a marker at its best epoch; a curve of one point is only that marker."""
     epochs, values = zip(*trial["curve"])
     size = [marker["size"] if epoch == trial["epoch"] else 0 for epoch in epochs]
     figure.add_scatter(
@@ -194,7 +197,10 @@ def _curve(
 
 
 def figure_of(x: str, y: str, height: int) -> go.Figure:
-    """An empty figure in the page's style: transparent, so that the page's own colour shows through."""
+    """An empty figure in the page's style, with the titles of its axes and its height in pixels.
+
+    Its background is transparent, so that the page's colour shows through.
+    """
     figure = go.Figure(layout={"template": go.layout.Template()})
     figure.update_layout(
         height=height,
@@ -203,7 +209,7 @@ def figure_of(x: str, y: str, height: int) -> go.Figure:
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": INK, "size": 13, "family": "system-ui, sans-serif"},
         hoverlabel={"bgcolor": PAPER, "font": {"color": INK}},
-        showlegend=False,  # the page has its own, which takes the room it needs on any screen
+        showlegend=False,  # the page has its own legend, which fits any screen
         dragmode=False,  # a finger that moves over a plot scrolls the page
     )
     axis = {"gridcolor": FAINT, "linecolor": FAINT, "zerolinecolor": FAINT, "automargin": True, "fixedrange": True}

@@ -1,4 +1,4 @@
-"""Reads a sweep folder in whatever state it is: absent and torn files are noted, never fatal."""
+"""Reads a sweep folder in any state: absent files are empty, torn files are recorded, and neither is an error."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from distrec.errors import InputError
 
 
 class Reader:
-    """Files of a sweep. `unreadable` names those that are there and could not be read."""
+    """Reads files of a sweep. `unreadable` lists files that exist but could not be read."""
 
     def __init__(self, folder: Folder):
         self.folder = folder
         self.unreadable: list[str] = []
 
     def mapping(self, *parts: str) -> dict[str, Any]:
-        """A JSON object; empty where there is none."""
+        """A JSON object; empty if the file is absent or unreadable."""
         data = self._bytes(*parts)
         if data is None:
             return {}
@@ -36,7 +36,7 @@ class Reader:
         return value
 
     def epochs(self, *parts: str) -> list[dict[str, Any]]:
-        """The lines of a `metrics.jsonl`, up to the first that is torn."""
+        """The records of a `metrics.jsonl`, one for each epoch, up to the first torn line."""
         out: list[dict[str, Any]] = []
         for line in (self._bytes(*parts) or b"").splitlines():
             try:
@@ -49,7 +49,7 @@ class Reader:
         return out
 
     def yaml(self, *parts: str) -> dict[str, Any]:
-        """A YAML mapping; empty where there is none."""
+        """A YAML mapping; empty if the file is absent or unreadable."""
         data = self._bytes(*parts)
         try:
             value = yaml.safe_load(data or b"{}")
@@ -61,19 +61,22 @@ class Reader:
         return value
 
     def text(self, *parts: str) -> str | None:
-        """A text file; nothing where there is none."""
+        """The content of a text file; None if it is absent or unreadable."""
         data = self._bytes(*parts)
         return None if data is None else data.decode("utf-8", "replace")
 
     def users(self, metric: str, *parts: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """Users and their values of a metric in a `test-users.parquet`; nothing where that is absent."""
+        """Users `[users]` and their values of a metric `[users]` from a `test-users.parquet`.
+
+        None if the file is absent or unreadable.
+        """
         data = self._bytes(*parts)
         if data is None:
             return None
         try:
             table = pq.read_table(io.BytesIO(data), columns=["user", metric])
             return table["user"].to_numpy(), table[metric].to_numpy()
-        except (OSError, ValueError, KeyError):  # pyarrow's own errors are among these
+        except (OSError, ValueError, KeyError):  # pyarrow's errors are subclasses of these
             self.unreadable.append("/".join(parts))
             return None
 
@@ -88,15 +91,16 @@ class Reader:
 
 
 def read_settings(folder: Folder, path: str) -> dict[str, Any]:
-    """`sweep.yaml` of the sweep at `path`.
+    """The content of `sweep.yaml` of the sweep at `path`.
 
     Raises:
-        InputError: there is no sweep.
+        InputError: there is no sweep at `path`.
     """
     if not folder.exists("sweep.yaml"):
         there = "another folder's content" if folder.names() else "nothing"
         raise InputError(
-            f"'{path}' holds no sweep (no sweep.yaml, {there} is there); give the folder <run.storage>/<run.name> that 'distrec tune' wrote."
+            f"'{path}' holds no sweep (no sweep.yaml, {there} is there); "
+            "give the folder <run.storage>/<run.name> that 'distrec tune' wrote."
         )
     try:
         settings = yaml.safe_load(folder.read_bytes("sweep.yaml"))
@@ -104,12 +108,16 @@ def read_settings(folder: Folder, path: str) -> dict[str, Any]:
         settings = None
     if not isinstance(settings, dict) or not isinstance(settings.get("methods"), dict):
         raise InputError(
-            f"'{path}' holds no sweep that can be read (sweep.yaml has no methods); run 'distrec tune' with its config again."
+            f"'{path}' holds no sweep that can be read (sweep.yaml has no methods); "
+            "run 'distrec tune' with its config again."
         )
     return settings
 
 
 def runs(reader: Reader, kind: str) -> list[tuple[str, dict[str, Any]]]:
-    """Name and `trial.json` of every run under `trials` or `final` that belongs to an entry, in order of names."""
+    """Name and `trial.json` of every run under `kind` that belongs to an entry, ordered by name.
+
+    `kind` is `trials` or `final`.
+    """
     named = [(name, reader.mapping(kind, name, "trial.json")) for name in reader.folder.names(kind)]
     return [(name, record) for name, record in named if isinstance(record.get("entry"), str)]

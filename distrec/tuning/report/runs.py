@@ -1,4 +1,4 @@
-"""One run of a sweep, a trial or a fresh seed of a winner, as the report tells it."""
+"""What the report holds about one run of a sweep: a trial of the search, or a winner's run with a fresh seed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ STATUSES = ("waiting", "running", "done", "stopped", "failed")
 
 
 def trial(reader: Reader, name: str, record: dict[str, Any], metric: str) -> dict[str, Any]:
-    """A search trial. Its `value` is the best validation `metric` so far; null where none was measured.
+    """A trial of the search. Its `value` is the best validation `metric` so far, or None if none was measured.
 
-    A method without epochs has no learning curve: its value is that of the finished run.
+    A method without epochs has no learning curve; its value is the finished run's.
     """
     epochs = reader.epochs("trials", name, "metrics.jsonl")
     summary = reader.mapping("trials", name, "summary.json")
@@ -49,7 +49,7 @@ def trial(reader: Reader, name: str, record: dict[str, Any], metric: str) -> dic
 def fill_values(reader: Reader, trials: list[dict[str, Any]]) -> None:
     """Give every trial of an entry a value for each parameter that any of them names.
 
-    A trial of the base config as it stands names none: its run config says what they were.
+    A trial of the unchanged base config names none; its values are read from its run config.
     """
     names = {name for one in trials for name in one["values"]}
     for one in trials:
@@ -64,7 +64,7 @@ def fill_values(reader: Reader, trials: list[dict[str, Any]]) -> None:
 
 
 def fresh_seed(reader: Reader, name: str, record: dict[str, Any]) -> dict[str, Any]:
-    """A winner's run with a fresh seed. `test` is null until it has finished."""
+    """A winner's run with a fresh seed. `test` is None until the run has finished."""
     epochs = reader.epochs("final", name, "metrics.jsonl")
     summary = reader.mapping("final", name, "summary.json")
     valid, test = _metrics(summary.get("valid")), _metrics(summary.get("test"))
@@ -82,7 +82,7 @@ def fresh_seed(reader: Reader, name: str, record: dict[str, Any]) -> dict[str, A
 
 
 def number(value: Any) -> float | None:
-    """`value` if it is a finite number."""
+    """`value` as a float if it is a finite number, else None."""
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     return None
@@ -102,7 +102,7 @@ def _cost(
     epochs: list[dict[str, Any]],
     summary: dict[str, Any],
 ) -> dict[str, Any]:
-    """Seconds over all attempts, CPU hours reserved, seconds of an epoch's training, peak memory of a worker."""
+    """Seconds over all attempts, CPU hours reserved, training seconds per epoch and a worker's peak memory in bytes."""
     run = reader.mapping(kind, name, "run.json")
     attempts = run.get("attempts") if isinstance(run.get("attempts"), list) else []
     seconds, cpus = number(record.get("seconds")), number(record.get("cpus"))

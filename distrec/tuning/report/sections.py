@@ -1,6 +1,6 @@
-"""The report as a list of sections, which the page and the Markdown file render alike.
+"""The report as a list of sections, which the page and the Markdown file both render.
 
-A section without measured data is left out; `missing` then holds one line that says so.
+A section without measured data is left out, and `missing` then holds a line that says so.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from distrec.tuning.report.tables import Table
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure, its name in the page and what it shows."""
+    """A figure, its id in the page and its caption."""
 
     name: str
     caption: str
@@ -28,7 +28,10 @@ class Plot:
 
 @dataclass
 class Section:
-    """Sentences, figures, tables, sentences that explain them; `kind` asks for more: users with items, config files."""
+    """Sentences, then figures, then tables, then sentences that explain them, then inner sections.
+
+    `kind` adds content that is rendered in its own way: `configs` (the winners' files) or `examples` (users and items).
+    """
 
     name: str
     title: str
@@ -59,7 +62,7 @@ def sections(report: dict[str, Any]) -> tuple[list[Section], list[str]]:
 
 
 def missing(report: dict[str, Any]) -> list[str]:
-    """What this report does not hold, and why."""
+    """One line for each thing that this report lacks, with the reason."""
     entries, names = report["entries"], words.display_names(report)
     out = []
 
@@ -69,29 +72,30 @@ def missing(report: dict[str, Any]) -> list[str]:
 
     tell([names[entry["label"]] for entry in entries if not entry["best"]], "no finished trial")
     if report["sweep"]["state"] == "searching":
-        out.append("Test values, slices, recommendations and winners' configs come after the search.")
+        out.append("Test values, slices, recommendations and winners' configs follow when the search is over.")
     else:
         untested = [entry for entry in entries if entry["best"] and not entry["test"]]
         tell([names[entry["label"]] for entry in untested], "no finished run with a fresh seed, so no test values")
         tested = [entry for entry in entries if entry["test"]]
-        tell([names[entry["label"]] for entry in tested if not entry["slices"]], "no evaluation by slices")
+        tell([names[entry["label"]] for entry in tested if not entry["slices"]], "no evaluation by slice")
         alone = [entry for entry in tested if entry["difference"] is None and entry["label"] != report["baseline"]]
         if report["baseline"] is not None:
             tell(
                 [names[entry["label"]] for entry in alone],
-                "no test values of the same users, so no difference to the baseline",
+                "no test values of the users that the baseline ranked, so no difference to the baseline",
             )
         tell(
             [names[entry["label"]] for entry in entries if entry["winner"] and not entry["config"]],
-            "the winner's config file is not there",
+            "the winner's config file is missing",
         )
         if report["left_out"]:
-            out.append(f"Left out as asked: {', '.join(report['left_out'])}.")
+            out.append(f"Left out on request: {', '.join(report['left_out'])}.")
         elif tested and not report["examples"]:
             out.append("No run has written recommendations, so none are shown.")
         if tested and report["baseline"] is None:
             out.append(
-                "No method that reads interactions only has test values, so there is no difference to a baseline."
+                "None of the methods that read interactions only has test values, so there is no difference to a "
+                "baseline."
             )
     few = [entry for entry in entries if entry["best"] and _varied(entry) and not entry["importance"]]
     tell(
@@ -99,7 +103,7 @@ def missing(report: dict[str, Any]) -> list[str]:
         f"fewer than {FEWEST_TRIALS} comparable trials, so no parameter importance",
     )
     still = [entry for entry in entries if entry["best"] and not _varied(entry)]
-    tell([names[entry["label"]] for entry in still], "one setting only, so no plots of parameters")
+    tell([names[entry["label"]] for entry in still], "all trials had the same settings, so no plots of parameters")
     if not report["published"]:
         out.append("No published value for this dataset and protocol is known.")
     if report["unreadable"]:
@@ -113,11 +117,13 @@ def _leaderboard(report: dict[str, Any], style: plots.Style) -> Section:
     figure = plots.leaderboard(report, style)
     if figure is None:
         told = [
-            "No test value yet: rows are ordered by the best validation value of their trials, which is optimistic."
+            "There are no test values yet. Rows are in order of the best validation value of their trials, which is "
+            "optimistic."
         ]
         return Section("leaderboard", "Leaderboard", told, [], [tables.leaderboard(report)])
     caption = (
-        f"Test {metric}: mean and 95 % interval over seeds; rings are single seeds, the dotted line is the baseline."
+        f"Test {metric}: mean and 95 % interval over seeds. Rings are single seeds. The dotted line is the baseline's "
+        "mean."
     )
     return Section(
         "leaderboard", "Leaderboard", [], [Plot("plot-leaderboard", caption, figure)], [tables.leaderboard(report)],
@@ -129,30 +135,33 @@ def _configs(report: dict[str, Any]) -> Section | None:
     if not any(entry["config"] for entry in report["entries"]):
         return None
     told = [
-        "Each file is the whole config of a winner, ready to run. Change `run.name` to train it beside the runs of this sweep."
+        "Each file is the complete config of a winner, ready to run. Change `run.name` to keep the new run separate "
+        "from the runs of this sweep."
     ]
     return Section("configs", "Configs of the winners", told, kind="configs")
 
 
 def _cost(report: dict[str, Any], style: plots.Style) -> Section:
     told = [
-        "CPU hours are wall hours times the CPUs that a run reserved, whether it used them or not; restarts and failed trials "
-        "count. Time of all runs adds up runs that went side by side. Per epoch is training alone, the mean over epochs; peak "
-        "memory is that of the largest worker process.",
+        "CPU hours are wall-clock hours times the CPUs that a run reserved, whether or not it used them. They include "
+        "restarts and failed trials. The time of all runs is their sum, even where runs went in parallel. The time per "
+        "epoch is the mean over epochs and covers training only. Peak memory is that of the largest worker process.",
     ]
     took, cpus = report["sweep"]["search_seconds"], report["sweep"]["cpus"]
     if took is not None:
         where = f" on {cpus:g} CPUs" if cpus is not None else ""
         tries = report["sweep"]["attempts"]
         told.append(
-            f"The search took {words.seconds(took)} of wall time{where}{f', in {tries} attempts' if tries > 1 else ''}."
+            f"The search took {words.seconds(took)} of wall-clock "
+            f"time{where}{f', in {tries} attempts' if tries > 1 else ''}."
         )
     figure = plots.best_so_far(report, style)
     shown = []
     if figure is not None:
         caption = (
-            "Highest validation value found so far over the CPU hours that each method had reserved, a marker at the end of each trial. Trials that ran at "
-            "the same time are set one after another. The last value of each line is the best of its trials, so it is optimistic."
+            "Highest validation value found so far, over the CPU hours that each method had reserved by then. Each "
+            "marker is the end of a trial. Trials that ran at the same time are drawn one after another. The last "
+            "value of each line is the best of its trials, so it is optimistic."
         )
         shown = [Plot("plot-best-so-far", caption, figure, _drawn(report, "progress"))]
     return Section("cost", "Cost", told, shown, [tables.cost(report)])
@@ -163,7 +172,8 @@ def _curves(report: dict[str, Any], style: plots.Style) -> Section | None:
     if figure is None:
         return None
     told = [
-        "An epoch is one pass over the training data and costs each method a different time: see the table of costs."
+        "An epoch is one pass over the training data. How long it takes differs from method to method; see the table "
+        'under "Cost".'
     ]
     curved = tuple(
         entry["label"]
@@ -171,7 +181,8 @@ def _curves(report: dict[str, Any], style: plots.Style) -> Section | None:
         if any(trial["id"] == entry["best"] and trial["curve"] for trial in entry["trials"])
     )
     caption = (
-        "The best trial of each method, evaluated on validation after its epochs; the marker is the epoch that is kept."
+        "The best trial of each method, evaluated on validation during training. The marker is the best epoch, whose "
+        "weights are kept."
     )
     return Section("curves", "Learning curves", told, [Plot("plot-curves", caption, figure, curved)])
 
@@ -183,22 +194,23 @@ def _search(report: dict[str, Any], style: plots.Style) -> Section | None:
     told = ["A trial's value is its best validation value over epochs."]
     if any(entry["counts"]["stopped"] for entry in report["entries"]):
         told[0] += (
-            " A trial that the scheduler stopped was given fewer epochs, so its value is a lower bound of what its settings "
-            "could reach."
+            " A trial that the scheduler stopped ran for fewer epochs, so its value is a lower bound on what its "
+            "settings could reach."
         )
     if any(trial["parent"] for entry in report["entries"] for trial in entry["trials"]):
         told.append(
-            "Population-based training: at some epochs the weakest trials of a method went on as clones of the strongest, with "
-            "their weights and other settings. A clone's row shows its last settings, its curve and value hold its donor's epochs "
-            "too, its hours do not. A winner's config has the whole way it came, under `changes`, and its fresh seeds repeat it. "
-            "Importance and parallel coordinates leave clones out."
+            "Population-based training: at some epochs, the weakest trials of a method were replaced by clones of the "
+            "strongest, which continue from the strongest trials' weights with changed settings. A clone's row shows "
+            "its latest settings. Its curve and value include its donor's epochs; its hours do not. If a winner's "
+            "settings changed on the way, its config lists the changes under `changes`, and its fresh seeds repeat "
+            "them. Importance and parallel coordinates leave clones out."
         )
     if any(entry["importance"] for entry in report["entries"]):
         told.append(
-            f"Importance is the share of the variance of the trials' values that one parameter alone explains, from {FEWEST_TRIALS} "
-            "finished trials on. With few trials it is large by chance; `chance alone` is what a parameter without any effect "
-            "would get on average, the tick in the plots. It says nothing of parameters that act together, and nothing outside "
-            "the values tried."
+            "Importance is the share of the variance of the trials' values that one parameter alone explains. It needs "
+            f"at least {FEWEST_TRIALS} finished trials. With few trials it is large by chance; `chance alone`, the "
+            "tick in the plots, is what a parameter without any effect would get on average. Importance says nothing "
+            "about parameters that act together, or about values that were not tried."
         )
     return Section("search", "The search, method by method", told, sections=inner)
 
@@ -208,10 +220,16 @@ def _method(report: dict[str, Any], entry: dict[str, Any], style: plots.Style) -
     finished, begun = words.trial_counts(entry)
     whole = sum(trial["finished"] and trial["parent"] is None for trial in entry["trials"])
     made = [
-        (f"plot-trials-{label}", f"{name}: all trials; the best is strong, those stopped early are dotted.", plots.trial_curves(report, entry, style)),
-        (f"plot-parallel-{label}", f"{name}: each line is a finished trial, from its settings down to its value; stronger is better.",
+        (f"plot-trials-{label}",
+         f"{name}: all trials. The best one has the strongest line; trials that were stopped early are dotted.",
+         plots.trial_curves(report, entry, style)),
+        (f"plot-parallel-{label}",
+         f"{name}: each line is a finished trial, from its settings down to its value. Stronger lines are better "
+         "trials.",
          parallel_coordinates(report, entry, style)),
-        (f"plot-importance-{label}", f"{name}: share of the variance that a parameter alone explains, over {whole} finished trials; the tick is chance.",
+        (f"plot-importance-{label}",
+         f"{name}: share of the variance that a parameter alone explains, over {whole} finished trials. The tick is "
+         "what chance alone would give.",
          plots.importance(entry, style)),
     ]  # fmt: skip
     shown = [Plot(plot, caption, figure) for plot, caption, figure in made if figure is not None]
@@ -225,9 +243,10 @@ def _slices(report: dict[str, Any], style: plots.Style) -> Section | None:
     if figure is None:
         return None
     told = [
-        "Slices of items count only the held-out items of that kind, still ranked among all items; slices of users keep all held-out "
-        "items of those users. Values are means over seeds, ± half the 95 % interval over seeds. A slice of few users moves a "
-        "lot from one user to the next, which that interval does not show. Slices without a user are left out.",
+        "A slice of items counts only the held-out items of that kind, which are still ranked among all items. A slice "
+        "of users counts all held-out items of those users. Values are means over seeds, ± half the width of the 95 % "
+        "interval over seeds. In a slice of few users, a single user can change the value a lot; that interval does "
+        "not show this. Slices without users are left out.",
     ]
     caption = f"Test {words.metric_name(report['sweep']['metric'])} by slice, mean over seeds."
     return Section(
@@ -243,9 +262,9 @@ def _examples(report: dict[str, Any]) -> Section | None:
     if not report["examples"]:
         return None
     told = [
-        "The same few users for every method, each with the newest items of the history, the held-out items, and the ten items that "
-        "each winner (its first fresh seed) ranks highest. A framed item is one of the held-out ones. A few users are an "
-        "illustration, not a measurement.",
+        "The same few users are shown for every method: the newest items of each user's history, the held-out items, "
+        "and the ten items that each winner (its first fresh seed) ranks highest. Recommended items that are among the "
+        "held-out ones are framed or bold. A few users are an illustration, not a measurement.",
     ]
     return Section("examples", "What the winners recommend", told, kind="examples")
 
@@ -255,9 +274,10 @@ def _published(report: dict[str, Any]) -> Section | None:
     if not table.rows:
         return None
     told = [
-        "Only values for this dataset and this protocol. Where the published program picked its winner on test, its value is too high."
+        "Only values for this dataset and this protocol are shown. Where the published program picked its winner on "
+        "test, its value is too high."
     ]
-    return Section("published", "Published values beside ours", told, tables=[table])
+    return Section("published", "Published values and ours", told, tables=[table])
 
 
 def _conditions(report: dict[str, Any]) -> Section:
@@ -270,7 +290,7 @@ def _conditions(report: dict[str, Any]) -> Section:
         f"{line[:1].upper()}{line[1:]} ({'all' if len(who) == len(names) else ', '.join(who)})."
         for line, who in lines.items()
     ]
-    told = told or ["No run noted a slower or approximate path."]
+    told = told or ["No run reported a slower or approximate path."]
     return Section(
         "conditions",
         "Slower or approximate paths, and versions",
@@ -280,7 +300,7 @@ def _conditions(report: dict[str, Any]) -> Section:
 
 
 def _drawn(report: dict[str, Any], key: str) -> tuple[str, ...]:
-    """Labels of the entries that have something under `key`."""
+    """Labels of the entries whose value under `key` is not empty."""
     return tuple(entry["label"] for entry in report["entries"] if entry[key])
 
 

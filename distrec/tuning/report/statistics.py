@@ -1,4 +1,4 @@
-"""What the report computes from measured values: intervals over seeds, paired differences, parameter importance."""
+"""The report's statistics of measured values: intervals over seeds, paired differences, parameter importance."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-_ROUNDING = 1e-12  # of averages over seeds in another order: no difference
-FEWEST_TRIALS = 4  # below, a parameter's share of the variance says nothing
+_ROUNDING = 1e-12  # smaller differences come from the order in which seeds were averaged, and count as 0
+FEWEST_TRIALS = 4  # with fewer, a parameter's share of the variance says nothing
 
 
 def over_seeds(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard deviation (n - 1) and 95 % t interval over fresh seeds.
+    """Mean, standard deviation (divisor n - 1) and 95 % t interval over fresh seeds.
 
-    One seed has neither: `sd`, `low` and `high` are null.
+    With one seed, `sd`, `low` and `high` are None.
     """
     array = np.asarray(values, np.float64)
     mean, seeds = float(array.mean()), len(array)
@@ -31,7 +31,7 @@ def mean_per_user(runs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.nda
     """One metric of every user, averaged over runs.
 
     Args:
-        runs: of each seed the users, ascending `[users]`, and their values `[users]`.
+        runs: for each seed, the users `[users]` in ascending order and their values `[users]`.
 
     Returns:
         The users that all runs ranked, and their means.
@@ -45,14 +45,14 @@ def mean_per_user(runs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.nda
 def paired_difference(
     mine: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]
 ) -> dict[str, Any] | None:
-    """Mean difference over the users of both, with a 95 % t interval and the p of a two-sided paired t-test.
+    """Mean of `mine` minus `other` over common users, with a 95 % t interval and the p of a two-sided paired t-test.
 
     Args:
-        mine: users, ascending `[users]`, and their values `[users]`.
-        other: the same of what is compared with.
+        mine: users `[users]` in ascending order, and their values `[users]`.
+        other: the same for the method to compare with.
 
     Returns:
-        `mean`, `low`, `high`, `p`, `users`; nothing where fewer than two users are in both.
+        `mean`, `low`, `high`, `p`, `users`; None if fewer than two users are in both.
     """
     users, left, right = np.intersect1d(mine[0], other[0], assume_unique=True, return_indices=True)
     if len(users) < 2:
@@ -61,14 +61,14 @@ def paired_difference(
     gap[abs(gap) < _ROUNDING] = 0
     mean, error = float(gap.mean()), float(gap.std(ddof=1)) / len(gap) ** 0.5
     half = float(stats.t.ppf(0.975, len(gap) - 1)) * error
-    p = 1.0 if mean == 0 else 0.0  # without spread: every user differs by the same amount, most likely by nothing
+    p = 1.0 if mean == 0 else 0.0  # for an error of 0: all users differ by the same amount
     if error > 0:
         p = float(2 * stats.t.sf(abs(mean) / error, len(gap) - 1))
     return {"mean": mean, "low": mean - half, "high": mean + half, "p": p, "users": len(users)}
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:
-    """Values of p corrected for their number by Holm's step-down rule (1979)."""
+    """The p values, by name, corrected for their number by Holm's step-down procedure (Holm 1979)."""
     out: dict[str, float] = {}
     largest = 0.0
     for place, name in enumerate(sorted(p, key=lambda name: p[name])):
@@ -78,21 +78,21 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
 
 
 def importance(values: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> list[dict[str, Any]]:
-    """For each varied parameter the share of the variance of `scores` that it alone explains, largest first.
+    """The share of the variance of `scores` that each varied parameter alone explains, largest first.
 
-    For numbers that hardly repeat, drawn from a range, that is the squared rank correlation (Spearman). For choices it
-    is the correlation ratio eta^2, the variance between the means of each choice over the whole variance.
+    For numbers from a range, which hardly repeat, the share is the squared rank correlation (Spearman). For choices it
+    is the correlation ratio eta^2: the variance between the means of the choices, divided by the total variance.
 
-    A share is never 0 with few trials. `chance` is its mean if the parameter did nothing: 1 / (n - 1) for ranks,
-    (choices - 1) / (n - 1) for choices.
+    With few trials, a share is above 0 even for a parameter without any effect. `chance` is its mean in that case:
+    1 / (n - 1) for ranks, (choices - 1) / (n - 1) for choices.
 
     Args:
-        values: of each finished trial its parameters.
-        scores: its best validation value.
+        values: the parameters of each finished trial.
+        scores: the best validation value of each finished trial.
 
     Returns:
         `parameter`, `share`, `chance`, `kind` ("range" or "choices") and `trials`; empty with fewer than
-        `FEWEST_TRIALS` trials or equal scores. A parameter that some trials lack is judged among those that have it.
+        `FEWEST_TRIALS` trials or equal scores. A parameter that some trials lack is judged by the trials that have it.
     """
     out = []
     for name in sorted({name for trial in values for name in trial}):
@@ -108,13 +108,13 @@ def importance(values: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> 
         elif distinct < len(y):
             share, chance, kind = _correlation_ratio(keys, y), (distinct - 1) / (len(y) - 1), "choices"
         else:
-            continue  # every trial has a choice of its own: it would seem to explain everything
+            continue  # every trial has a different choice, which would seem to explain everything
         out.append({"parameter": name, "share": share, "chance": chance, "kind": kind, "trials": len(y)})
     return sorted(out, key=lambda row: -row["share"])
 
 
 def is_number(value: Any) -> bool:
-    """Whether a parameter's value is a quantity."""
+    """Whether a parameter's value is a number (and not a bool)."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -1,4 +1,4 @@
-"""The tables of the report, cell by cell as text; the page, the Markdown file and the terminal show the same ones."""
+"""The tables of the report, as cells of text. The page, the Markdown file and the terminal show the same tables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOTHING = "–"
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells, the first of each naming it. `labels` are the entries whose colour marks a row."""
+    """Rows of cells under a head; the first cell of a row names it. `labels`, if any, gives each row's entry."""
 
     head: list[str]
     rows: list[list[str]]
@@ -32,7 +32,7 @@ class Table:
 
 
 def metrics_shown(report: dict[str, Any]) -> list[str]:
-    """The sweep's metric, and recall, NDCG and hit rate at the same cut-off where measured."""
+    """The sweep's metric first, then recall, NDCG and hit rate at the same cut-off where they were measured."""
     metric = report["sweep"]["metric"]
     _, at, k = metric.partition("@")
     measured = {name for entry in report["entries"] for name in entry["test"]}
@@ -40,7 +40,10 @@ def metrics_shown(report: dict[str, Any]) -> list[str]:
 
 
 def leaderboard(report: dict[str, Any]) -> Table:
-    """Test means over seeds and the difference to the baseline; the best validation value where there is no test yet."""
+    """Test means over seeds, the difference to the baseline and the best validation value.
+
+    Without any test values, the table holds the validation values only.
+    """
     entries, names, shown = by_label(report), display_names(report), metrics_shown(report)
     metric, tested = report["sweep"]["metric"], any(entry["test"] for entry in report["entries"])
     head = ["method", "reads"]
@@ -62,7 +65,7 @@ def leaderboard(report: dict[str, Any]) -> Table:
 
 
 def cost(report: dict[str, Any]) -> Table:
-    """Trials and what they took."""
+    """The number of trials of each entry, and what they cost."""
     entries, names = by_label(report), display_names(report)
     head = [
         "method",
@@ -133,8 +136,8 @@ def trials(report: dict[str, Any], entry: dict[str, Any]) -> Table:
 
 
 def importance(entry: dict[str, Any]) -> Table:
-    """Each varied parameter's share of the variance of the trials' values."""
-    head = ["parameter", "share", "chance alone", "trials", "judged by"]
+    """The share of the variance of the trials' values that each varied parameter explains."""
+    head = ["parameter", "share", "chance alone", "trials", "computed from"]
     kinds = {"range": "rank correlation", "choices": "means of the choices"}
     rows = [
         [row["parameter"], f"{row['share']:.2f}", f"{row['chance']:.2f}", str(row["trials"]), kinds[row["kind"]]]
@@ -144,7 +147,7 @@ def importance(entry: dict[str, Any]) -> Table:
 
 
 def slices(report: dict[str, Any]) -> Table:
-    """The test metric in each part of the test split, a column for each entry."""
+    """The test metric in each part of the test split, with a column for each entry."""
     names, metric = display_names(report), report["sweep"]["metric"]
     measured = [entry for label in report["order"] if (entry := by_label(report)[label])["slices"]]
     parts = {name: part for entry in measured for name, part in entry["slices"].items()}
@@ -160,7 +163,7 @@ def slices(report: dict[str, Any]) -> Table:
 
 
 def published(report: dict[str, Any]) -> Table:
-    """Published values beside ours, metric by metric."""
+    """Published values and ours, metric by metric."""
     entries, names, rows = by_label(report), display_names(report), []
     for row in report["published"]:
         test = entries[row["entry"]]["test"]
@@ -171,7 +174,7 @@ def published(report: dict[str, Any]) -> Table:
 
 
 def versions(report: dict[str, Any]) -> Table:
-    """Packages that the runs used."""
+    """The packages that the runs used."""
     return Table(["package", "version"], [[name, str(version)] for name, version in report["versions"].items()])
 
 

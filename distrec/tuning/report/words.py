@@ -1,4 +1,4 @@
-"""What the report says in sentences. Every sentence follows from `report.json`; none is written without its numbers."""
+"""The sentences of the report. Each is derived from `report.json`, and left out where its numbers are missing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shlex
 from collections import Counter
 from typing import Any
 
-CERTAIN = 0.05  # the level at which a corrected p is called a difference
+CERTAIN = 0.05  # a corrected p below this level counts as a difference
 _NAMES = {"recall": "Recall", "ndcg": "NDCG", "precision": "Precision", "map": "MAP", "hit": "Hit rate"}
 _SCHEDULERS = {"asha": "asynchronous successive halving", "pbt": "population-based training"}
 _MASKS = {
@@ -17,13 +17,13 @@ _MASKS = {
 
 
 def metric_name(metric: str) -> str:
-    """`recall@20` as people write it."""
+    """The display name of a metric, such as `Recall@20` for `recall@20`."""
     name, at, k = metric.partition("@")
     return f"{_NAMES.get(name, name)}{at}{k}"
 
 
 def display_names(report: dict[str, Any]) -> dict[str, str]:
-    """What each entry is called: its title, with its label where two entries share one."""
+    """The display name of each entry, by label: its title, with the label added where entries share a title."""
     titles = Counter(entry["title"] for entry in report["entries"])
     return {
         entry["label"]: entry["title"] if titles[entry["title"]] == 1 else f"{entry['title']} [{entry['label']}]"
@@ -32,12 +32,12 @@ def display_names(report: dict[str, Any]) -> dict[str, str]:
 
 
 def by_label(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The entries by label."""
+    """The entries of the report, by label."""
     return {entry["label"]: entry for entry in report["entries"]}
 
 
 def opening(report: dict[str, Any]) -> list[str]:
-    """The dataset, and how far the sweep is."""
+    """One sentence about the dataset, and one about the sweep's progress."""
     data, started = report["data"], report["sweep"]["started"]
     known = [f"{data[side]:,} {side}" for side in ("users", "items") if data.get(side) is not None]
     known += [f"{rows:,} {split} interactions" for split, rows in (data.get("interactions") or {}).items()]
@@ -54,14 +54,17 @@ def _state(report: dict[str, Any]) -> str:
     told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     seeds = sum(bool(seed["test"]) for entry in report["entries"] for seed in entry["seeds"])
     if report["sweep"]["state"] == "done":
-        return f"The sweep is complete: trials {told}; {seeds} runs with fresh seeds."
+        return f"The sweep is complete. Trials: {told}. Runs with fresh seeds: {seeds}."
     if report["sweep"]["state"] == "finishing":
-        return f"The search is over (trials {told}), the winners' fresh seeds are not: {seeds} have finished. Numbers can still change."
-    return f"The search is still running: trials {told}. Everything below is what has been measured so far."
+        return (
+            f"The search is over (trials: {told}), but the winners' runs with fresh seeds are not: {seeds} have "
+            "finished. Numbers can still change."
+        )
+    return f"The search is still running (trials: {told}). Everything below is based on what has been measured so far."
 
 
 def answer(report: dict[str, Any]) -> list[str]:
-    """Which method, how sure, at what cost."""
+    """Which method is best, how certain that is, and what it cost."""
     entries, names, metric = by_label(report), display_names(report), report["sweep"]["metric"]
     chosen, measure = entries[report["choice"]], metric_name(metric)
     name = names[chosen["label"]]
@@ -69,30 +72,33 @@ def answer(report: dict[str, Any]) -> list[str]:
         best = next(trial for trial in chosen["trials"] if trial["id"] == chosen["best"])
         finished, _ = trial_counts(chosen)
         return [
-            f"{name} is ahead so far: validation {measure} {best['value']:.4f} in the best of its {finished} finished {plural(finished, 'trial')}.",
-            "That number is optimistic, as the best of several always is: no fresh seed has been trained and the test split "
-            "has not been read.",
+            f"{name} is ahead so far, with a validation {measure} of {best['value']:.4f} in the best of its {finished} "
+            f"finished {plural(finished, 'trial')}.",
+            "That number is optimistic, as the best of several always is. No run with a fresh seed has finished, so "
+            "there are no test values yet.",
         ]
     value = chosen["test"][metric]
     tested = sum(bool(entry["test"]) for entry in report["entries"])
-    among = "" if tested == len(entries) else f" of the {tested} of {len(entries)} methods that have finished some"
+    among = "" if tested == len(entries) else f" (so far, {tested} of {len(entries)} methods have finished seeds)"
     out = [
-        f"{name} has the highest validation {measure} over its fresh seeds{among} ({chosen['valid'][metric]['mean']:.4f}). On the test "
-        f"split it reaches {value['mean']:.4f} ({interval(value)})."
+        f"{name} has the highest mean validation {measure} over fresh seeds: "
+        f"{chosen['valid'][metric]['mean']:.4f}{among}. "
+        f"On the test split it reaches {value['mean']:.4f} ({interval(value)})."
     ]
     out += _against_baseline(report, chosen, names)
     following = report["next"]
     if following and following["difference"]:
         gap = following["difference"]
         out.append(
-            f"Second on validation is {names[following['label']]}: on test the first is {signed(gap['mean'])} beside it "
-            f"(95 % interval over {gap['users']:,} users {signed(gap['low'])} to {signed(gap['high'])})."
+            f"{names[following['label']]} is second on validation. On test, the first minus the second is "
+            f"{signed(gap['mean'])} (95 % interval over {gap['users']:,} users: {signed(gap['low'])} to "
+            f"{signed(gap['high'])})."
         )
     leader = entries[report["order"][0]]
     if leader["label"] != chosen["label"]:
         out.append(
-            f"{names[leader['label']]} has the higher test mean ({leader['test'][metric]['mean']:.4f}). It is not named first, "
-            "because a choice made on test would flatter itself."
+            f"{names[leader['label']]} has a higher test mean ({leader['test'][metric]['mean']:.4f}). It is not the "
+            "choice, because choices are made on validation: a value is too high on the split that it was chosen on."
         )
     return [*out, _cost(chosen)]
 
@@ -106,21 +112,21 @@ def _against_baseline(report: dict[str, Any], chosen: dict[str, Any], names: dic
         if not rivals:
             return ["It reads interactions only, and no method that reads texts or pictures has been tested."]
         return [
-            f"It reads interactions only: on validation none of the {rivals} methods that read texts or pictures was better."
+            f"It reads interactions only. None of the {rivals} methods that read texts or pictures was better on "
+            "validation."
         ]
     gap = chosen["difference"]
     if gap is None:
-        return [
-            f"Its users' test values are not there yet, so it can not be compared with {names[baseline]} user by user."
-        ]
+        return [f"Its test values by user are missing, so it cannot be compared with {names[baseline]} user by user."]
     sure = (
-        "That is more than the choice of users explains."
+        "The choice of users alone is unlikely to explain a difference of this size."
         if gap["holm"] < CERTAIN
-        else "That can be chance: with other users of the same kind it might turn around."
+        else "That may be chance: with other users of the same kind, the sign might be different."
     )
     return [
-        f"Against {names[baseline]}, the best method that reads interactions only, the difference is {signed(gap['mean'])} "
-        f"(95 % interval over {gap['users']:,} users {signed(gap['low'])} to {signed(gap['high'])}; corrected p {p_value(gap['holm'])}). {sure}"
+        f"Against {names[baseline]}, the best method that reads interactions only, the difference is "
+        f"{signed(gap['mean'])} (95 % interval over {gap['users']:,} users: {signed(gap['low'])} to "
+        f"{signed(gap['high'])}; corrected p {p_value(gap['holm'])}). {sure}"
     ]
 
 
@@ -129,42 +135,47 @@ def _cost(entry: dict[str, Any]) -> str:
     tried, _ = trial_counts(entry)
     if cost["search_cpu_hours"] is not None:
         out.append(
-            f"its search took {hours(cost['search_cpu_hours'])} reserved CPU hours over {tried} finished {plural(tried, 'trial')}"
+            f"its search reserved {hours(cost['search_cpu_hours'])} CPU hours for {tried} finished "
+            f"{plural(tried, 'trial')}"
         )
     if cost["final_cpu_hours"] is not None:
-        out.append(f"its fresh seeds {hours(cost['final_cpu_hours'])} more")
+        out.append(f"its fresh seeds took {hours(cost['final_cpu_hours'])} CPU hours")
     if cost["seconds_per_epoch"] is not None:
-        out.append(f"an epoch trains for {seconds(cost['seconds_per_epoch'])}")
+        out.append(f"an epoch takes {seconds(cost['seconds_per_epoch'])} of training")
     if cost["peak_memory_bytes"] is not None:
-        out.append(f"a worker needs up to {memory(cost['peak_memory_bytes'])} of memory")
+        out.append(f"a worker needed up to {memory(cost['peak_memory_bytes'])} of memory")
     return f"Cost: {'; '.join(out)}." if out else "Its cost was not measured."
 
 
 def reading_the_leaderboard(report: dict[str, Any]) -> list[str]:
-    """What the leaderboard's numbers mean, and what they do not."""
+    """What the leaderboard's numbers mean, and what they do not mean."""
     tried = [trial_counts(entry)[0] for entry in report["entries"]]
     compared = any(entry["difference"] for entry in report["entries"])
     out = [
-        f"Rows are in order of the test mean. The bold one, {display_names(report)[report['choice']]}, is the choice: highest on "
-        "validation. Best trial is the highest validation value that the search saw, which is optimistic.",
-        "± is half of a 95 % t interval over seeds. It tells how far the mean would move if training were repeated with other "
-        "seeds, not with other users. With two or three seeds it is wide, and one seed has none.",
+        f"Rows are in order of the test mean. The bold row, {display_names(report)[report['choice']]}, is the choice: "
+        "it has the highest validation mean. The best trial's value is the highest validation value that the search "
+        "found, which is optimistic.",
+        "± is half the width of a 95 % t interval over seeds. It shows how far the mean would move if training were "
+        "repeated with other seeds, not with other users. With two or three seeds the interval is wide; with one seed "
+        "there is none.",
     ]
     if compared:
         out.append(
-            "The difference to the baseline is taken user by user, each user's values averaged over seeds first. Its interval and p "
-            "tell how far it would move with other users of the same kind, not with other seeds. p is of a two-sided paired t-test, "
-            "corrected by Holm's method for the number of methods compared; the interval is not corrected."
+            "The difference to the baseline is computed user by user, after each user's values are averaged over "
+            "seeds. Its interval and p show how far it would move with other users of the same kind, not with other "
+            "seeds. p comes from a two-sided paired t-test and is corrected by Holm's method for the number of methods "
+            "compared. The interval is not corrected."
         )
     if report["baseline"] is not None:
         out.append(
-            f"The baseline is {display_names(report)[report['baseline']]}: of the methods that read interactions only, the one "
-            "with the highest validation mean over its fresh seeds."
+            f"The baseline is {display_names(report)[report['baseline']]}: among the methods that read interactions "
+            "only, it has the highest validation mean over its fresh seeds."
         )
     if min(tried) != max(tried):
         out.append(
-            f"Methods had unequal numbers of finished trials ({min(tried)} to {max(tried)}). All shared one budget, from which "
-            "methods that lie behind are dropped; a method with more trials had more chances to find good settings."
+            f"Methods have unequal numbers of finished trials ({min(tried)} to {max(tried)}). All methods share one "
+            "budget, and the search drops methods that fall behind. A method with more trials had more chances to find "
+            "good settings."
         )
     return out
 
@@ -174,43 +185,45 @@ def protocol(report: dict[str, Any]) -> list[str]:
     sweep = report["sweep"]
     mask = _MASKS.get(sweep["mask"])
     return [
-        "Epochs and configurations were chosen on the validation split only. The test split is read once: for the winners, after "
-        "the search has closed, with fresh seeds that the search never used.",
-        "The published programs pick the winner of their grid on the test split and report that run. Such a number is too "
-        "high, and more so the larger the grid; ours are not picked that way and should be expected to lie lower.",
+        "Epochs and configurations were chosen on the validation split only. The test split is read once: for the "
+        "winners, after the end of the search, with fresh seeds that the search never used.",
+        "The published programs pick the winner of their grid on the test split and report that run. Such a number is "
+        "too high, and the larger the grid, the higher. Our winners are not picked that way, so expect our numbers to "
+        "be lower.",
         *([f"{mask}; all other items are ranked."] if mask else []),
     ]
 
 
 def how_searched(report: dict[str, Any]) -> str:
-    """Searcher, scheduler and budget in one sentence."""
+    """Searcher, scheduler, seed and budget in one line."""
     sweep = report["sweep"]
     budget = ", ".join(
         f"{name.replace('_', ' ')} {value}" for name, value in (sweep["budget"] or {}).items() if value is not None
     )
     scheduler = (
-        "no early stopping between trials"
+        "none, so no trial was stopped because others were better"
         if sweep["scheduler"] in (None, "none")
-        else f"scheduler {_SCHEDULERS.get(sweep['scheduler'], sweep['scheduler'])}"
+        else _SCHEDULERS.get(sweep["scheduler"], sweep["scheduler"])
     )
-    return f"Searcher {sweep['searcher']}, {scheduler}, seed {sweep['seed']}{f'; budget: {budget}' if budget else ''}."
+    about = f"Searcher: {sweep['searcher']}. Scheduler: {scheduler}. Seed: {sweep['seed']}."
+    return f"{about} Budget: {budget}." if budget else about
 
 
 def command(report: dict[str, Any], entry: dict[str, Any]) -> str:
-    """What trains the winner of an entry again."""
+    """The command that trains the winner of an entry again."""
     if report["sweep"]["local"]:
         return f"distrec train {shlex.quote(report['sweep']['folder'] + '/' + entry['config']['path'])}"
     return f"distrec train {shlex.quote(entry['label'] + '.yaml')}"  # a config is a local file: download it first
 
 
 def trial_counts(entry: dict[str, Any]) -> tuple[int, int]:
-    """Finished trials and all of them; a clone and whom it replaced are one."""
+    """The number of finished trials and of all trials. A clone and the trial that it replaced count as one."""
     own = [trial for trial in entry["trials"] if not trial["replaced"]]
     return sum(trial["finished"] for trial in own), len(own)
 
 
 def plural(count: int, word: str) -> str:
-    """`word` as it is said of `count` things."""
+    """`word` in the singular or the plural, as `count` requires."""
     return word if count == 1 else f"{word}s"
 
 
@@ -218,7 +231,7 @@ def interval(value: dict[str, Any]) -> str:
     """The interval over seeds, in words."""
     if value["low"] is None:
         return "one seed, so there is no interval"
-    return f"95 % interval over {value['seeds']} seeds {value['low']:.4f} to {value['high']:.4f}"
+    return f"95 % interval over {value['seeds']} seeds: {value['low']:.4f} to {value['high']:.4f}"
 
 
 def signed(value: float) -> str:
@@ -227,17 +240,17 @@ def signed(value: float) -> str:
 
 
 def p_value(p: float) -> str:
-    """A p as people write it."""
+    """A p value with its relation, such as `= 0.012` or `< 0.001`."""
     return "< 0.001" if p < 0.001 else f"= {p:.3f}"
 
 
 def hours(value: float) -> str:
-    """CPU hours to three digits."""
+    """CPU hours, to three significant digits."""
     return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
 
 
 def seconds(value: float) -> str:
-    """A duration in the unit that suits it."""
+    """A duration of `value` seconds in seconds, minutes or hours."""
     if value < 120:
         return f"{value:.2g} s" if value < 10 else f"{value:.0f} s"
     return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"

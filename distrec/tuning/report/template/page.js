@@ -1,10 +1,11 @@
-// Draws every figure, in the colours of the reader's theme, and again when that changes; legends hide and show lines.
+// Draws every figure in the colours of the reader's theme, and draws again when the theme changes. Buttons in the legends
+// hide and show lines.
 "use strict";
 (() => {
   const { figures, dark } = JSON.parse(document.getElementById("figures").textContent);
   const theme = matchMedia("(prefers-color-scheme: dark)");
 
-  // Figures are written in the light theme's colours; each has its counterpart in `dark`.
+  // Figures come in the light theme's colours; `dark` maps each colour to its counterpart.
   const themed = (value) => {
     if (typeof value === "string") return (theme.matches && dark[value]) || value;
     if (Array.isArray(value)) return value.map(themed);
