@@ -145,7 +145,9 @@ def work(paths: dict[str, str]) -> dict[tuple[str, str], str]:
     for case, settings in CASES.items():
         optimizer = {"name": "adamw", "lr": 0.05, "weight_decay": 0.1}
         for name, path in paths.items():
-            config = run_config(settings, train={"global_batch": 8}, optimizer=optimizer).model_copy(update={"data": path})
+            config = run_config(settings, train={"global_batch": 8}, optimizer=optimizer).model_copy(
+                update={"data": path}
+            )
             try:
                 check_inputs(config)
                 finite = all(values.isfinite().all() for values in train(config))
