@@ -250,7 +250,8 @@ def agree(found: Result, wanted: Result, run: Run) -> None:
             bound = tolerance.gradients * moved + 4 * np.finfo(np.float32).eps * np.abs(theirs).max()
         else:
             bound = tolerance.weights * lr
-        assert np.abs(found["state"][key] - theirs).max() <= bound, key
+        worst = float(np.abs(found["state"][key] - theirs).max())
+        assert worst <= bound, f"{key} is off by {worst:.1e}, more than {bound:.1e}"
     for split in wanted["ranked"]:
         ranks_agree(found, wanted, split, tolerance.scores)
 
@@ -263,7 +264,8 @@ def ranks_agree(found: Result, wanted: Result, split: str, tolerance: float) -> 
     """Scores agree, and each rank of both is one that the scores explain: items that tie within rounding may swap."""
     scores = wanted["scores"][split]
     near = tolerance * scores[np.abs(scores) < 1e20].std()  # some methods hide an item behind a score of -1e30
-    assert np.abs(found["scores"][split] - scores).max() <= near, f"scores, {split}"
+    worst = float(np.abs(found["scores"][split] - scores).max())
+    assert worst <= near, f"scores, {split}: off by {worst:.1e}, more than {near:.1e}"
     theirs = wanted["ranked"][split]
     user = theirs.user_of_pair()
     others = np.where(wanted["masked"], -np.inf, scores)[user]
