@@ -154,6 +154,8 @@ def work(paths: dict[str, str]) -> dict[tuple[str, str], str]:
                 out[case, name] = "finite" if finite else "NaN or infinite"
             except (InputError, NonFiniteLoss) as error:
                 out[case, name] = f"{type(error).__name__}: {error}"
+            except Exception as error:
+                raise RuntimeError(f"{case} fails on the data '{name}'") from error
     return out
 
 

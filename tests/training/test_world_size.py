@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from distrec.config import RunConfig, decode
 from distrec.data.dataset import Dataset
-from distrec.methods.registry import resolve
+from distrec.methods.registry import METHODS, resolve
 from distrec.parallel.world import World
 from distrec.runtime import quiet
 from tests.distributed import run_workers
@@ -220,8 +220,11 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
     @cache
     def made(size: int) -> dict[tuple[str, int], Result]:
-        names = [(it["name"], it.get("stage", 0)) for it in chosen if it.get("size", 2) == size]
-        runs = list(dict.fromkeys([(it["name"], 0) for it in chosen] if size == 1 else names))
+        if size == 1:  # what all others are compared with
+            needed = [(it["name"], 0) for it in chosen]
+        else:
+            needed = [(it["name"], it.get("stage", 0)) for it in chosen if it.get("size", 2) == size]
+        runs = list(dict.fromkeys(needed))
         return dict(zip(runs, run_workers(train_all, size, str(folder), runs, timeout=500)[0], strict=True))
 
     return made
@@ -316,6 +319,10 @@ def test_a_run_does_train(results, name: str):
     assert still == [] or RUNS[name].optimizer == GENTLE  # whose steps can be less than a weight's rounding
     same = np.array_equal(result["scores"]["valid"], result["scores"]["test"])
     assert same == (RUNS[name].method["name"] not in ("sasrec", "odmt", "bivrec"))
+
+
+def test_every_method_is_in_the_default_runs():
+    assert {RUNS[name].method["name"] for name in DEFAULT} == set(METHODS)
 
 
 @pytest.mark.multiprocess
