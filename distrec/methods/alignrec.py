@@ -154,7 +154,7 @@ class AlignRec(Method):
         (target,) = batch.positives.distinct(content)
         scale = batch.positives.counts.sqrt().unsqueeze(1)
         squares = gram_distance(item_content * scale, unit_rows(target) * scale, self.space.world)
-        # Without any content both matrices are zero, where a square root has no derivative: no gradient comes back then.
+        # Without any content both matrices are zero, where a square root has no derivative: the clamp makes it zero.
         norm = self.space.world.total(squares).clamp(min=1e-30).sqrt()
         return self.my_share(norm / batch.size)
 

@@ -87,6 +87,7 @@ def tokens_of(features: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def datasets(folder: Path) -> dict[str, str]:
     ring = [(user, (user + shift) % ITEMS) for user in range(USERS) for shift in (0, 2, 3, 7, 8)]
+    halves = [(u, i) for u in range(10) for i in range(12) if (u < 5) == (i < 6) and (u + i) % 5]
     zero_rows, two_blocks = drawn(), drawn()
     for values in zero_rows.values():
         values[[0, 4, 12]] = 0
@@ -94,9 +95,7 @@ def datasets(folder: Path) -> dict[str, str]:
         values[:7, : 2 + number], values[7:, 2 + number :] = 0, 0
     made: dict[str, tuple[int, int, Sequence[tuple[int, int]], dict[str, np.ndarray]]] = {
         # Users 0 to 4 and items 0 to 5 never meet the others; users 10 and item 12 meet no one.
-        "isolated components": (
-            USERS, ITEMS, [(u, i) for u in range(10) for i in range(12) if (u < 5) == (i < 6) and (u + i) % 5], two_blocks,
-        ),
+        "isolated components": (USERS, ITEMS, halves, two_blocks),
         SHORT: (USERS, ITEMS, [(3, 5), (4, 6)], drawn()),
         "one history of two items": (USERS, ITEMS, [(3, 5), (4, 6), (4, 2), (9, 6)], drawn()),
         "repeated pairs": (USERS, ITEMS, ring * 3, drawn()),

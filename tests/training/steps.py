@@ -11,8 +11,7 @@ from distrec.training.engine import Engine
 def train_steps(engine: Engine, first: int, stop: int) -> None:
     engine.set_lr(1e-2)
     for step in range(first, stop):
-        share, _, _ = engine.forward(engine.batch(0, step, engine.samples(0, step)))
-        engine.update(share)
+        engine.train_step(0, step, engine.samples(0, step))
 
 
 def full(engine: Engine) -> dict[str, np.ndarray]:

@@ -23,9 +23,9 @@ from tests.training.random_data import write_random
 
 STEPS, BATCH = 20, 50
 KS = [5, 10, 20, 100]  # the last one holds every rank: no dataset has more items
-# Users, items, training rows, seed. An epoch of 7, 3 or 5 steps ends with a batch of 2, 1 or 3 rows: with 4 workers some
-# have none. Neither counts nor batches divide by the numbers of workers; 9 users on 4 workers leave the last one none,
-# and so do 4 users or 4 items on 3.
+# Users, items, training rows, seed. An epoch of 7, 3 or 5 steps ends with a batch of 2, 1 or 3 rows: with 4 workers
+# some have none. Neither counts nor batches divide by the numbers of workers. With 9 users on 4 workers the last one
+# has no user; with 4 users or 4 items on 3 workers the last one has none of them.
 DATASETS = {
     "more users": (61, 23, 302, 0),
     "more items": (17, 90, 101, 1),
@@ -132,7 +132,7 @@ ZERO_DEFAULT = {"alignrec, adam, more users", "odmt, adamw, more users", "bivrec
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far rounding may lead two runs apart. Measured over all runs at 2, 3 and 4 workers; margins are tenfold or so.
+    """How far rounding may lead two runs apart: about ten times what all runs at 2, 3 and 4 workers showed.
 
     Attributes:
         gradients: of moments, and of what SGD has moved, relative to the root mean square over the tensor. Both are
@@ -211,7 +211,7 @@ def train_all(folder: str, runs: list[tuple[str, int]]) -> list[Result]:
 
 @pytest.fixture(scope="module")
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
-    """Results of the chosen runs with some number of workers, by (run, ZeRO stage); each number of workers starts once."""
+    """Results of the chosen runs with some number of workers, by (run, ZeRO stage); each number starts once."""
     folder = tmp_path_factory.mktemp("data")
     for name, shape in DATASETS.items():
         write_random(folder / name, *shape)
