@@ -1,4 +1,4 @@
-"""Random prepared datasets of any shape: cold items, repeated pairs, missing features; every user has training items."""
+"""Random prepared datasets of any shape: cold items, repeated pairs, missing features; each user has training items."""
 
 from __future__ import annotations
 
