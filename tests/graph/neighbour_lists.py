@@ -11,11 +11,11 @@ from distrec.graph.knn import cosine_neighbours
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
 
-Features = Sequence[tuple[torch.Tensor, int]]  # of each modality: unit vectors [items, width] and k
+Features = Sequence[tuple[torch.Tensor, int]]  # for each modality: unit vectors [items, width] and k
 
 
 def unit_vectors(items: int, width: int, seed: int, equal: float = 0.0, zero: int = 0) -> torch.Tensor:
-    """Unit vectors `[items, width]`; a share of them is one and the same, and `zero` of them are zero."""
+    """Unit vectors `[items, width]`; a share of them is equal, and `zero` of them are zero."""
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.nn.functional.normalize(torch.randn(items, width, generator=generator), dim=1)
     chosen = torch.randperm(items, generator=generator)
@@ -25,7 +25,7 @@ def unit_vectors(items: int, width: int, seed: int, equal: float = 0.0, zero: in
 
 
 def nearest(vectors: torch.Tensor, k: int) -> np.ndarray:
-    """The k nearest other items `[items, k]`: diagonal at -10, of equal cosines the lower item number first."""
+    """The k nearest other items `[items, k]`, with the diagonal at -10 and equal cosines in item order."""
     exact = (vectors.double() @ vectors.double().t()).fill_diagonal_(-10).numpy()
     number = np.arange(len(exact))
     return np.stack([np.lexsort((number, -np.round(row, 6)))[:k] for row in exact])

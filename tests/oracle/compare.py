@@ -22,7 +22,7 @@ class Row:
 
 
 def recorded_key(row: Row) -> str:
-    """The fixture's key of a row; some are compared in two ways."""
+    """The fixture's key of a row; some keys are compared in two ways."""
     return row.key.split(" ")[0]
 
 

@@ -43,7 +43,7 @@ def work(method: str, path: str, zero_stage: int, data: str) -> list[Row]:
 
 
 def several(runs: list[tuple[str, str, int, str]]) -> list[list[Row]]:
-    """One worker's part of several replays in a row."""
+    """One worker's part of several replays."""
     return [work(*run) for run in runs]
 
 
