@@ -174,7 +174,9 @@ class AlignRec(Method):
         (target,) = batch.positives.distinct(content)
         scale = batch.positives.counts.sqrt().unsqueeze(1)
         squares = gram_distance(item_content * scale, unit_rows(target) * scale, self.space.world)
-        return self.my_share(self.space.world.total(squares).sqrt() / batch.size)
+        # Without any content both matrices are zero, where a square root has no derivative: the clamp makes it zero.
+        norm = self.space.world.total(squares).clamp(min=1e-30).sqrt()
+        return self.my_share(norm / batch.size)
 
 
 def item_graph(space: Space, cosines: torch.Tensor, neighbours: torch.Tensor) -> ShardedMatrix:

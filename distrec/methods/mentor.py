@@ -324,7 +324,7 @@ def item_graph(space: Space, modalities: Sequence[tuple[torch.Tensor, float]]) -
     mine = space.mine("item")
     rows, columns, values = [], [], []
     for neighbours, weight in modalities:
-        rows.append(np.repeat(np.asarray(mine), neighbours.shape[1]))
+        rows.append(np.repeat(np.arange(mine.start, mine.stop), neighbours.shape[1]))
         columns.append(neighbours.numpy().reshape(-1))
         values.append(np.full(neighbours.numel(), weight / (neighbours.shape[1] + 1e-7), np.float32))
     row, column, value = (np.concatenate(parts) for parts in (rows, columns, values))

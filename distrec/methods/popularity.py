@@ -23,7 +23,7 @@ class Popularity(Method):
     def build(self, space: Space) -> None:
         super().build(space)
         counts = np.bincount(space.train.item, minlength=space.items.rows).astype(np.float32)
-        self._counts = torch.from_numpy(counts[np.asarray(space.mine("item"))]).unsqueeze(1)
+        self._counts = torch.from_numpy(counts[space.mine("item").start : space.mine("item").stop]).unsqueeze(1)
 
     def representations(self, histories: Histories) -> Representations:
         users = torch.ones(len(self.space.mine("user")), 1)

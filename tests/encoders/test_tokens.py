@@ -18,7 +18,7 @@ from distrec.encoders.encode import encode
 from distrec.encoders.registry import make_encoder
 from distrec.errors import InputError
 from distrec.methods.base import require_features, require_tokens
-from tests.data.test_check import edit, refuse, with_value
+from tests.data.damage import edit, refuse, with_value
 from tests.encoders import tiny
 
 

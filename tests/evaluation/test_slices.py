@@ -65,7 +65,12 @@ def test_report_is_json_and_its_table_has_aligned_columns(sliced):
     result = report(whole, list(parts.values()), "test", "train+valid")
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert result["metrics"] == whole.metrics()
-    assert result["intervals"].keys() == result["metrics"].keys()
+    assert result["intervals"] == {name: list(pair) for name, pair in whole.intervals().items()}
+    for name, part in parts.items():
+        shown = result["slices"][name]
+        assert shown["users"] == len(part.ranked.user), name
+        assert shown["pairs"] == len(part.ranked.item), name
+        assert shown["metrics"] == part.ranked.metrics(), name
     assert result["masked_pairs"] == int(whole.masked.sum()) > 0
     assert result["slices"]["users.51+"] == {
         "meaning": "users with 51+ training interactions",

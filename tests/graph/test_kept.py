@@ -18,7 +18,7 @@ from distrec.methods.base import Space
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
 from tests.distributed import run_workers
-from tests.graph.test_neighbours import unit_vectors
+from tests.graph.neighbour_lists import unit_vectors
 from tests.methods.bare import method_of
 from tests.training.random_data import write_random
 

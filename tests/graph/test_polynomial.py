@@ -11,7 +11,7 @@ from distrec.graph.neighbours import symmetric_neighbour_graph
 from distrec.graph.polynomial import Weight, decaying_powers, mean_of_powers, polynomial
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
-from tests.graph.test_neighbours import counted, nearest_of, unit_vectors
+from tests.graph.neighbour_lists import counted, nearest_of, unit_vectors
 
 LAYERS = range(5)
 WIDTH = 6

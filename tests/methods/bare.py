@@ -34,8 +34,12 @@ def write(
     train: Sequence[tuple[int, int]],
     features: Mapping[str, np.ndarray],
     held_out: Sequence[tuple[int, int]] = ((0, 0),),
+    tokens: Mapping[str, np.ndarray] | None = None,
 ) -> str:
-    """A prepared dataset of given training pairs and features `[items, width]` (a row of NaN is a missing one)."""
+    """A prepared dataset of given training pairs, features `[items, width]` and token sets `[items, tokens, width]`.
+
+    A row of NaN is a missing feature, or a token that an item lacks.
+    """
     root = open_folder(str(folder))
     files, entries, counts = {}, {}, {}
     for split in SPLITS:
@@ -50,6 +54,14 @@ def write(
         entries[name] = FeatureEntry(
             width=values.shape[1], dtype="float32", missing=int(missing.sum()), source="made", parts=[part]
         )
+    for name, values in (tokens or {}).items():
+        count, part = (~np.isnan(values).any(2)).sum(1), f"features/{name}/part-00000.parquet"
+        filled = np.nan_to_num(values).astype(np.float16).reshape(items, -1)
+        files[part] = write_part(root, part, vector_table(0, filled, count == 0, count.astype(np.int32)))
+        entries[name] = FeatureEntry(
+            tokens=values.shape[1], width=values.shape[2], dtype="float16", missing=int((count == 0).sum()),
+            source="made", parts=[part],
+        )  # fmt: skip
     manifest = Manifest(
         format=1, name="made", users=users, items=items, interactions=counts, split="given", id_order="given",
         features=entries, content={}, config={}, files=files,

@@ -134,7 +134,7 @@ def longer(state: dict[str, torch.Tensor], short: Any, long: Any) -> dict[str, t
     out = dict(state)
     for name, value in state.items():
         if name.endswith("patches.place"):
-            wide = torch.randn(sum(long.patches), value.shape[1])
+            wide = torch.randn(sum(long.patches), value.shape[1], generator=torch.Generator().manual_seed(8))
             for mine, theirs in zip(wide.split(long.patches), value.split(short.patches), strict=True):
                 mine[len(mine) - len(theirs) :] = theirs
             out[name] = wide

@@ -3,15 +3,11 @@ from typing import Any
 
 import pytest
 
-from distrec.config import RunConfig, decode
 from distrec.data.dataset import Dataset
 from distrec.errors import InputError
 from distrec.methods.registry import METHODS, build_method, method_config, resolve
+from tests.methods.configs import run
 from tests.training.small import write_small
-
-
-def run(method: dict[str, Any], **sections: Any) -> RunConfig:
-    return decode(RunConfig, {"data": "d", "run": {"name": "r"}, "method": method, **sections})
 
 
 @pytest.mark.parametrize("name", METHODS)

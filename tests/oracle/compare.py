@@ -21,6 +21,11 @@ class Row:
         return bool(self.difference <= self.tolerance)
 
 
+def recorded_key(row: Row) -> str:
+    """The fixture's key of a row; some keys are compared in two ways."""
+    return row.key.split(" ")[0]
+
+
 def absolute(key: str, found: np.ndarray, wanted: np.ndarray, tolerance: float) -> Row:
     """Largest absolute difference."""
     return Row(key, _largest(found, wanted), tolerance, "max |difference|")

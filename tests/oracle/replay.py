@@ -13,6 +13,7 @@ from tests.oracle import alignrec, bivrec, mentor, odmt, stair
 from tests.oracle.compare import Row
 from tests.oracle.fixture import Fixture
 
+FOLDER = Path(__file__).parent / "fixtures"
 METHODS: dict[str, ModuleType] = {
     "alignrec": alignrec,
     "mentor": mentor,
@@ -39,6 +40,11 @@ def work(method: str, path: str, zero_stage: int, data: str) -> list[Row]:
         start = f"{prefix}/" if prefix else ""
         rows += [replace(row, key=start + row.key) for row in kind.replay(fixture, engine)]
     return rows
+
+
+def several(runs: list[tuple[str, str, int, str]]) -> list[list[Row]]:
+    """One worker's part of several replays."""
+    return [work(*run) for run in runs]
 
 
 def run(method: str, path: str, workers: int, zero_stage: int) -> list[Row]:

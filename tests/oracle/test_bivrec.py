@@ -12,7 +12,7 @@ from tests.distributed import run_workers
 from tests.oracle import bivrec
 from tests.oracle.compare import Row, table
 from tests.oracle.fixture import Fixture
-from tests.oracle.test_graph_methods import several
+from tests.oracle.replay import several
 
 PATH = Path(__file__).parent / "fixtures/bivrec.npz"
 STAGES = {1: [0], 2: [0, 1, 2, 3], 3: [0]}

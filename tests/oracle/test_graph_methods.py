@@ -9,30 +9,19 @@ import numpy as np
 import pytest
 
 from tests.distributed import run_workers
-from tests.oracle.compare import Row, table
+from tests.oracle.compare import Row, recorded_key, table
 from tests.oracle.fixture import Fixture
-from tests.oracle.replay import METHODS, work
+from tests.oracle.replay import FOLDER, METHODS, several
 
-FOLDER = Path(__file__).parent / "fixtures"
 STAGES = {"stair": {1: [0], 2: [0], 3: [0]}, "mentor": {1: [0], 2: [0, 1, 2, 3], 3: [0]}}
 PREFIXES = ("out", "grad", "after", "after1", "after32", "metrics")
 # Values from recorded draws that are added to out/loss_steps: they have no gradient and cannot be repeated.
 TAKEN = {"mentor": {"out/loss_mask_steps"}, "stair": set()}
 
 
-def several(runs: list[tuple[str, str, int, str]]) -> list[list[Row]]:
-    """One worker's part of several replays."""
-    return [work(*run) for run in runs]
-
-
 def results(fixture: Fixture, method: str) -> set[str]:
     """The keys of all outputs of the program."""
     return {f"{prefix}/{key}" for prefix in PREFIXES for key in fixture.keys(prefix)} - TAKEN[method]
-
-
-def recorded_key(row: Row) -> str:
-    """The fixture's key of a row; some keys are compared in two ways."""
-    return row.key.split(" ")[0]
 
 
 def spoil(method: str, keys: set[str], path: Path) -> str:

@@ -9,9 +9,9 @@ import pytest
 
 from tests.distributed import run_workers
 from tests.oracle import odmt
-from tests.oracle.compare import Row, table
+from tests.oracle.compare import Row, recorded_key, table
 from tests.oracle.fixture import Fixture
-from tests.oracle.test_graph_methods import FOLDER, recorded_key, several
+from tests.oracle.replay import FOLDER, several
 
 FILE = str(FOLDER / "odmt.npz")
 STAGES = {1: [0], 2: [0, 1, 2, 3], 3: [0]}

@@ -16,7 +16,7 @@ from distrec.parallel.world import World
 from distrec.runtime import quiet
 from distrec.tables.spec import Table, from_rows, xavier_uniform
 from tests.distributed import run_workers
-from tests.tables import test_features
+from tests.tables import feature_blocks
 
 SEED, USERS, WIDTH = 3, 13, 8
 ITEMS = {"exact": 2, "sparse": 5}  # of 2 items one of 3 processes owns none
@@ -175,7 +175,7 @@ def sparse(world: World) -> None:
 def everything(features: str) -> None:
     quiet()
     world = World.current()
-    test_features.check(features)
+    feature_blocks.check(features)
     starts(world)
     exact(world)
     sparse(world)
@@ -184,5 +184,5 @@ def everything(features: str) -> None:
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_tables_equal_plain_tensors(size: int, tmp_path: Path):
-    test_features.write(tmp_path)
+    feature_blocks.write(tmp_path)
     run_workers(everything, size, str(tmp_path), timeout=400)

@@ -1,4 +1,4 @@
-"""Random prepared datasets of any shape: cold items, repeated pairs, missing features; every user has a training item."""
+"""Random prepared datasets of any shape: cold items, repeated pairs, missing features; each user has training items."""
 
 from __future__ import annotations
 
@@ -29,9 +29,13 @@ def write_random(path: Path, users: int, items: int, train: int, seed: int) -> s
         user = np.sort(user)
         # Each user chooses from a window of half the warm items, so negatives exist and there is something to learn.
         near = taste[(user * 3 + rng.integers(0, warm // 2, len(user))) % warm]
-        item = near if split == "train" else np.where(user % 4 == 0, rng.integers(warm, items, len(user)), near)
+        if split == "train":
+            item = near
+        else:
+            item = np.where(user % 4 == 0, rng.integers(min(warm, items - 1), items, len(user)), near)
+        time = train * SPLITS.index(split) + np.arange(len(user))  # the newest items are those held out
         name = f"interactions/{split}/part-00000.parquet"
-        table = {"user": user.astype(np.int32), "item": item.astype(np.int32), "timestamp": np.arange(len(user))}
+        table = {"user": user.astype(np.int32), "item": item.astype(np.int32), "timestamp": time}
         files[name], counts[split] = write_part(folder, name, pa.table(table)), len(user)
     for name, width in WIDTHS.items():
         values, missing = rng.normal(size=(items, width)).astype(np.float32), rng.random(items) < 0.15

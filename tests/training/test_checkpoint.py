@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.distributed.tensor import DTensor
 
 from distrec.cli import main
 from distrec.config import RunConfig, load_run
@@ -26,6 +25,7 @@ from distrec.training.loop import Trainer, load_weights
 from distrec.training.run_folder import RunFolder
 from tests.distributed import run_workers
 from tests.training import small
+from tests.training.steps import full, train_steps
 
 
 @pytest.fixture(scope="module")
@@ -164,21 +164,6 @@ def configs(folder: Path, data: str, shift: int) -> dict[str, RunConfig]:
         )))
         for name, (method, optimizer, stage) in CASES.items()
     }  # fmt: skip
-
-
-def train_steps(engine: Engine, first: int, stop: int) -> None:
-    engine.set_lr(1e-2)
-    for step in range(first, stop):
-        share, _, _ = engine.forward(engine.batch(0, step, engine.samples(0, step)))
-        engine.update(share)
-
-
-def full(engine: Engine) -> dict[str, np.ndarray]:
-    """Every tensor of the engine's state, whole."""
-    return {
-        name: (value.full_tensor() if isinstance(value, DTensor) else value).numpy().copy()
-        for name, value in engine.state().items()
-    }
 
 
 State = dict[str, dict[str, np.ndarray]]

@@ -13,7 +13,7 @@ from distrec.methods.registry import resolve
 from distrec.parallel.world import World
 from distrec.runtime import quiet
 from tests.distributed import run_workers
-from tests.methods.test_registry import run
+from tests.methods.configs import run
 from tests.training.towered import STEPS, build, place, plain, weights, write_data
 
 # With a small eps, AdamW turns the rounding of gradients that all but cancel into steps of its own.

@@ -12,7 +12,7 @@ from distrec.errors import InputError
 from distrec.methods.registry import resolve
 from distrec.runtime import quiet
 from tests.distributed import run_workers
-from tests.methods.test_registry import run
+from tests.methods.configs import run
 from tests.training.towered import build, place, weights, write_data
 
 STEPS, MORE = 5, 3

@@ -26,7 +26,7 @@ from distrec.training.engine import Engine
 from distrec.training.loop import load_weights
 from tests.distributed import run_workers
 from tests.training import small
-from tests.training.test_checkpoint import full, train_steps
+from tests.training.steps import full, train_steps
 
 STEPS = 9  # of an epoch of the small dataset: 64 of its pairs each, 7 of its users, or 35 windows
 BATCHES = {"odmt": 7, "bivrec": 35}
