@@ -63,7 +63,7 @@ def work(config: RunConfig) -> None:
         trainer = Paced(World.current(), Dataset.open(config.data), config)
         trainer.pace(pipe)
         try:
-            trainer.fit()
+            trainer.train()
         except SystemExit:
             pipe.send("done")
 

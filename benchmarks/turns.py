@@ -95,8 +95,7 @@ class Ours:
         from distrec.data.sampling import Triples
 
         triples = Triples(users, positives, negatives, np.empty(0, np.int64))
-        share, terms, _ = self.engine.forward(self.engine.batch(0, self.steps, triples))
-        self.engine.update(share)
+        terms, _ = self.engine.train_step(0, self.steps, triples)
         self.steps += 1
         return sum(terms.values())
 

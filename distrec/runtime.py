@@ -115,17 +115,6 @@ def tune_process(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def disable_shm_comm() -> None:
-    """Keep DeepSpeed from compiling its shared-memory collectives; call it before `deepspeed.init_distributed`.
-
-    They are a shortcut between CPU processes of one host, compiled with g++ at the first start. A process killed
-    meanwhile, as Ray kills workers, leaves a lock file behind for which every later start waits without end.
-    """
-    import deepspeed.ops
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
 @contextmanager
 def ray_cluster(runtime_env: dict[str, Any] | None = None) -> Iterator[None]:
     """The cluster that is connected or that RAY_ADDRESS names; otherwise a local one that ends with the block.

@@ -136,7 +136,7 @@ def test_tuned_process_reuses_the_memory_of_large_outputs() -> None:
 
 SHM = """
 import deepspeed, torch.distributed
-from distrec.runtime import disable_shm_comm
+from distrec.training.deepspeed_internals import disable_shm_comm
 torch.distributed.init_process_group("gloo")
 disable_shm_comm()
 deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)

@@ -16,7 +16,9 @@ Fill = Literal["mean", "zeros"]
 
 
 def feature_block(world: World, items: Partition, data: Dataset, name: str, fill: Fill) -> torch.Tensor:
-    """My rows of feature set `name`, `[my items, width]` float32; missing rows hold the mean of the present ones, or zeros.
+    """My rows of feature set `name`, `[my items, width]` float32.
+
+    Missing rows hold the mean of the present ones, or zeros.
 
     Collective: the mean is over all ranks' rows, summed in float64.
     """

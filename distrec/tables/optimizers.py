@@ -35,8 +35,8 @@ def build_optimizer(parameters: Iterable[torch.Tensor], config: OptimizerSection
 class SmoothedOptimizer(torch.optim.Optimizer):
     """A rule whose update passes through a linear map before it is written (docs/methods/stair.md section 3.6).
 
-    What is smoothed is the finished direction: for Adam the bias-corrected, normalised one, neither gradient nor moments;
-    decoupled weight decay is not smoothed. With the identity as map it is the plain rule.
+    What is smoothed is the finished direction: for Adam the bias-corrected, normalised one, neither gradient nor
+    moments. Decoupled weight decay is not smoothed. With the identity as map it is the plain rule.
 
     Args:
         smooth: per parameter, the map of its direction; collective where the table is sharded.

@@ -29,6 +29,7 @@ from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
 from distrec.tables.optimizers import SmoothedOptimizer, build_optimizer, moments
 from distrec.tables.spec import Side, Table
+from distrec.tables.torchrec_internals import local_sums_of_squares, local_weights, set_fused_lr
 
 _INIT_ROWS = 65_536
 
@@ -41,7 +42,8 @@ class ShardedTables:
         seed: names the random streams of the initial values.
 
     Raises:
-        InputError: a sparse table has too few rows to give each worker one (fbgemm's fused kernel refuses an empty shard).
+        InputError: a sparse table has too few rows to give each worker one (fbgemm's fused kernel refuses an empty
+            shard).
     """
 
     def __init__(
@@ -62,7 +64,10 @@ class ShardedTables:
                     "workers; use fewer workers or 'optimizer.tables: exact'."
                 )
         self._collections = _shard(world, tables, self._partitions, optimizer)
-        self._blocks = {name: self._view(name).requires_grad_(self.exact) for name in self.specs}
+        self._blocks = {
+            name: local_weights(collection, name).requires_grad_(self.exact)
+            for name, collection in self._collections.items()
+        }
         for name in self.specs:
             self._initialise(name, seed)
         self._optimizers = _optimizers(self._blocks, self.specs, optimizer) if self.exact else {}
@@ -90,9 +95,10 @@ class ShardedTables:
         return vectors
 
     def average_gradients(self) -> None:
-        """Turn the gradients of `world.size` times my share of the loss into those of the loss; after the last backward pass.
+        """Divide the gradients by the world size, once, after the last backward pass of a step.
 
-        The factor is the one that DeepSpeed's averaging takes back on the dense side; here it is divided out, once.
+        They are those of `world.size` times my share of the loss, a factor that DeepSpeed's averaging takes back on the
+        dense side.
         Sparse tables have already stepped inside backward, where TorchRec divides by the world size itself.
         """
         if self.world.size > 1:
@@ -118,9 +124,7 @@ class ShardedTables:
         """The learning rate of the fused update of the coming backward pass."""
         if not self.exact:
             for collection in self._collections.values():
-                for group in collection.fused_optimizer.param_groups:
-                    group["lr"] = lr
-                collection.fused_optimizer.step()  # hands the rate to the kernels; rows move in backward only
+                set_fused_lr(collection, lr)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Weights and moments as sharded tensors over the live storage: saving reads it, loading writes it.
@@ -150,21 +154,12 @@ class ShardedTables:
     def _moments(self, name: str) -> dict[str, torch.Tensor]:
         if self.exact:
             return moments(self._optimizers[name], self._blocks[name])
-        kernel = _kernel(self._collections[name])
-        return {} if kernel is None else {"sum_of_squares": kernel.split_optimizer_states()[0][0]}
-
-    def _view(self, name: str) -> torch.Tensor:
-        kernel, spec = _kernel(self._collections[name]), self.specs[name]
-        if kernel is None:  # this rank owns no row of the table
-            return torch.empty(0, spec.dim)
-        weights = kernel.weights if self.exact else kernel.split_embedding_weights()[0]
-        block: torch.Tensor = weights.detach().view(-1, spec.dim)
-        assert len(block) == self._partitions[name].count(self.world.rank)
-        return block
+        return {"sum_of_squares": local_sums_of_squares(self._collections[name], name)}
 
     def _initialise(self, name: str, seed: int) -> None:
         spec, partition = self.specs[name], self._partitions[name]
         first, stop = partition.start(self.world.rank), partition.stop(self.world.rank)
+        assert len(self._blocks[name]) == stop - first
         with torch.no_grad():
             for start in range(first, stop, _INIT_ROWS):
                 end = min(start + _INIT_ROWS, stop)
@@ -230,9 +225,3 @@ def _shard(
         init_data_parallel=False,
     )
     return {name: model.module[name] for name in modules}
-
-
-def _kernel(collection: ShardedEmbeddingCollection):  # type: ignore[no-untyped-def]
-    """The fbgemm module that holds my shard; None where I own no row."""
-    found = [grouped._emb_module for lookup in collection._lookups for grouped in lookup._emb_modules]
-    return found[0] if found else None

@@ -16,7 +16,7 @@ _NOISE = 1e-7  # of the features' norm: what lies below is their own rounding, n
 
 
 def whitened(world: World, items: Partition, block: torch.Tensor, dim: int, name: str) -> torch.Tensor:
-    """The first `dim` left singular vectors of the centred features, times sqrt(items / dim): my rows `[my items, dim]` float32.
+    """The first `dim` left singular vectors of the centred features, times sqrt(items / dim).
 
     They come from the reduced Gram matrix, `A = X_c V / sigma`, in float64. Singular vectors have no sign of their own:
     here the entry of V with the largest magnitude is positive, at any number of workers.
@@ -24,6 +24,9 @@ def whitened(world: World, items: Partition, block: torch.Tensor, dim: int, name
     Args:
         block: my rows of the features `[my items, width]`.
         name: of the feature set, for the error.
+
+    Returns:
+        My rows, `[my items, dim]` float32.
 
     Raises:
         InputError: fewer than `dim` independent directions.
@@ -45,8 +48,8 @@ def whitened(world: World, items: Partition, block: torch.Tensor, dim: int, name
     independent = int((sigma > torch.maximum(_RANK_TOLERANCE * sigma[0], _NOISE * norm)).sum())
     if independent < dim:
         raise InputError(
-            f"feature '{name}' has {independent} independent directions but 'method.dim' is {dim}, and whitening needs as "
-            "many; lower 'method.dim' or use another feature set."
+            f"feature '{name}' has {independent} independent directions but 'method.dim' is {dim}, and whitening needs "
+            "as many; lower 'method.dim' or use another feature set."
         )
     directions = directions[:, :dim]
     largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))

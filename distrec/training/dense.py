@@ -22,7 +22,13 @@ from torch.utils.checkpoint import checkpoint
 from distrec.config.run import DenseSection, OptimizerSection
 from distrec.errors import NonFiniteLoss
 from distrec.parallel.world import World
-from distrec.runtime import disable_shm_comm
+from distrec.training.deepspeed_internals import (
+    disable_shm_comm,
+    link_moments,
+    master_weights,
+    partitioned_gradients,
+    pytorch_optimizer,
+)
 
 _TYPES = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
 
@@ -50,7 +56,7 @@ class DenseEngine:
                 _recompute(module)
             initial = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
             self._engine = _initialize(module, optimizer, settings)
-            if self._precision is not torch.float32:  # the weights that step began as rounded ones
+            if self._precision is not torch.float32:  # the master weights were rounded when DeepSpeed made them
                 for name, value in initial.items():
                     self.set_weight(name, value)
 
@@ -60,7 +66,7 @@ class DenseEngine:
             self._engine.train(mode)
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
-        """Run the module; floating tensors, also within lists and mappings, are cast to its precision and back to float32."""
+        """Run the module. Floating tensors, also in lists and mappings, enter in its precision and leave in float32."""
         if self._precision is torch.float32:
             return self._engine(*inputs, **named)
         inputs, named = _cast((inputs, named), self._precision)
@@ -93,12 +99,12 @@ class DenseEngine:
         self._engine.step()
         if not self._engine.was_step_applied():
             raise NonFiniteLoss(
-                "the gradient of the dense module is NaN or infinite though the loss is finite, and the step was left out. "
-                "Lower 'optimizer.lr' or check the features."
+                "the gradient of the dense module is NaN or infinite though the loss is finite, and the step was left "
+                "out. Lower 'optimizer.lr' or check the features."
             )
         for grad in gradients:
-            # DeepSpeed writes and adds to these without clearing them: a parameter that the next step does not use would
-            # step by its last gradient again.
+            # DeepSpeed writes and adds to these without clearing them: a parameter that the next step does not use
+            # would step by its last gradient again.
             grad.zero_()
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -150,11 +156,7 @@ class DenseEngine:
             return []
         if self.replicated:
             return [parameter.grad for _, parameter in self._parameters() if parameter.grad is not None]
-        optimizer = self._engine.optimizer
-        if hasattr(optimizer, "fp32_groups_gradient_flat_partition"):  # DeepSpeed's BF16_Optimizer, its ZeRO 1 in bf16
-            return list(optimizer.fp32_groups_gradient_flat_partition)
-        # Else ZeRO 1 to 3 keep what they reduced in this dictionary between backward and step, by parameter group.
-        return [grad for group in optimizer.averaged_gradients.values() for grad in group]
+        return partitioned_gradients(self._engine)
 
     @property
     def steps(self) -> int:
@@ -166,14 +168,10 @@ class DenseEngine:
         for state in self._rule_states():
             state["step"] = torch.tensor(float(count)) if torch.is_tensor(state["step"]) else count
 
-    @property
-    def _rule(self) -> Any:
-        """The PyTorch optimizer inside."""
-        optimizer = self._engine.optimizer
-        return optimizer.optimizer if self._stage > 0 else optimizer
-
     def _rule_states(self) -> list[dict[str, Any]]:
-        return [] if self._engine is None else [state for state in self._rule.state.values() if "step" in state]
+        if self._engine is None:
+            return []
+        return [state for state in pytorch_optimizer(self._engine).state.values() if "step" in state]
 
     def _parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         return iter(()) if self._engine is None else self._engine.module.named_parameters()
@@ -189,7 +187,7 @@ class DenseEngine:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         if self._stage == 0:
-            full = parameter.data if moment is None else self._rule.state[parameter].get(moment)
+            full = parameter.data if moment is None else pytorch_optimizer(self._engine).state[parameter][moment]
         else:
             full = (
                 safe_get_full_fp32_param(parameter)
@@ -202,7 +200,7 @@ class DenseEngine:
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         if self._stage == 0:
-            self._rule.state[parameter][moment].copy_(value)
+            pytorch_optimizer(self._engine).state[parameter][moment].copy_(value)
         elif self._stage == 3:
             safe_set_local_optimizer_state(parameter, self._partition(value), moment)
         else:
@@ -271,24 +269,17 @@ def _initialize(module: torch.nn.Module, optimizer: OptimizerSection, dense: Den
             model=module, model_parameters=parameters, config=config, dist_init_required=False
         )
     if optimizer.name != "sgd":
-        _allocate_moments(engine.optimizer, parameters, dense.zero_stage)
+        _allocate_moments(engine)
     return engine
 
 
-def _allocate_moments(optimizer: Any, parameters: list[torch.nn.Parameter], zero_stage: int) -> None:
+def _allocate_moments(engine: Any) -> None:
     """Give every weight that steps its moments now, so that a checkpoint can be loaded before the first step."""
-    if zero_stage == 0:
-        rule, masters = optimizer, parameters
-    else:
-        rule = optimizer.optimizer
-        # One attribute or the other: ZeRO 3, DeepSpeed's BF16_Optimizer (its ZeRO 1 in bf16), ZeRO 1 and 2.
-        names = "fp32_partitioned_groups_flat", "fp32_groups_flat_partition", "single_partition_of_fp32_groups"
-        masters = next(getattr(optimizer, name) for name in names if hasattr(optimizer, name))
-    for master in masters:
+    rule = pytorch_optimizer(engine)
+    for master in master_weights(engine):
         rule.state[master] = {
             "step": torch.tensor(0.0),
             "exp_avg": torch.zeros_like(master, requires_grad=False),
             "exp_avg_sq": torch.zeros_like(master, requires_grad=False),
         }
-    if zero_stage in (1, 2):
-        optimizer._lazy_init_hp_params_optimizer_state()  # links the moments to the parameters by name
+    link_moments(engine)

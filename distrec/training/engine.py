@@ -43,7 +43,8 @@ class Engine:
         seed = config.train.seed
         self._sampler = self.method.sampler(self.train_rows, seed) if self.method.trainable else None
         self._histories: dict[Split, Histories] = {}
-        # The same initial dense weights on every rank, at any world size; what the libraries draw meanwhile stays inside.
+        # The same initial dense weights on every rank, at any world size. What the libraries draw here does not change
+        # torch's random state outside.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             module = self.method.dense()
@@ -52,7 +53,6 @@ class Engine:
             )
             self.dense = DenseEngine(world, module, config.optimizer, config.dense)
         self.method.attach(self.tables.block, self._rows, self.dense)
-        self._term_names: list[str] = []
         self._lr = config.optimizer.lr
         self.grad_norm: float | None = None
         """The whole gradient's L2 norm in the last step, before clipping; None without `optimizer.clip_norm`."""
@@ -78,8 +78,13 @@ class Engine:
         train, space = self.config.train, self.space
         return batch_of(self.world, space.users, space.items, samples, train.global_batch, train.seed, epoch, step)
 
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of the next steps; not during one, since fused tables note it at their look-up."""
+        self._lr = lr
+        self.tables.set_sparse_lr(lr)
+
     def train_step(self, epoch: int, step: int, samples: Samples, flag: bool = False) -> tuple[dict[str, float], bool]:
-        """A whole step on a global batch: every micro-batch forward and backward, then one update.
+        """A whole step on a global batch: `forward_backward`, then `update`.
 
         Returns:
             Every term over the whole batch, and whether any rank raised `flag`.
@@ -87,60 +92,32 @@ class Engine:
         Raises:
             NonFiniteLoss: a term or the gradient is NaN or infinite; no weight has been touched.
         """
-        whole: dict[str, float] = {}
-        batches = [self.batch(epoch, step, piece) for piece in cut(samples, self.config.train.accumulate)]
-        for part, batch in enumerate(batches):
-            batch.size, batch.part = len(samples.users), part
-            share, terms, flag = self.forward(batch, flag)
-            whole = {name: whole.get(name, 0.0) + value for name, value in terms.items()}
-            if batch is batches[-1]:
-                self.update(share)
-            else:
-                self.backward(share, last=False)
-        return whole, flag
+        told = self.forward_backward(epoch, step, samples, flag)
+        self.update()
+        return told
 
-    def forward(self, batch: Batch, flag: bool = False) -> tuple[torch.Tensor, dict[str, float], bool]:
-        """My share of the total loss, every term over the whole batch, and whether any rank raised `flag`.
+    def forward_backward(
+        self, epoch: int, step: int, samples: Samples, flag: bool = False
+    ) -> tuple[dict[str, float], bool]:
+        """Forward and backward pass of every micro-batch; gradients are then those of the whole loss, until `update`.
+
+        Returns:
+            Every term over the whole batch, and whether any rank raised `flag`.
 
         Raises:
             NonFiniteLoss: a term is NaN or infinite; no weight has been touched.
         """
-        # What modules draw by themselves (dropout) depends on where training stands, and so survives a resume; it is the
-        # one kind of draw that depends on the number of workers.
-        torch.manual_seed(keyed.number(("dropout", batch.seed, batch.epoch, batch.step, batch.part, self.world.rank)))
-        self.dense.train(True)
-        terms = self.method.loss(batch)
-        self._term_names = list(terms)
-        told = torch.stack(
-            [*(term.detach().double() for term in terms.values()), torch.tensor(float(flag), dtype=torch.float64)]
-        )
-        values = self.world.sum_(told).tolist()
-        whole = dict(zip(terms, values[:-1], strict=True))
-        for name, value in whole.items():
-            if not abs(value) < float("inf"):
-                raise NonFiniteLoss(
-                    f"loss term '{name}' is {value} at epoch {batch.epoch + 1}, step {batch.step + 1}; weights were not "
-                    "touched. Lower 'optimizer.lr' or check the features."
-                )
-        return torch.stack(list(terms.values())).sum(), whole, values[-1] > 0
+        whole: dict[str, float] = {}
+        batches = [self.batch(epoch, step, piece) for piece in cut(samples, self.config.train.accumulate)]
+        for part, batch in enumerate(batches):
+            batch.size, batch.part = len(samples.users), part
+            share, terms, flag = self._forward(batch, flag)
+            whole = {name: whole.get(name, 0.0) + value for name, value in terms.items()}
+            self.dense.backward(share, last=batch is batches[-1])
+        self.tables.average_gradients()
+        return whole, flag
 
-    def set_lr(self, lr: float) -> None:
-        """The learning rate of the steps to come; before `forward`, since fused tables note it when rows are looked up."""
-        self._lr = lr
-        self.tables.set_sparse_lr(lr)
-
-    def update(self, share: torch.Tensor) -> None:
-        """Backward pass of my share of the loss, then `step`."""
-        self.backward(share)
-        self.step()
-
-    def backward(self, share: torch.Tensor, last: bool = True) -> None:
-        """Backward pass of my share of a micro-batch's loss; after the last, gradients are those of the whole loss."""
-        self.dense.backward(share, last)
-        if last:
-            self.tables.average_gradients()
-
-    def step(self) -> None:
+    def update(self) -> None:
         """Clip the gradient where the config says so, then one step of every optimizer.
 
         Raises:
@@ -157,6 +134,26 @@ class Engine:
         self.dense.step(self._lr)  # first, since it may refuse
         self.tables.step(self._lr)
 
+    def _forward(self, batch: Batch, flag: bool) -> tuple[torch.Tensor, dict[str, float], bool]:
+        """My share of the total loss, every term over the whole batch, and whether any rank raised `flag`."""
+        # What modules draw by themselves (dropout) depends on where training stands, and so survives a resume; it is
+        # the one kind of draw that depends on the number of workers.
+        torch.manual_seed(keyed.number(("dropout", batch.seed, batch.epoch, batch.step, batch.part, self.world.rank)))
+        self.dense.train(True)
+        terms = self.method.loss(batch)
+        told = torch.stack(
+            [*(term.detach().double() for term in terms.values()), torch.tensor(float(flag), dtype=torch.float64)]
+        )
+        values = self.world.sum_(told).tolist()
+        whole = dict(zip(terms, values[:-1], strict=True))
+        for name, value in whole.items():
+            if not abs(value) < float("inf"):
+                raise NonFiniteLoss(
+                    f"loss term '{name}' is {value} at epoch {batch.epoch + 1}, step {batch.step + 1}; weights were "
+                    "not touched. Lower 'optimizer.lr' or check the features."
+                )
+        return torch.stack(list(terms.values())).sum(), whole, values[-1] > 0
+
     @torch.no_grad()
     def representations(self, split: Split = "valid") -> Representations:
         """My rows of user and item vectors with the weights as they are, to rank `split`. Collective."""
@@ -172,7 +169,10 @@ class Engine:
         return self._histories[split]
 
     def state(self) -> dict[str, Any]:
-        """Tables, what else the method keeps, dense weights, all moments, by name; all but dense over live storage. Collective."""
+        """Tables, what else the method keeps, dense weights and all moments, by name. Collective.
+
+        All but the dense part shares storage with what is in use.
+        """
         kept = self.method.kept().items()
         return {
             **{f"table.{name}": value for name, value in self.tables.state().items()},

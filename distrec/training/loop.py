@@ -1,4 +1,4 @@
-"""What one worker does from start to end: restore, train, evaluate, checkpoint, choose the best epoch, read the test split."""
+"""What one worker does in a run: restore, train, evaluate, checkpoint, choose the best epoch, rank the test split."""
 
 from __future__ import annotations
 
@@ -46,13 +46,15 @@ class Cursor:
 
 
 class Trainer:
-    """One worker's run. Every public method is collective.
+    """One worker's part of one stretch of a run: its epochs between two `changes`, or all of them without any.
+
+    Collective.
 
     Args:
         data: the prepared dataset.
-        config: a resolved run config.
-        start: epochs done before it begins to hold; patience counts from there.
-        total: epochs of the whole run, for display; None: the config's.
+        config: a resolved run config; the stretch ends after its `train.epochs`.
+        start: the epoch after which the stretch begins; patience counts from there.
+        total: epochs of the whole run; None if the stretch is its last, or only, one.
     """
 
     def __init__(self, world: World, data: Dataset, config: RunConfig, start: int = 0, total: int | None = None):
@@ -67,24 +69,16 @@ class Trainer:
         self._evaluators: dict[str, Evaluator] = {}
         self._trackers = Trackers(self.run, config, enabled=world.rank == 0)
 
-    def fit(self) -> dict[str, Any]:
-        """`train`, then take the best epoch and, where the config says so, read the test split; returns `summary.json`."""
-        self._train()
-        summary = self._summarise()
-        self._trackers.close(summary)
-        return summary
-
     def train(self) -> None:
-        """Train from where the newest checkpoint stands to the end, and no more.
+        """Train from the newest checkpoint to the end of the stretch.
+
+        The last stretch then loads the best epoch, ranks with it, also the test split if the config asks for it, and
+        writes `summary.json`.
 
         Raises:
             NonFiniteLoss: names the step, the term and the last good checkpoint.
             Interrupted: a stop was asked for; the checkpoint is written.
         """
-        self._train()
-        self._trackers.close()
-
-    def _train(self) -> None:
         self._restore()
         if self.world.rank == 0:
             self._record_plan()
@@ -92,6 +86,8 @@ class Trainer:
             while self.cursor.epoch < self.epochs and not self.cursor.stopped:
                 self._train_epoch(stop)
                 self._end_epoch()
+        last = self.config.train.epochs == self.total
+        self._trackers.close(self._summarise() if last else None)
 
     def _train_epoch(self, stop: StopWatch) -> None:
         config, cursor, engine = self.config.train, self.cursor, self.engine
@@ -215,7 +211,8 @@ class Trainer:
         if self.world.max_(torch.tensor(len(wrong))):
             raise NonFiniteLoss(
                 f"'{wrong[0] if wrong else 'a tensor'}' is NaN or infinite at epoch {self.cursor.epoch + 1}, step "
-                f"{self.cursor.step}, though the loss was not. Last good checkpoint: {self.checkpoints.latest() or 'none'}."
+                f"{self.cursor.step}, though the loss was not. "
+                f"Last good checkpoint: {self.checkpoints.latest() or 'none'}."
             )
 
     def _restore(self) -> None:
@@ -226,8 +223,8 @@ class Trainer:
         state = self.checkpoints.state(name)
         if state.pop("data") != self.data.hash:
             raise InputError(
-                f"checkpoint '{name}' in '{self.run.folder}' was made with another dataset than '{self.config.data}' now "
-                "holds; restore that data or use another 'run.name'."
+                f"checkpoint '{name}' in '{self.run.folder}' was made with another dataset than '{self.config.data}' "
+                "now holds; restore that data or use another 'run.name'."
             )
         self.cursor = Cursor(**state)
         self.ledger.counts = load_weights(self.engine, self.checkpoints, name)
@@ -277,20 +274,20 @@ class Trainer:
         return int(self.world.max_(mine))
 
 
-def fit(world: World, data: Dataset, config: RunConfig) -> dict[str, Any]:
-    """One worker's whole run, stretch by stretch of `changes`; returns `summary.json`. Collective.
+def fit(world: World, data: Dataset, config: RunConfig) -> None:
+    """One worker's whole run, up to `summary.json`. Collective.
 
-    Each stretch is a model of its own, which takes over from the one before through the checkpoint at its end.
+    The `changes` of the config divide a run into stretches of epochs with constant settings. Each stretch has a trainer
+    of its own, and so a new model and new optimizers, which load the checkpoint from the end of the stretch before. A
+    resumed run skips the stretches that its newest checkpoint has completed, except the last, which writes the summary.
     """
-    *earlier, last = stretches(config)
     checkpoints, start = Checkpoints(RunFolder.of(config).checkpoints, world), 0
-    for stretch in earlier:
-        newest = checkpoints.latest()
-        if newest is None or checkpoint_place(newest)[0] < stretch.train.epochs:
+    for stretch in stretches(config):
+        end, newest = stretch.train.epochs, checkpoints.latest()
+        if end == config.train.epochs or newest is None or checkpoint_place(newest)[0] < end:
             Trainer(world, data, stretch, start, config.train.epochs).train()
             gc.collect()  # DeepSpeed's engine is part of cycles
-        start = stretch.train.epochs
-    return Trainer(world, data, last, start).fit()
+        start = end
 
 
 def build_evaluator(engine: Engine, split: str, held_out: Any, config: RunConfig) -> Evaluator:

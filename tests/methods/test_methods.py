@@ -82,7 +82,7 @@ def check(folder: str) -> None:
                 where = f"{dataset}, {case}, step {step}, rank {world.rank} of {world.size}"
                 triples = engine.samples(0, step)
                 compare(engine, wanted_terms, names, triples, step, where)
-                engine.step()
+                engine.update()
 
 
 def compare(engine: Any, wanted_terms: Any, names: dict[str, str], triples: Triples, step: int, where: str) -> None:
@@ -94,11 +94,10 @@ def compare(engine: Any, wanted_terms: Any, names: dict[str, str], triples: Trip
     wanted = wanted_terms(exact, *ids)
     sum(wanted.values()).backward()
 
-    share, terms, _ = engine.forward(engine.batch(0, step, triples))
+    terms, _ = engine.forward_backward(0, step, triples)
     assert terms.keys() == wanted.keys(), where
     for name, value in terms.items():
         assert value == pytest.approx(float(wanted[name].detach()), rel=1e-5, abs=1e-6), f"{name}: {where}"
-    engine.backward(share)
     found = table_gradients(engine, names) | dense_gradients(engine)
     for name, value in exact.items():
         grad = value.grad if value.grad is not None else torch.zeros_like(value)

@@ -78,7 +78,7 @@ def test_the_schedule_rises_from_a_tenth_and_stays_below_one(dim: int, gamma: fl
         ({"neighbours": []}, "key 'method.neighbours' has 0 numbers"),
         ({"neighbours": [5, 0]}, "key 'method.neighbours' has 0 for feature 'image'"),
         ({"neighbours": [-1, 1]}, "key 'method.neighbours' has -1 for feature 'text'"),
-        ({"neighbours": [ITEMS, 1]}, f"key 'method.neighbours' has {ITEMS} for feature 'text', which must be at least 1"),
+        ({"neighbours": [ITEMS, 1]}, f"'method.neighbours' has {ITEMS} for feature 'text', which must be at least 1"),
         ({"neighbours": [1, 99]}, f"less than the {ITEMS} items"),
         ({"dim": 6}, "key 'method.dim' is 6 but feature 'image' has 5 columns and 17 rows"),
         ({"dim": 9, "features": ["text"], "neighbours": [2]}, "key 'method.dim' is 9 but feature 'text' has 8 columns"),
@@ -123,7 +123,7 @@ def test_wrong_settings_are_refused_by_key(settings: dict[str, Any], told: str):
 
 
 def whole_operator(method: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """The normalised adjacency of the distinct pairs, users before items, and `(1 - c) / (1 - c^(L+1)) c^l` for c = beta."""
+    """The normalised adjacency of the distinct pairs, users first, and `(1 - c) / (1 - c^(L+1)) c^l` for c = beta."""
     user, item = np.array(sorted(set(pairs()))).T
     beta = 1 - stepwise_decay(method["dim"], method["gamma"])
     powers = torch.stack([beta**power for power in range(method.get("layers", 3) + 1)])
@@ -239,7 +239,7 @@ def trained(folder: str) -> dict[str, torch.Tensor]:
             block = engine.tables.block(name).detach()
             whole[f"{name} {moment}"] = engine.world.gather_blocks(block, engine.tables.partition(name)).clone()
         for step in range(3 if moment == "before" else 0):
-            engine.update(engine.forward(engine.batch(0, step, engine.samples(0, step)))[0])
+            engine.train_step(0, step, engine.samples(0, step))
     final = engine.representations()
     return whole | {"final": engine.world.gather_blocks(final.users.contiguous(), engine.space.users).clone()}
 

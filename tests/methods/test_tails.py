@@ -1,4 +1,4 @@
-"""ODMT with encoders whose last layers train: the same start as with frozen ones, one trajectory at any size, resume."""
+"""ODMT with encoders whose last layers train: it starts as with frozen ones, trains alike at any size, and resumes."""
 
 from __future__ import annotations
 
@@ -95,10 +95,9 @@ def trained(folder: str, name: str, layers: int | None = None, **dense: Any) -> 
     start, losses, gradients = weights(engine), [], {}
     for count in range(STEPS):
         epoch, step = divmod(count, engine.steps_per_epoch)
-        share, terms, _ = engine.forward(engine.batch(epoch, step, engine.samples(epoch, step)))
-        engine.backward(share)
+        terms, _ = engine.forward_backward(epoch, step, engine.samples(epoch, step))
         gradients = gradients or {key: value.numpy() for key, value in engine.dense.gradients().items()}
-        engine.step()
+        engine.update()
         losses.append(sum(terms.values()))
     found = engine.representations()
     assert all(torch.isfinite(x).all() for x in (found.users, found.items))

@@ -158,17 +158,16 @@ def _run(fixture: Fixture, engine: Engine) -> list[Row]:
         history = windows(fixture["batch/items"][step], fixture["batch/mask"][step])
         items = np.concatenate([history, target[:, None]], 1)
         nobody = np.zeros(len(target), np.int64)
-        batch = engine.batch(0, step, Windows(nobody, items, np.empty(0, np.int64)))
-        report += _outputs(fixture, engine, batch) if step == 0 else []
-        share, terms, _ = engine.forward(batch)
+        samples = Windows(nobody, items, np.empty(0, np.int64))
+        report += _outputs(fixture, engine, engine.batch(0, step, samples)) if step == 0 else []
+        terms, _ = engine.forward_backward(0, step, samples)
         every.append(terms)
         if step == 0:
             report += _terms(fixture, terms)
-        engine.backward(share)
         found = table_gradients(engine, {TABLE: "item"}) | dense_gradients(engine)
         norms.append(sum(float(np.square(grad.astype(np.float64)).sum()) for grad in found.values()) ** 0.5)
         report += _gradients(fixture, engine, names) if step == 0 else []
-        engine.step()
+        engine.update()
     for key, weight, values in (
         ("loss_rec_steps", h("lambda1"), [terms["ce_id"] for terms in every]),
         ("loss_con_steps", h("lambda2"), [terms["contrast"] for terms in every]),

@@ -32,16 +32,14 @@ def replay_steps(
     graded: Callable[[], list[Row]],
     stepped: Callable[[], list[Row]] = list,
 ) -> tuple[list[dict[str, float]], list[Row]]:
-    """Repeat all steps; report the first step after its forward, after its backward and after its update."""
+    """Repeat all steps; report the first step's terms, its gradients, and the weights after its update."""
     every, report = [], []
     for step in range(len(fixture["batch/users"])):
         columns = (fixture[f"batch/{name}"][step] for name in ("users", "pos", "neg"))
-        share, terms, _ = engine.forward(engine.batch(0, step, Triples(*columns, rows=np.empty(0, np.int64))))
+        terms, _ = engine.forward_backward(0, step, Triples(*columns, rows=np.empty(0, np.int64)))
         every.append(terms)
-        report += told(terms) if step == 0 else []
-        engine.backward(share)
-        report += graded() if step == 0 else []
-        engine.step()
+        report += [*told(terms), *graded()] if step == 0 else []
+        engine.update()
         report += stepped() if step == 0 else []
     return every, report
 

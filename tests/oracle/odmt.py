@@ -96,15 +96,14 @@ def replay(fixture: Fixture, engine: Engine) -> list[Row]:
     report = [*_inputs(fixture, engine), *_start(fixture, engine)]
     every, norms = [], []
     for step in range(h("steps")):
-        batch = _batch(fixture, engine, step)
+        epoch, samples = h("epoch") - 1, _windows(fixture, step)
         if step == 0:
-            report += _outputs(fixture, engine, batch)
-        share, terms, _ = engine.forward(batch)
+            report += _outputs(fixture, engine, engine.batch(epoch, step, samples))
+        terms, _ = engine.forward_backward(epoch, step, samples)
         every.append(terms)
-        engine.backward(share)
         if step == 0:
             report += _gradients(fixture, engine)
-        engine.step()
+        engine.update()
         norms.append(engine.grad_norm)
     report += _losses(fixture, every)
     report.append(relative("out/grad_norm_steps", np.array(norms), fixture["out/grad_norm_steps"], 2e-5))
@@ -130,13 +129,10 @@ def _tokens(fixture: Fixture, name: str) -> tuple[np.ndarray, np.ndarray]:
     return values, mask
 
 
-def _batch(fixture: Fixture, engine: Engine, step: int) -> WindowBatch:
+def _windows(fixture: Fixture, step: int) -> Windows:
     items = fixture[f"batch/{step}/ids"] - 1  # the padding, 0 there, is -1 here
     assert PADDING == -1
-    samples = Windows(np.arange(len(items)), items, np.empty(0, np.int64))
-    batch = engine.batch(fixture.hparam("epoch") - 1, step, samples)
-    assert isinstance(batch, WindowBatch)
-    return batch
+    return Windows(np.arange(len(items)), items, np.empty(0, np.int64))
 
 
 def _inputs(fixture: Fixture, engine: Engine) -> list[Row]:

@@ -82,7 +82,7 @@ def write_small(path: Path | str, seed: int = 0, feature_scale: float = 1.0) -> 
 
 
 def write_config(path: Path, data: str, storage: Path | str, name: str = "lightgcn", **sections: Any) -> str:
-    """A run config of the method `name` in this process: 3 epochs, batches of 64 rows; `sections` are merged into it."""
+    """A run config of the method `name` in this process: 3 epochs, batches of 64 rows; `sections` are merged in."""
     tree: dict[str, Any] = {
         "data": data,
         "run": {"name": "run", "storage": str(storage)},
@@ -131,26 +131,21 @@ def crash_at(*places: tuple[int, int]) -> Iterator[list[tuple[int, int]]]:
     Yields the list of steps that were trained, in order. Epochs and steps count from 0.
     """
     trained: list[tuple[int, int]] = []
-    left, batch, update = list(places), Engine.batch, Engine.update
-    at = (0, 0)
+    left, train_step = list(places), Engine.train_step
 
-    def crashing_batch(engine: Engine, epoch: int, step: int, triples: Any) -> Any:
-        nonlocal at
-        at = (epoch, step)
-        if left and at == left[0]:
+    def crashing_step(engine: Engine, epoch: int, step: int, *rest: Any) -> Any:
+        if left and (epoch, step) == left[0]:
             left.pop(0)
             raise RuntimeError("crash")
-        return batch(engine, epoch, step, triples)
+        told = train_step(engine, epoch, step, *rest)
+        trained.append((epoch, step))
+        return told
 
-    def counted_update(engine: Engine, share: torch.Tensor) -> None:
-        update(engine, share)
-        trained.append(at)
-
-    Engine.batch, Engine.update = crashing_batch, counted_update  # type: ignore[method-assign]
+    Engine.train_step = crashing_step  # type: ignore[method-assign]
     try:
         yield trained
     finally:
-        Engine.batch, Engine.update = batch, update  # type: ignore[method-assign]
+        Engine.train_step = train_step  # type: ignore[method-assign]
 
 
 def same_losses(one: Path, other: Path, rtol: float) -> None:

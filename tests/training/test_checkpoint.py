@@ -21,7 +21,7 @@ from distrec.methods.registry import resolve
 from distrec.parallel.world import World
 from distrec.training.checkpoint import Checkpoints, is_complete
 from distrec.training.engine import Engine
-from distrec.training.loop import Trainer, load_weights
+from distrec.training.loop import fit, load_weights
 from distrec.training.run_folder import RunFolder
 from tests.distributed import run_workers
 from tests.training import small
@@ -92,7 +92,7 @@ def test_a_torn_checkpoint_within_an_epoch_is_passed_over(tmp_path: Path, data: 
 def test_a_torn_checkpoint_at_the_end_of_an_epoch_is_passed_over(
     tmp_path: Path, data: str, whole: Path, tear: str
 ) -> None:
-    """Killed while the end of epoch 2 was written: the checkpoint before it is still there, the epoch's tail runs again."""
+    """Killed while epoch 2's checkpoint was written: the one before it is there, and the epoch's rest runs again."""
     config = small.write_config(tmp_path / "run.yaml", data, tmp_path, train={"checkpoint_every": 4})
     run, before = tmp_path / "run", "epoch-000001-step-000000004"
     with small.crash_at((1, 6), (2, 0)):
@@ -182,7 +182,7 @@ def save_at_this_size(folder: str, data: str, cases: dict[str, RunConfig], run: 
         train_steps(engine, SAVED_AFTER, SAVED_AFTER + MORE)
         later[name] = full(engine)
     with small.crash_at((1, 6)), pytest.raises(RuntimeError, match="crash"):
-        Trainer(world, dataset, run).fit()
+        fit(world, dataset, run)
     return saved, later
 
 
@@ -199,7 +199,7 @@ def load_at_this_size(
         train_steps(engine, SAVED_AFTER, SAVED_AFTER + MORE)
         later[name] = full(engine)
     with small.crash_at(*crash), pytest.raises(RuntimeError, match="crash") if crash else nullcontext():
-        Trainer(world, dataset, run).fit()
+        fit(world, dataset, run)
     return loaded, later
 
 

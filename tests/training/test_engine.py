@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,9 +31,7 @@ def build(folder: str, method: dict[str, Any], **optimizer: Any) -> Any:
 def step(engine: Any, number: int, lr: float = 1e-2) -> dict[str, float]:
     epoch, at = divmod(number, engine.steps_per_epoch)
     engine.set_lr(lr)
-    share, terms, _ = engine.forward(engine.batch(epoch, at, engine.samples(epoch, at)))
-    engine.update(share)
-    return dict(terms)
+    return dict(engine.train_step(epoch, at, engine.samples(epoch, at))[0])
 
 
 def whole(engine: Any) -> dict[str, torch.Tensor]:
@@ -43,85 +42,152 @@ def whole(engine: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def not_finite(folder: str, world: World) -> None:
-    """A row of one rank is NaN: every rank names the term and the step, and no weight has moved."""
+def unequal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> list[str]:
+    return [name for name, value in one.items() if not torch.equal(value, other[name])]
+
+
+def not_finite(folder: str) -> dict[str, Any]:
+    """A row of one rank is NaN."""
     engine = build(folder, {"name": "alignrec", "dim": 4})
     step(engine, 0)
-    if world.rank == world.size - 1:
-        engine.tables.block("user").data[-1] = torch.nan if world.size == 1 else torch.inf
-    before = whole(engine)
-    with pytest.raises(NonFiniteLoss, match=r"loss term '\w+' is (nan|inf|-inf) at epoch 3, step 2; weights were not"):
-        engine.forward(engine.batch(2, 1, engine.samples(0, 0)))
-    after = whole(engine)
-    assert all(torch.equal(after[name], before[name]) or "user" in name for name in before)
+    if engine.world.rank == engine.world.size - 1:
+        engine.tables.block("user").data[-1] = torch.nan if engine.world.size == 1 else torch.inf
+    before, error = whole(engine), None
+    try:
+        engine.train_step(2, 1, engine.samples(0, 0))
+    except NonFiniteLoss as raised:
+        error = str(raised)
+    return {"error": error, "moved": [name for name in unequal(whole(engine), before) if "user" not in name]}
 
 
-def flags(folder: str, world: World) -> None:
-    """One rank's flag is every rank's, and terms are those of the whole batch on all."""
-    engine = build(folder, {"name": "lightgcn", "dim": 4})
-    batch = engine.batch(0, 0, engine.samples(0, 0))
-    assert engine.forward(batch)[2] is False
-    share, terms, raised = engine.forward(batch, flag=world.rank == world.size - 1)
-    assert raised is True
-    total = torch.tensor([float(share.detach()), *terms.values()], dtype=torch.float64)
-    world.sum_(total)
-    assert float(total[0]) == pytest.approx(sum(terms.values()), rel=1e-5)
-    assert np.allclose(total[1:].numpy(), np.array(list(terms.values())) * world.size)
+def flags(folder: str) -> list[dict[str, Any]]:
+    """Two steps; in the second the last rank raises its flag."""
+    engine, out = build(folder, {"name": "lightgcn", "dim": 4}), []
+    samples = engine.samples(0, 0)
+    for flag in (False, engine.world.rank == engine.world.size - 1):
+        share = sum(float(term.detach()) for term in engine.method.loss(engine.batch(0, 0, samples)).values())
+        terms, raised = engine.train_step(0, 0, samples, flag)
+        out.append({"share": share, "terms": terms, "raised": raised})
+    return out
 
 
-def resumed(folder: str, world: World) -> None:
-    """State written after three steps, loaded into a fresh engine: the fourth step is the same, bit for bit."""
-    for optimizer in ({"name": "adam"}, {"name": "sgd"}):
-        first = build(folder, {"name": "alignrec", "dim": 4}, **optimizer)
-        assert whole(first).keys() == whole(build(folder, {"name": "alignrec", "dim": 4}, **optimizer)).keys()
+def resumed(folder: str) -> dict[str, dict[str, Any]]:
+    """By optimizer: the fourth step of an engine, and of a fresh one that has loaded the state after three."""
+    out = {}
+    for optimizer in ("adam", "sgd"):
+        first = build(folder, {"name": "alignrec", "dim": 4}, name=optimizer)
+        fresh = whole(build(folder, {"name": "alignrec", "dim": 4}, name=optimizer))
+        names = whole(first).keys(), fresh.keys()
         for number in range(3):
             step(first, number)
-        second, saved = build(folder, {"name": "alignrec", "dim": 4}, **optimizer), first.state()
+        second, saved = build(folder, {"name": "alignrec", "dim": 4}, name=optimizer), first.state()
         target = second.state()
         for name, value in saved.items():
             if name.startswith("table."):
                 target[name].to_local().copy_(value.to_local())
         second.load_dense(saved, 3)
-        assert step(first, 3) == step(second, 3)
-        found, wanted = whole(second), whole(first)
-        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+        terms = step(first, 3), step(second, 3)
+        out[optimizer] = {
+            "names": names[0] == names[1],
+            "terms": terms,
+            "unequal": unequal(whole(first), whole(second)),
+        }
+    return out
 
 
-def seeds(folder: str) -> None:
-    """Building an engine neither follows nor disturbs torch's own random numbers."""
+def seeds(folder: str) -> dict[str, Any]:
+    """What torch draws around the building of an engine, and whether a second engine starts alike."""
     torch.manual_seed(1)
-    wanted = torch.rand(3)
+    wanted = torch.rand(3).tolist()
     torch.manual_seed(1)
     first = whole(build(folder, {"name": "alignrec", "dim": 4}))
-    assert torch.equal(torch.rand(3), wanted)
-    second = whole(build(folder, {"name": "alignrec", "dim": 4}))
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    drawn = torch.rand(3).tolist()
+    return {"draws": (drawn, wanted), "unequal": unequal(first, whole(build(folder, {"name": "alignrec", "dim": 4})))}
 
 
-def untrained(folder: str) -> None:
+def untrained(folder: str) -> dict[str, Any]:
+    """Scores of a method that only counts, for my users and items; its state; what asking it for samples raises."""
     engine = build(folder, {"name": "popularity"})
-    counts = np.bincount(Dataset.open(folder).interactions("train").item, minlength=engine.space.items.rows)
-    final = engine.representations()
-    scores = engine.method.score(final.users, final.items)
-    mine = slice(engine.space.items.start(engine.world.rank), engine.space.items.stop(engine.world.rank))
-    assert scores.shape == (engine.space.users.count(engine.world.rank), len(counts[mine]))
-    assert np.array_equal(scores.numpy(), np.broadcast_to(counts[mine], scores.shape))
-    assert engine.state() == {}
-    with pytest.raises(RuntimeError, match="nothing to train"):
+    world, users, items = engine.world, engine.space.users, engine.space.items
+    final, error = engine.representations(), None
+    try:
         engine.samples(0, 0)
+    except RuntimeError as raised:
+        error = str(raised)
+    counts = np.bincount(Dataset.open(folder).interactions("train").item, minlength=items.rows)
+    wanted = np.tile(counts[items.start(world.rank) : items.stop(world.rank)], (users.count(world.rank), 1))
+    scores = engine.method.score(final.users, final.items).numpy()
+    return {"scores": (scores, wanted), "state": engine.state(), "error": error}
 
 
-def everything(folder: str) -> None:
+CHECKS = (not_finite, flags, resumed, seeds, untrained)
+
+
+def all_checks(folder: str) -> dict[str, Any]:
+    """What each check found, or the exception that ended it. Nothing is asserted here, so that ranks stay together."""
     quiet()
-    world = World.current()
-    not_finite(folder, world)
-    flags(folder, world)
-    resumed(folder, world)
-    seeds(folder)
-    untrained(folder)
+    out: dict[str, Any] = {}
+    for check in CHECKS:
+        try:
+            out[check.__name__] = check(folder)
+        except Exception as error:
+            out[check.__name__] = error
+    return out
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any]]:
+    """What a check found, by rank."""
+    folder = write_random(tmp_path_factory.mktemp("engine") / "data", 31, 13, 152, 0)
+    of_ranks = run_workers(all_checks, request.param, folder, timeout=400)
+
+    def of(check: Callable[[str], Any]) -> list[Any]:
+        for outcome in (outcomes[check.__name__] for outcomes in of_ranks):
+            if isinstance(outcome, Exception):
+                raise outcome
+        return [outcomes[check.__name__] for outcomes in of_ranks]
+
+    return of
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("size", [1, 2])
-def test_a_step_is_whole_or_not_at_all(size: int, tmp_path: Path):
-    run_workers(everything, size, write_random(tmp_path / "data", 31, 13, 152, 0), timeout=400)
+def test_a_loss_that_is_not_finite_is_told_on_every_rank_and_moves_no_weight(found: Any):
+    for rank in found(not_finite):
+        assert re.match(r"loss term '\w+' is (nan|inf|-inf) at epoch 3, step 2; weights were not", rank["error"] or "")
+        assert rank["moved"] == []
+
+
+@pytest.mark.multiprocess
+def test_the_flag_of_one_rank_and_the_terms_of_the_whole_batch_are_told_on_every_rank(found: Any):
+    for flag, steps in zip((False, True), zip(*found(flags), strict=True), strict=True):
+        assert [rank["raised"] for rank in steps] == [flag] * len(steps)
+        assert all(rank["terms"] == steps[0]["terms"] for rank in steps)
+        shares = sum(rank["share"] for rank in steps)
+        assert shares == pytest.approx(sum(steps[0]["terms"].values()), rel=1e-5)
+
+
+@pytest.mark.multiprocess
+def test_a_step_after_loading_is_the_step_without_a_stop(found: Any):
+    for rank in found(resumed):
+        for optimizer, outcome in rank.items():
+            assert outcome["names"], optimizer
+            first, second = outcome["terms"]
+            assert first == second, optimizer
+            assert outcome["unequal"] == [], optimizer
+
+
+@pytest.mark.multiprocess
+def test_building_an_engine_neither_follows_nor_disturbs_the_random_numbers_of_torch(found: Any):
+    for rank in found(seeds):
+        drawn, wanted = rank["draws"]
+        assert drawn == wanted
+        assert rank["unequal"] == []
+
+
+@pytest.mark.multiprocess
+def test_a_method_that_does_not_train_ranks_and_has_no_state(found: Any):
+    for rank in found(untrained):
+        scores, wanted = rank["scores"]
+        assert np.array_equal(scores, wanted)
+        assert rank["state"] == {}
+        assert "nothing to train" in (rank["error"] or "")

@@ -20,10 +20,9 @@ def trained(folder: str, stage: int, again: bool, dropout: float, accumulate: in
     method = {"name": "towered", "dim": DIM, "dropout": dropout}
     dense = {"zero_stage": stage, "activation_checkpointing": again}
     engine = build(folder, method=method, dense=dense, optimizer={"name": "sgd"}, train={"accumulate": accumulate})
-    share, _, _ = engine.forward(engine.batch(0, 0, engine.samples(0, 0)))
-    engine.backward(share)
+    engine.forward_backward(0, 0, engine.samples(0, 0))
     gradients = engine.dense.gradients()
-    engine.step()
+    engine.update()
     for number in (1, 2):
         epoch, step = place(engine, number)
         engine.train_step(epoch, step, engine.samples(epoch, step))

@@ -1,0 +1,132 @@
+"""Whether two checkouts of the repository train alike, bit for bit: for a change that must not change any result.
+
+    python benchmarks/same_losses.py OLD NEW [--workers 2]
+
+Every registered method, and some further settings, train a few steps on a small drawn dataset from each checkout in
+turn. Compared are the loss terms of each step, and then all tables, dense weights, moments and vectors for ranking.
+Exits with status 1 if anything differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+STEPS, BATCH = 12, 64  # more steps than an epoch has, so that a short batch is among them
+
+
+def cases() -> dict[str, Any]:
+    """Sections of run configs by what is told of them."""
+    from distrec.methods.registry import METHODS
+    from tests.training.small import SETTINGS
+
+    methods = {name: {"name": name} | SETTINGS.get(name, {"dim": 8}) for name in METHODS}
+    out: dict[str, Any] = {name: {"method": settings} for name, settings in methods.items()}
+    out["bprmf, sparse tables"] = {"method": methods["bprmf"], "optimizer": {"tables": "sparse"}}
+    out["bprmf, 3 micro-batches"] = {"method": methods["bprmf"], "train": {"accumulate": 3}}
+    for stage in (1, 2, 3):
+        for precision in ("fp32", "bf16"):
+            out[f"alignrec, clipped, ZeRO {stage}, {precision}"] = {
+                "method": methods["alignrec"],
+                "optimizer": {"clip_norm": 0.1},
+                "dense": {"zero_stage": stage, "precision": precision},
+            }
+    return out
+
+
+def train(folder: Path, checkout: Path) -> None:
+    """One worker: train all cases; rank 0 writes what is compared."""
+    from distrec.runtime import quiet
+
+    quiet()
+    import distrec
+    from distrec.config import RunConfig, decode
+    from distrec.data.dataset import Dataset
+    from distrec.methods.registry import resolve
+    from distrec.parallel.world import World
+    from distrec.training.engine import Engine
+
+    assert checkout in Path(str(distrec.__file__)).parents, f"distrec is imported from {distrec.__file__}"
+    torch.set_num_threads(1)
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
+    world, data = World.current(), str(folder / "data")
+    out: dict[str, Any] = {}
+    for case, sections in json.loads((folder / "cases.json").read_text()).items():
+        tree = {"data": data, "run": {"name": "run"}, **sections}
+        tree["train"] = {"global_batch": BATCH, **tree.get("train", {})}
+        engine = Engine(world, Dataset.open(data), resolve(decode(RunConfig, tree)))
+        engine.set_lr(1e-2)
+        told: dict[str, Any] = {}
+        for number in range(STEPS if engine.method.trainable else 0):
+            epoch, step = divmod(number, engine.steps_per_epoch)
+            told[f"losses of step {number}"] = engine.train_step(epoch, step, engine.samples(epoch, step))[0]
+        for name, value in engine.state().items():
+            told[name] = (value.full_tensor() if hasattr(value, "full_tensor") else value).clone()
+        final = engine.representations()
+        out[case] = told | {"user vectors": final.users.clone(), "item vectors": final.items.clone()}
+    if world.rank == 0:
+        torch.save(out, folder / "trained.pt")
+    dist.barrier()
+    os._exit(0)  # threads that DeepSpeed's groups leave behind sometimes spoil an orderly end
+
+
+def trained(folder: Path, checkout: Path, workers: int) -> dict[str, Any]:
+    """What `train` writes from `checkout`."""
+    shared = {"WORLD_SIZE": str(workers), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(checkout)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, checkout, checkout, "--train", folder],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(workers)
+    ]
+    failed = any([process.wait() for process in processes])
+    (folder / "store").unlink(missing_ok=True)
+    if failed:
+        raise SystemExit(f"training from {checkout} failed")
+    return dict(torch.load(folder / "trained.pt"))
+
+
+def same(one: Any, other: Any) -> bool:
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(one == other)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkouts", type=lambda path: Path(path).resolve(), nargs=2, metavar=("OLD", "NEW"))
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.train:
+        train(arguments.train, arguments.checkouts[0])
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from tests.training.small import write_small
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_small(folder / "data")
+        (folder / "cases.json").write_text(json.dumps(cases()))
+        old, new = (trained(folder, checkout, arguments.workers) for checkout in arguments.checkouts)
+    different = {}
+    for case in old:
+        both, either = old[case].keys() & new[case].keys(), old[case].keys() | new[case].keys()
+        different[case] = sorted(
+            (either - both) | {name for name in both if not same(old[case][name], new[case][name])}
+        )
+        answer = f"different: {', '.join(different[case])}" if different[case] else "bit-identical"
+        print(f"{case:32} {len(either):3} values {answer}")
+    raise SystemExit(any(different.values()))
+
+
+if __name__ == "__main__":
+    main()
