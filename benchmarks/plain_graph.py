@@ -75,7 +75,7 @@ class Stair(Program):
         self.item_optimizer = Smoothed(self.weights["item"], lr, self.decay, item_item, backward.float())
 
     def item_graph(self, data: Dataset) -> torch.Tensor:
-        """The item graph (3.3), from dense cosines."""
+        """The item graph (docs/methods/stair.md section 3.3), from dense cosines."""
         entries = []
         for name, k in self.neighbours:
             unit = unit_features(data, name)
@@ -147,7 +147,7 @@ class Mentor(Program):
         return out
 
     def neighbours(self, unit: torch.Tensor) -> torch.Tensor:
-        """The neighbour graph (3.3): the k nearest items including the item itself, with equal weights."""
+        """The neighbour graph (docs/methods/mentor.md section 3.3): the k nearest, itself included, at equal weights."""
         row = torch.arange(self.items).repeat_interleave(self.k)
         column = (unit @ unit.t()).topk(self.k).indices.flatten()
         values = torch.full((len(row),), 1 / (self.k + 1e-7))
@@ -191,7 +191,7 @@ class Mentor(Program):
     def representation(
         self, first: tuple[torch.Tensor, torch.Tensor], second: tuple[torch.Tensor, torch.Tensor], weighed: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The user and item rows of a table of section 3.4, two towers wide."""
+        """The user and item rows of a table (docs/methods/mentor.md section 3.4), two towers wide."""
         weight = self.weights["weight_u"]
         pair = (first[0] * weight[:, :1], second[0] * weight[:, 1:]) if weighed else (first[0], second[0])
         items = torch.cat([first[1], second[1]], 1)
