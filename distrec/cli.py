@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the arguments. Overrides `key=value` may be anywhere, though argparse takes positionals in one place only."""
+    """Parse the arguments. Overrides `key=value` may be anywhere, which argparse does not support for positionals."""
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)
     overrides = [word for word in rest if not word.startswith("-")]

@@ -233,8 +233,8 @@ class RunConfig(Section):
     def identity(self, manifest_hash: str) -> dict[str, Any]:
         """The settings that must be equal in all attempts of a run.
 
-        All others may change between attempts, and so may those of `changes` that the run has not reached, as the caller
-        checks.
+        All others may change between attempts. Of `changes`, only those that the run has not reached may change; the
+        caller checks that.
         """
         return {
             "method": self.method,

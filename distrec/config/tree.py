@@ -25,7 +25,7 @@ S = TypeVar("S", bound=Section)
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which `1e-3` is a number (YAML 1.1 reads a string, for lack of a dot) and a repeated key an error."""
+    """Safe YAML in which `1e-3` is a number (YAML 1.1 reads a string, as it has no dot) and a repeated key an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -61,7 +61,7 @@ def parse_scalar(text: str, where: str) -> Any:
 
 
 def yaml_lines(key: str, value: Any, width: int) -> list[str]:
-    """Lines of YAML that `load_file` reads back as `key: value`, with inner lists and mappings in one line if they fit."""
+    """Lines of YAML that `load_file` reads back as `key: value`; inner lists and mappings take one line if they fit."""
     for flow in (None, False) if isinstance(value, (dict, list)) else (False,):
         text = yaml.dump({key: value}, Dumper=_Dumper, default_flow_style=flow, sort_keys=False, width=math.inf)
         lines: list[str] = text.splitlines()
