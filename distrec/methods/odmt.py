@@ -219,7 +219,7 @@ class ODMT(Method):
     def degradations(self) -> list[str]:
         config, missing = self.config, {name: self.data.feature(name).missing for name in self.features()}
         told = [
-            f"{count} of {self.data.items} items lack '{name}'; one zero vector stands in as their only token"
+            f"{count} of {self.data.items} items lack '{name}'; a zero vector is used as their only token"
             for name, count in missing.items()
             if count
         ]

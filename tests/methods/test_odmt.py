@@ -233,7 +233,7 @@ def test_it_says_which_items_lack_a_modality(folder: Path):
     lacking = {name: data.feature(name).missing for name in ("text-tokens", "image-tokens")}
     assert all(lacking.values())
     assert method_of(data, **ODMT).degradations() == [
-        f"{count} of 40 items lack '{name}'; one zero vector stands in as their only token"
+        f"{count} of 40 items lack '{name}'; a zero vector is used as their only token"
         for name, count in lacking.items()
     ]
 
