@@ -32,7 +32,7 @@ class Lookup:
         return self.ids[self._mine]
 
     def rows(self, *blocks: torch.Tensor) -> list[torch.Tensor]:
-        """For each partitioned array, of which I pass my block, the rows for my share `[my rows, …, width]`."""
+        """The rows of my share `[my rows, …, width]` from each partitioned array, which is given by my block."""
         if self._world.size == 1:
             found = [block.index_select(0, self.ids.flatten()) for block in blocks]
         else:
@@ -41,7 +41,7 @@ class Lookup:
         return [rows.view(*self.mine.shape, rows.shape[-1]) for rows in found]
 
     def distinct(self, *blocks: torch.Tensor) -> list[torch.Tensor]:
-        """For each array, the rows of the batch's distinct ids `[distinct, width]`, ascending, on every rank."""
+        """The rows of the batch's distinct ids `[distinct, width]`, ascending, from each array; on every rank."""
         if self._world.size == 1:
             return [block.index_select(0, self._unique[0]) for block in blocks]
         return _fetch(self._distinct_exchange, blocks)
@@ -96,7 +96,7 @@ class OwnedRows:
         self._local = self.mine - partition.start(world.rank)
 
     def rows(self, *blocks: torch.Tensor) -> list[torch.Tensor]:
-        """For each partitioned array, of which I pass my block, the rows of the ids that I own `[mine, …]`."""
+        """The rows of the ids that I own `[mine, …]` from each partitioned array, which is given by my block."""
         return [block.index_select(0, self._local) for block in blocks]
 
     def spread(self, values: torch.Tensor) -> torch.Tensor:
@@ -164,7 +164,7 @@ class TripleBatch(Batch):
 
 
 class WindowBatch(Batch):
-    """Windows, which are stretches of users' histories.
+    """A batch of windows, which are stretches of users' histories.
 
     Attributes:
         windows: item numbers of the whole global batch `[B, L]`, the newest last, -1 for padding.
