@@ -147,7 +147,7 @@ class Mentor(Program):
         return out
 
     def neighbours(self, unit: torch.Tensor) -> torch.Tensor:
-        """The neighbour graph (docs/methods/mentor.md section 3.3): the k nearest, itself included, at equal weights."""
+        """The neighbour graph (docs/methods/mentor.md section 3.3): the k nearest with itself, at equal weights."""
         row = torch.arange(self.items).repeat_interleave(self.k)
         column = (unit @ unit.t()).topk(self.k).indices.flatten()
         values = torch.full((len(row),), 1 / (self.k + 1e-7))

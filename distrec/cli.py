@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit status."""
     parsed = _parse(arguments)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, until training takes both over
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, until training handles both
     try:
         parsed.run(parsed)
     except (InputError, Interrupted, NonFiniteLoss, KeyboardInterrupt) as error:
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """`key=value` overrides may stand anywhere; argparse itself takes positionals in one place only."""
+    """Parse the arguments. Overrides `key=value` may be anywhere, which argparse does not support for positionals."""
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)
     overrides = [word for word in rest if not word.startswith("-")]
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=7)
     demo.set_defaults(run=_demo_data)
 
-    synth = verbs.add_parser("synth", help="write a drawn dataset of any size, already prepared")
+    synth = verbs.add_parser("synth", help="write a random dataset of any size, already prepared")
     kinds = synth.add_subparsers(dest="kind", required=True, metavar="KIND")
     graph = kinds.add_parser("graph", help="users, items, interactions and clustered features 'text' and 'image'")
     for name, what in (
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         graph.add_argument(f"--{name}", type=int, required=True, metavar="N", help=what)
     graph.add_argument(
-        "--image-dim", type=int, metavar="N", help="width of feature set 'image'; otherwise that of 'text'"
+        "--image-dim", type=int, metavar="N", help="width of feature set 'image'; by default that of 'text'"
     )
     graph.add_argument("--out", required=True, help="new folder or s3:// prefix of the prepared dataset")
     graph.add_argument("--seed", type=int, default=7)
@@ -86,26 +86,28 @@ def _parser() -> argparse.ArgumentParser:
     encode = verbs.add_parser(
         "encode",
         help="encode raw texts and images into features",
-        epilog="--tokens takes room: with the default encoders up to 150 KB per item in float16, 1.5 GB for the 9,742 "
-        "items of MovieLens, and as much again in the cache. With --image-pool 3 it is 49 KB.",
+        epilog="--tokens needs space: with the default encoders up to 150 KB per item in float16, which is 1.5 GB for "
+        "the 9,742 items of MovieLens, and as much again in the cache. With --image-pool 3, it is 49 KB per item.",
     )
     encode.add_argument("data", help="folder or s3:// prefix of a prepared dataset")
     encode.add_argument("--text", help="text encoder: a name, the folder of a transformers model, or none")
     encode.add_argument("--image", help="image encoder: a name, the folder of a transformers model, or none")
-    encode.add_argument("--max-tokens", type=int, default=128, help="where a text is cut that becomes one vector")
+    encode.add_argument(
+        "--max-tokens", type=int, default=128, help="tokens after which a text that becomes one vector is cut"
+    )
     encode.add_argument(
         "--tokens",
         action="store_true",
         help="write 'text-tokens' and 'image-tokens', the whole last layer, instead of one vector per item",
     )
-    encode.add_argument("--text-tokens", type=int, metavar="N", help="with --tokens: tokens of a text; 30 by default")
+    encode.add_argument("--text-tokens", type=int, metavar="N", help="with --tokens: tokens per text; 30 by default")
     encode.add_argument("--image-pool", type=int, metavar="N", help="with --tokens: average feature maps down to N x N")
     encode.add_argument(
         "--cut",
         type=int,
         metavar="N",
-        help="with --tokens: write 'text-tokens-cutN' and 'image-tokens-cutN', what stands before the last N layers, "
-        "for a method that trains these",
+        help="with --tokens: write 'text-tokens-cutN' and 'image-tokens-cutN', the hidden states before the last N "
+        "layers, for a method that trains these layers",
     )
     encode.add_argument("--workers", type=int, default=2, help="Ray actors; 0 encodes in this process")
     encode.add_argument("--threads", type=int, default=1, help="CPU threads per worker")
@@ -130,17 +132,17 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", choices=("valid", "test"), default="test")
     evaluate.add_argument("--workers", type=int, default=0, help="Ray Train workers; 0 evaluates in this process")
     evaluate.add_argument(
-        "--beside", metavar="FILE", help="JSON of metrics to show beside: {split: {name: {metric: value}}}"
+        "--beside", metavar="FILE", help="JSON file of further metrics for the table: {split: {name: {metric: value}}}"
     )
     evaluate.set_defaults(run=_evaluate)
 
-    report = verbs.add_parser("report", help="what a sweep found, finished or not: one HTML page, Markdown and JSON")
+    report = verbs.add_parser("report", help="write a sweep's results so far as one HTML page, Markdown and JSON")
     report.add_argument("sweep", metavar="SWEEP_DIR", help="<run.storage>/<run.name> of a sweep, or its s3:// prefix")
     report.add_argument(
         "--no-examples",
         action="store_true",
-        help="leave out users' histories and recommendations, with items' titles and pictures, to publish a report on "
-        "licensed data",
+        help="leave out users' histories and recommendations with the items' titles and pictures, so that a report on "
+        "licensed data can be published",
     )
     report.set_defaults(run=_report)
     return parser
@@ -203,7 +205,7 @@ def _tune(arguments: argparse.Namespace) -> None:
         from distrec.tuning.sweep import load_sweep, resolve_entries
 
         sweep = load_sweep(arguments.config, arguments.overrides)
-        resolve_entries(sweep)  # so that a sweep which could not start is refused here too
+        resolve_entries(sweep)  # refuses a sweep that could not start
         print(commented(sweep), end="")
         return
     from distrec.tuning.tune import tune

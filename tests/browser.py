@@ -1,4 +1,4 @@
-"""Headless Chromium, driven over its debugging pipe: pages at any width and theme, with all that went wrong in them."""
+"""Headless Chromium, driven over its debugging pipe: pages at any width and theme, and the errors that they report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SECONDS = 60.0
 
 
 class Page:
-    """One page. `problems` are script errors and console errors, `requests` every URL that was asked for."""
+    """One page. `problems` are script errors and console messages, `requests` are the URLs that it has requested."""
 
     def __init__(self, read: int, write: int):
         self._read, self._write = read, write
@@ -36,7 +36,7 @@ class Page:
             self.send(f"{domain}.enable")
 
     def open(self, path: Path, width: int, dark: bool = False, height: int = 900) -> None:
-        """Load a local file at a width in CSS pixels, and wait until it has loaded."""
+        """Load a local file in a window of the given width in CSS pixels, and wait until it has loaded."""
         self.problems.clear()
         self.requests.clear()
         phone = width < 600
@@ -46,7 +46,7 @@ class Page:
         self._until("Page.loadEventFired")
 
     def theme(self, dark: bool) -> None:
-        """What the reader prefers from now on; the page has been told when this returns."""
+        """Change the theme that the reader prefers, and wait until the page has applied it."""
         self._prefer(dark)
         self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done())))")
 
@@ -55,20 +55,20 @@ class Page:
         self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": value}])
 
     def run(self, script: str) -> Any:
-        """The JSON value of an expression in the page; promises are waited for."""
+        """The JSON value of an expression in the page, or of the promise that it returns."""
         told = self.send("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in told, told
         return told["result"].get("value")
 
     def picture(self, file: Path, top: int = 0, height: int = 0) -> None:
-        """The whole page, or `height` pixels of it from `top`, as a PNG."""
+        """Write the whole page, or `height` pixels of it from `top`, to a PNG file."""
         size = self.send("Page.getLayoutMetrics")["cssContentSize"]
         clip = {"x": 0, "y": top, "width": size["width"], "height": height or size["height"], "scale": 1}
         told = self.send("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
         file.write_bytes(base64.b64decode(told["data"]))
 
     def send(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """One command of the DevTools protocol and its result."""
+        """Send a command of the DevTools protocol and return its result."""
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
         if self._session:
@@ -85,7 +85,7 @@ class Page:
             pass
 
     def _next(self) -> dict[str, Any]:
-        """The next message; what it tells of errors and requests is kept."""
+        """The next message; errors and requests that it reports are recorded."""
         deadline = time.monotonic() + _SECONDS
         while b"\0" not in self._buffer:
             assert select.select([self._read], [], [], max(deadline - time.monotonic(), 0))[0], "Chromium is silent"
@@ -109,15 +109,17 @@ class Page:
 
 @contextmanager
 def browser() -> Iterator[Page]:
-    """A page of a fresh Chromium, which ends with the block."""
+    """A page of a new Chromium process, which is killed at the end of the block."""
     assert CHROMIUM is not None
     to_it, mine_out = os.pipe()
     mine_in, from_it = os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        # The pipe's ends must be descriptors 3 and 4 of the browser.
+        # Chromium reads commands from descriptor 3 and writes messages to descriptor 4.
         start = f'exec "$0" "$@" 3<&{to_it} 4>&{from_it}'
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe",
-                   "--no-first-run", "--disable-background-networking", f"--user-data-dir={profile}", "about:blank"]  # fmt: skip
+        options = [
+            "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe",
+            "--no-first-run", "--disable-background-networking", f"--user-data-dir={profile}", "about:blank",
+        ]  # fmt: skip
         process = subprocess.Popen(
             ["bash", "-c", start, CHROMIUM, *options], pass_fds=(to_it, from_it), start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -127,7 +129,7 @@ def browser() -> Iterator[Page]:
         try:
             yield Page(mine_in, mine_out)
         finally:
-            os.killpg(process.pid, signal.SIGKILL)  # its own process group: the renderers too
+            os.killpg(process.pid, signal.SIGKILL)  # with the renderers, which are in its process group
             process.wait(10)
             os.close(mine_in)
             os.close(mine_out)

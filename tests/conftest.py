@@ -1,4 +1,4 @@
-"""Fixtures for all rooms: the real data beside the repository, and an S3 server on this machine."""
+"""Fixtures for all rooms: real datasets beside the repository, a shared Ray cluster, and an S3 server."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from pathlib import Path
 
 import pytest
 
-# For the whole process: Ray reads the authentication mode once, and a second cluster that another mode was chosen for
-# never starts an actor.
+# For the whole process: Ray reads the authentication mode only once, so a later cluster with another mode would never
+# start an actor.
 os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on the shared cluster come last, so that no other test runs beside its processes."""
+    """Run tests on the shared cluster last, so that its processes do not slow down other tests."""
     items.sort(key=lambda item: "cluster" in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A Ray cluster of 2 CPUs that commands in this process find and leave alone; for tests that leave it whole, too.
+    """A Ray cluster of 2 CPUs, which commands in this process use and do not stop.
 
-    They may kill Train workers and trials, which Ray starts again, but nothing of the cluster's own.
+    Its tests may kill Train workers and trials, which Ray restarts, but no process of the cluster itself.
     """
     from tests.distributed import own_cluster
 
@@ -44,7 +44,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def shared_data() -> Path:
-    """The folder of real data sets; the test is skipped where there is none."""
+    """The folder of real datasets; without it, the test is skipped."""
     if not SHARED.is_dir():
         pytest.skip("shared/data is not beside the repository")
     return SHARED
@@ -52,7 +52,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def _s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A moto server process: a mock of S3 that keeps its buckets in memory and accepts any key."""
+    """The URL of a moto server process, an S3 imitation that keeps buckets in memory and accepts any credentials."""
     pytest.importorskip("moto")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -67,7 +67,7 @@ def _s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 urllib.request.urlopen(url, timeout=1)
                 break
             except OSError:
-                assert process.poll() is None, "the S3 server ended at start"
+                assert process.poll() is None, "the S3 server ended while starting"
                 time.sleep(0.1)
         else:
             pytest.fail("the S3 server did not answer within 30 s")
@@ -79,7 +79,7 @@ def _s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def s3(_s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The URL of a fresh, empty bucket; the environment holds what clients need, also in child processes."""
+    """The URL of a new, empty bucket. Environment variables give clients access to it, also in child processes."""
     import s3fs
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", _s3_server)

@@ -1,4 +1,4 @@
-"""The command line: statuses, usage, interruption before training, and the job scripts that repeat it."""
+"""The command line: exit statuses, usage, interruption outside training, and the job script of each verb."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ def start(*command: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, *command], cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # Children inherit an ignored SIGINT, and a shell makes its background jobs, such as this suite, ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
 def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, str, str]:
-    """Exit status, output and errors."""
+    """Wait for the process to end; its exit status, output and errors."""
     try:
         out, err = process.communicate(timeout=timeout)
     finally:

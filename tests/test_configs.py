@@ -1,4 +1,4 @@
-"""Every shipped config is read by the code that will read it."""
+"""Every shipped config can be read by the code that it is written for."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_run_config_resolves(path: Path) -> None:
     config = resolve(load_run(path))
     assert config.method["name"] == path.parent.name
     assert config.run.name == f"{path.parent.name}-{path.stem}"
-    assert Path(config.data).parts[0] in ("data", "build")  # places inside the checkout, never of a machine
+    assert Path(config.data).parts[0] in ("data", "build")  # relative to the checkout, on any machine
     assert resolve(config) == config
 
 
@@ -66,7 +66,7 @@ def test_every_method_ships_the_named_datasets() -> None:
         else:
             named = {"movielens", "movielens-benchmark"} | ({"baby"} if method in CONTENT_FREE else set())
         assert {f"{method}/{name}" for name in named | {"demo"}} <= shipped
-    known = datasets | {"baby-synthetic"}  # which `distrec synth` writes prepared
+    known = datasets | {"baby-synthetic"}  # `distrec synth` writes it, already prepared
     assert all(path.stem in known or path.stem.rpartition("-")[0] in known for path in RUNS)
 
 
@@ -97,7 +97,7 @@ def test_sweep_resolves(path: Path) -> None:
 
 
 def printed(verb: str, path: Path, capsys: pytest.CaptureFixture[str], folder: Path) -> tuple[str, Path]:
-    """What --print-config shows of a config, and a file that holds it."""
+    """The output of --print-config for a config, and a file that contains it."""
     assert main([verb, str(path), "--print-config", "run.name=again"]) == 0
     shown, file = capsys.readouterr().out, folder / "shown.yaml"
     file.write_text(shown)
@@ -157,5 +157,5 @@ def test_numbers_in_files_and_overrides_are_numbers(tmp_path: Path, text: str, v
 def test_print_config_prints_plain_yaml(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(RUNS[0]), "train.epochs=4", "--print-config", "train.seed=3"]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)
-    assert (shown["train"]["epochs"], shown["train"]["seed"]) == (4, 3)  # overrides on either side of the option
+    assert (shown["train"]["epochs"], shown["train"]["seed"]) == (4, 3)  # overrides before and after the option
     assert shown["optimizer"]["eps"] == 1e-8

@@ -1,4 +1,4 @@
-"""A config as YAML in which every key carries its description as a comment, for `--print-config`."""
+"""A config as YAML in which every key has its description as a comment, for `--print-config`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _WIDTH = 120
 def commented(section: Section, **parts: type[Section]) -> str:
     """`section` as YAML that reads back as the same values, with the descriptions of its fields as comments.
 
-    A description stands behind its value, or above it where the line would exceed 120 columns. Where a list or mapping
-    holds several sections of one kind, the first one is commented.
+    A description follows its value on the same line, or precedes it if that line would exceed 120 columns. If a list or
+    mapping holds several sections of one kind, only the first one has comments.
 
     Args:
         section: the config to show.
-        parts: the kinds of those fields that hold a section as a plain mapping, such as `method` of a run config.
+        parts: the section types of fields that are plain mappings in `section`, such as `method` of a run config.
     """
     lines = _section(section.model_dump(), type(section), parts, True, _WIDTH)
     return "".join(f"{line}\n" for line in lines)

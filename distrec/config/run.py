@@ -1,4 +1,4 @@
-"""The configuration of one training run, as it stands in `configs/<method>/<dataset>.yaml`."""
+"""The configuration of one training run, as in `configs/<method>/<dataset>.yaml`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from distrec.config.tree import Section, apply_overrides, decode, load_file
 
 
 class RunSection(Section):
-    """Where a run lives. The name is stable: the same command again continues the run."""
+    """Name and folder of a run. The same name in the same folder continues the run."""
 
     name: str = Field(
         description="name of the run or sweep, and of its folder inside 'storage'; the same name again continues it"
@@ -36,7 +36,7 @@ class RunSection(Section):
 
 
 class TrainSection(Section):
-    """How long, with how many workers, and on which metric epochs are chosen."""
+    """Length of training, workers, batches, and the metric that selects the best epoch."""
 
     workers: int = Field(2, ge=0, description="number of Ray Train workers; 0 trains in this process")
     epochs: int = Field(
@@ -83,7 +83,7 @@ class TrainSection(Section):
 class LrDecay(Section):
     """Learning rate of epoch e: `lr * factor ** (e / epochs)`, with a fractional exponent."""
 
-    factor: float = Field(gt=0, le=1, description="what the learning rate has been multiplied by after 'epochs' epochs")
+    factor: float = Field(gt=0, le=1, description="factor that multiplies the learning rate over 'epochs' epochs")
     epochs: float = Field(
         gt=0, description="number of epochs, not necessarily whole, in which the learning rate falls by 'factor'"
     )
@@ -132,7 +132,7 @@ class OptimizerSection(Section):
         return betas
 
     def lr_at(self, epoch: int) -> float:
-        """The learning rate of `epoch` (from 0)."""
+        """The learning rate of `epoch`, counted from 0."""
         if self.lr_decay is None:
             return self.lr
         return self.lr * self.lr_decay.factor ** (epoch / self.lr_decay.epochs)
@@ -191,7 +191,7 @@ class TrackingSection(Section):
 
 
 class ChangeSection(Section):
-    """Settings that change once so many epochs are done; the last of these is evaluated, and patience counts anew."""
+    """Settings that change after some epochs; the last epoch before the change is evaluated, and patience restarts."""
 
     epoch: int = Field(ge=1, description="number of epochs trained before the change")
     values: dict[str, Any] = Field(
@@ -231,7 +231,11 @@ class RunConfig(Section):
         return changes
 
     def identity(self, manifest_hash: str) -> dict[str, Any]:
-        """What makes two attempts the same run; all else may change between them, `changes` only ahead of them."""
+        """The settings that must be equal in all attempts of a run.
+
+        All others may change between attempts. Of `changes`, only those that the run has not reached may change; the
+        caller checks that.
+        """
         return {
             "method": self.method,
             "optimizer": self.optimizer.model_dump(),
@@ -243,7 +247,11 @@ class RunConfig(Section):
 
 
 def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The run config in the YAML file `path`, with dotted overrides applied."""
+    """The run config in the YAML file `path`, with dotted overrides applied.
+
+    Raises:
+        InputError: the file, an override or a key is invalid.
+    """
     return decode(RunConfig, apply_overrides(load_file(path), overrides))
 
 

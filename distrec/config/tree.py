@@ -25,7 +25,7 @@ S = TypeVar("S", bound=Section)
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which `1e-3` is a number (in YAML 1.1 a string, for want of a dot) and a repeated key an error."""
+    """Safe YAML in which `1e-3` is a number (YAML 1.1 reads a string, as it has no dot) and a repeated key an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -61,7 +61,7 @@ def parse_scalar(text: str, where: str) -> Any:
 
 
 def yaml_lines(key: str, value: Any, width: int) -> list[str]:
-    """`key: value` as YAML that `load_file` reads back, inner lists and mappings in one line each if `width` allows."""
+    """Lines of YAML that `load_file` reads back as `key: value`; inner lists and mappings take one line if they fit."""
     for flow in (None, False) if isinstance(value, (dict, list)) else (False,):
         text = yaml.dump({key: value}, Dumper=_Dumper, default_flow_style=flow, sort_keys=False, width=math.inf)
         lines: list[str] = text.splitlines()
@@ -74,7 +74,7 @@ def load_file(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        InputError: no such file, not YAML, or not a mapping.
+        InputError: the file cannot be read, is not YAML, or is not a mapping.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -85,7 +85,7 @@ def load_file(path: str | Path) -> dict[str, Any]:
     try:
         tree = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise InputError(f"config file '{path}' is not valid YAML: {_first_line(error)}; mend that line.") from None
+        raise InputError(f"config file '{path}' is not valid YAML: {_first_line(error)}; fix that line.") from None
     if not isinstance(tree, dict):
         raise InputError(
             f"config file '{path}' holds {type(tree).__name__}, not keys and values; see configs/ for examples."
@@ -94,7 +94,11 @@ def load_file(path: str | Path) -> dict[str, Any]:
 
 
 def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """`tree` with each `dotted.key=value` set, in a copy; the value is read as YAML."""
+    """A copy of `tree` in which each override `dotted.key=value` is set; values are read as YAML.
+
+    Raises:
+        InputError: an override has no key or no `=`, its value is not YAML, or its key goes through a plain value.
+    """
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
@@ -104,7 +108,11 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
 
 
 def set_keys(tree: dict[str, Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A copy of `tree` with each dotted key set; `where` names their source in errors."""
+    """A copy of `tree` in which each dotted key has its value; `where` names the source of the keys in errors.
+
+    Raises:
+        InputError: a key goes through a plain value.
+    """
     tree = _copy(tree)
     for key, value in values.items():
         *parents, leaf = key.split(".")
@@ -120,10 +128,10 @@ def set_keys(tree: dict[str, Any], values: Mapping[str, Any], where: str) -> dic
 
 
 def decode(section: type[S], tree: Any, where: str = "") -> S:
-    """`tree` as a `section`; `where` is the dotted key under which `tree` stands.
+    """`tree` as a `section`; `where` is the dotted key of `tree`, empty for a whole config.
 
     Raises:
-        InputError: names the first wrong key, its value, and the nearest valid key or the expected type.
+        InputError: names the first invalid key, its value, and the nearest valid key or the expected type.
     """
     if not isinstance(tree, dict):
         raise InputError(f"'{where}' must hold keys and values, not {tree!r}.")
@@ -148,7 +156,7 @@ def _explain(section: type[BaseModel], error: ValidationError, where: str) -> st
 
 
 def nearest(name: str, valid: Sequence[str]) -> str:
-    """A phrase that points from a wrong `name` to the closest valid ones."""
+    """A phrase that suggests the closest valid name for an invalid `name`."""
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     listed = ", ".join(sorted(valid))
     return f"did you mean '{close[0]}'? (valid: {listed})" if close else f"valid here: {listed}"
@@ -163,7 +171,7 @@ def _valid_keys(section: type[BaseModel], path: Sequence[str]) -> list[str]:
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field of this type holds, itself or as its values; None for plain values."""
+    """The section that a field of this type holds, directly or in a list or mapping; None for plain values."""
     options = [annotation, *get_args(annotation)]
     return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
 

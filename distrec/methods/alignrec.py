@@ -1,8 +1,8 @@
 """AlignRec, stage 2 (Liu et al., CIKM 2024). Section numbers in brackets refer to docs/methods/alignrec.md.
 
-Content never enters the score as a vector of its own: it gates the item's ID vector (3.4) and shapes the item graph
-(3.2). X is the concatenation of the chosen feature sets, each row-normalised. The published program's unused layers
-(3.6) and dormant options (4) are left out.
+Content never enters the score as a vector of its own: it gates the item's ID vector (3.4) and determines the item graph
+(3.2). X is the concatenation of the chosen feature sets, each with rows of unit length. The published program's unused
+layers (3.6) and unused options (4) are left out.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Gate(torch.nn.Module):
 
 
 class AlignRec(Method):
-    """H = H_id + H_mm, scores are inner products (3.5)."""
+    """Scores are inner products of rows of H = H_id + H_mm (3.5)."""
 
     class Config(MethodConfig):
         features: list[str] = Field(
@@ -138,7 +138,7 @@ class AlignRec(Method):
     def loss(self, batch: TripleBatch) -> dict[str, torch.Tensor]:
         config = self.config
         ids, content = self.views()
-        # Contrastive and similarity terms compare the whole batch, so its distinct rows come to every rank.
+        # Contrastive and similarity terms compare rows of the whole batch, so every rank gets its distinct rows.
         user_id, user_content = batch.users.distinct(ids.users, content.users)
         item_id, item_content = batch.positives.distinct(ids.items, content.items)
         users = (user_id + user_content)[batch.users.place]
@@ -159,7 +159,7 @@ class AlignRec(Method):
         return terms
 
     def _cca(self, content: torch.Tensor, ids: torch.Tensor, lookup: Lookup, batch_size: int) -> torch.Tensor:
-        """My share of NCE(content, ids): content rows are anchors, ID rows candidates (4.4)."""
+        """My share of NCE(content, ids) (4.4): content rows are the anchors, ID rows the candidates."""
         anchors, candidates = unit_rows(content), unit_rows(ids)
         mine = lookup.my_distinct()
         total = info_nce(anchors[mine], candidates, lookup.counts, mine.start, self.config.cca_temperature)
@@ -168,7 +168,8 @@ class AlignRec(Method):
     def _similarity(self, item_content: torch.Tensor, batch: TripleBatch) -> torch.Tensor:
         """My share of || Z_p Z_p^T - cos(X_p, X_p) ||_F / B over the batch's positives (4.5).
 
-        An item that occurs c times stands in c rows and c columns; scaling its row by sqrt(c) counts it so.
+        An item that occurs c times has c rows and c columns in these matrices; scaling its row by sqrt(c) has the same
+        effect.
         """
         content = self.block("content").detach() if self.config.moving_target else self.initial_content
         (target,) = batch.positives.distinct(content)
@@ -182,7 +183,11 @@ class AlignRec(Method):
 def item_graph(space: Space, cosines: torch.Tensor, neighbours: torch.Tensor) -> ShardedMatrix:
     """S (3.2): the k most similar items of each item, itself included; S_ij = cos_ij / sqrt(r_i r_j), r = row sums.
 
-    Not symmetric. Where a row sum is not positive the published formula has no value; its factor is 0 here.
+    S is not symmetric. Where a row sum is not positive, the published formula is undefined; its factor is 0 here.
+
+    Args:
+        cosines: of my items with their neighbours, `[my items, k]`.
+        neighbours: their item numbers, `[my items, k]`.
     """
     sums = cosines.sum(1)
     scale = torch.where(sums > 0, sums.clamp(min=1e-30).rsqrt(), 0.0)

@@ -1,10 +1,10 @@
-"""The method contract: what a recommender says about itself, and what it may use.
+"""The method contract: what a recommender declares about itself, and what it may use.
 
-A method never sees ranks, collectives, optimizers or checkpoints. It names its tables and its dense module, and writes
-its loss with `block` (my rows of a table), the graphs' products, and the batch's `rows` and `distinct` look-ups. One
-rule holds it together: **every loss term is my share, and the sum over ranks is the term**. A mean over the batch is
-`batch.mean(per_row)`; a value that is not a sum over rows (a norm, say) is computed from a sum that `world.total` made
-global, and entered as `my_share(value)`.
+A method never sees ranks, collectives, optimizers or checkpoints. It names its tables and its dense module. It writes
+its loss with `block` (my rows of a table), the graphs' products, and the batch's `rows` and `distinct` look-ups. There
+is one rule: **every loss term is my share, and the sum over ranks is the term**. A mean over the batch is
+`batch.mean(per_row)`. A value that is not a sum over rows, such as a norm, is computed from a sum that `world.total`
+made global, and is returned as `my_share(value)`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,15 @@ class MethodConfig(Section):
 
 @dataclass(frozen=True)
 class Space:
-    """Where a method lives on one worker: the group, the partitions, the data it may read, and where graphs are kept."""
+    """What a method may use on one worker.
+
+    Attributes:
+        world: the group of workers.
+        users, items: which worker owns which rows.
+        data: the prepared dataset.
+        train: the training split.
+        graphs: folder in which neighbour lists are shared between runs; None: they are not.
+    """
 
     world: World
     users: Partition
@@ -61,12 +69,20 @@ class Space:
     def neighbours(
         self, block: torch.Tensor, k: int, made_of: Mapping[str, Any], include_self: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The k most similar items of each of mine, as `cosine_neighbours` finds them; kept where `run.graphs` says. Collective.
+        """The k most similar items of each of mine, as `cosine_neighbours` finds them. Collective.
+
+        The lists are stored in the folder `run.graphs`, if that is set, and read from there the next time.
 
         Args:
-            block: my items' vectors, of unit length `[my items, width]`.
-            made_of: all that decides them beside the dataset (names of feature sets, fill rule, steps in between), as a
-                JSON value: two methods that give the same share lists, and must mean the same bits.
+            block: my items' vectors of unit length, `[my items, width]`.
+            k: number of neighbours per item.
+            made_of: everything besides the dataset that determines `block` (names of feature sets, fill rule, further
+                steps), as a JSON value. Methods that give the same value share their lists, so their blocks must be
+                bit-identical.
+            include_self: whether an item counts among its own neighbours.
+
+        Returns:
+            Cosines and item numbers, `[my items, k]` each.
         """
         if self.graphs is None:
             return cosine_neighbours(self.world, self.items, block, k, include_self)
@@ -83,24 +99,24 @@ class Representations:
 
 
 class Graph(Protocol):
-    """What the run record asks of a method's sparse matrices."""
+    """What the run record needs from a method's sparse matrices."""
 
     def record(self) -> dict[str, Any]: ...
 
 
 class Method(ABC):
-    """A recommender. Life on a worker: `__init__`, `build`, then the engine attaches tables and dense module."""
+    """A recommender. On a worker, `__init__` is followed by `build`, and then by `attach`, which the engine calls."""
 
     Config: ClassVar[type[MethodConfig]]
     trainable: ClassVar[bool] = True
-    """False for methods without a loss: they are evaluated as they are."""
+    """False for methods without a loss: they are evaluated without training."""
     whole_tables: ClassVar[bool] = True
     """Whether the loss uses whole tables; if not, `optimizer.tables: sparse` is possible."""
     changeable: ClassVar[tuple[str, ...]] = ()
     """Settings that only the loss reads, so that they may change while a run trains (`changes`)."""
     sum_over_rows: ClassVar[bool] = False
-    """Whether every loss term is a sum over the batch's rows, each row's part divided by `batch.size` and independent of
-    the others; then the batch can be taken in pieces (`train.accumulate`)."""
+    """Whether every loss term is a sum over the batch's rows, in which each row's part is divided by `batch.size` and
+    does not depend on other rows. Only then can a batch be split into micro-batches (`train.accumulate`)."""
     negatives_from: ClassVar[Literal["train", "all"]] = "train"
     """Where the negatives of the default sampler come from."""
 
@@ -113,12 +129,12 @@ class Method(ABC):
         self.config, self.data = config, data
 
     def title(self) -> str:
-        """How banner and results name it: with its variant, where variants are different methods."""
+        """The name shown in banner and results, with the variant if the variants are different methods."""
         name: str = self.config.name
         return name
 
     def features(self) -> list[str]:
-        """The feature sets it reads; their files are verified before a run starts."""
+        """Names of the feature sets it reads; their files are verified before a run starts."""
         return []
 
     def tables(self) -> list[Table]:
@@ -126,15 +142,15 @@ class Method(ABC):
         return []
 
     def sampler(self, train: Interactions, seed: int) -> Sampler:
-        """What an epoch consists of, from the training split."""
+        """The sampler that makes an epoch's samples from the training split."""
         return PairSampler(train, self.data.items, seed, self.negatives_from)
 
     def dense(self) -> torch.nn.Module | None:
-        """The module that DeepSpeed trains, written for one device; called as `self.dense_module(…)`."""
+        """The module that DeepSpeed trains, written for one device. The method calls it as `self.dense_module(…)`."""
         return None
 
     def build(self, space: Space) -> None:
-        """Build graphs and read features on this worker. Overriders call it first."""
+        """Build graphs and read features on this worker. Overriding methods call this one first."""
         self.space = space
 
     def attach(
@@ -143,7 +159,7 @@ class Method(ABC):
         rows: Callable[..., list[torch.Tensor]],
         dense_module: Callable[..., Any],
     ) -> None:
-        """Called by the engine once tables and dense module stand."""
+        """Give the method access to its tables and dense module; the engine calls this once both exist."""
         self._block, self._rows, self.dense_module = block, rows, dense_module
 
     def block(self, table: str) -> torch.Tensor:
@@ -151,14 +167,15 @@ class Method(ABC):
         return self._block(table)
 
     def rows(self, table: str, *lookups: Lookup | OwnedRows) -> list[torch.Tensor]:
-        """For each look-up, my share's rows of a table `[my rows, …, dim]`, from their owners, with gradient.
+        """For each look-up, the rows of a table for my share of the batch `[my rows, …, dim]`, with gradient.
 
-        One call per table and step: a sparse table steps inside backward, once.
+        The rows come from their owners. Call it once per table and step, because a sparse table is updated once,
+        inside the backward pass.
         """
         return self._rows(table, *lookups)
 
     def starting_from(self, side: Side, block: Callable[[], torch.Tensor]) -> Initializer:
-        """The initialiser of a table whose first values are my rows `block()` `[my rows, dim]`, read once built."""
+        """The initialiser of a table that starts from my rows `block()` `[my rows, dim]`, called after `build`."""
 
         def read(start: int, stop: int) -> np.ndarray:
             first = self.space.mine(side).start
@@ -167,31 +184,34 @@ class Method(ABC):
         return from_rows(read)
 
     def my_share(self, value: torch.Tensor) -> torch.Tensor:
-        """A value that all ranks hold alike, as this rank's share of it."""
+        """This rank's share of a value that is the same on all ranks."""
         return value / self.space.world.size
 
     def kept(self) -> dict[str, tuple[Side, torch.Tensor]]:
-        """Arrays beside the tables that a checkpoint must hold, by name: side and my rows, over live storage."""
+        """Arrays that a checkpoint must hold besides the tables, by name: their side and my rows.
+
+        The rows are the live tensors, not copies: restoring a checkpoint writes into them.
+        """
         return {}
 
     @abstractmethod
     def representations(self, histories: Histories) -> Representations:
-        """My rows of the vectors that `score` compares; called without gradient by evaluation and export.
+        """My rows of the vectors that `score` compares. Evaluation and export call it without gradient.
 
         Args:
-            histories: what users have had before what is ranked, for methods that see users as their histories.
+            histories: each user's items before the split that is ranked, for methods that read histories.
         """
 
     def loss(self, batch: Any) -> dict[str, torch.Tensor]:
-        """The named terms of the objective, each my share of it; their sum is what training minimises."""
+        """My share of each term of the objective, by name; training minimises their sum."""
         raise NotImplementedError(f"{type(self).__name__} has no loss")
 
     def score(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        """Scores `[users, items]` of representation rows; the inner product unless a method says otherwise."""
+        """Scores `[users, items]` of rows of both representations: inner products unless a method overrides this."""
         return users @ items.t()
 
     def branches(self) -> dict[str, slice]:
-        """Predictors that `score` joins, by name: the columns of the representations that each ranks by alone."""
+        """The predictors that `score` joins, by name: the columns of the representations that each one uses."""
         return {}
 
     def graphs(self) -> dict[str, Graph]:
@@ -199,9 +219,9 @@ class Method(ABC):
         return {}
 
     def degradations(self) -> list[str]:
-        """Approximations or fill-ins that this method took with this data, one sentence each; overriders add to these.
+        """Approximations and fill-ins of this method with this data, one sentence each.
 
-        A method that names `features()` has a setting `fill`, the rule for their missing rows.
+        Overriding methods add to these. A method with `features()` has a setting `fill`, the rule for missing rows.
         """
         rules = {"mean": "the mean of the others", "zeros": "zeros"}
         missing = {name: self.data.feature(name).missing for name in self.features()}
@@ -216,7 +236,7 @@ def require_features(data: Dataset, names: list[str], method: str) -> None:
     """Check that the dataset has the features a method asks for, one vector per item.
 
     Raises:
-        InputError: it does not, or the list is empty.
+        InputError: the list is empty, or a feature set is absent or has several vectors per item.
     """
     if not names:
         raise InputError(
@@ -225,7 +245,8 @@ def require_features(data: Dataset, names: list[str], method: str) -> None:
     for name in names:
         if (tokens := data.feature(name).tokens) > 1:
             raise InputError(
-                f"key 'method.features' names '{name}', which has {tokens} vectors per item, but {method} reads one; name a set that 'distrec encode' writes without --tokens, such as 'text'."
+                f"key 'method.features' names '{name}', which has {tokens} vectors per item, but {method} reads one; "
+                "name a set that 'distrec encode' writes without --tokens, such as 'text'."
             )
 
 
@@ -233,15 +254,16 @@ def require_tokens(data: Dataset, names: Mapping[str, str], method: str) -> None
     """Check that the dataset has the token sets a method asks for: several vectors per item.
 
     Args:
-        names: of the sets, by the config key that names each.
+        names: names of the sets, by the config key that names each.
 
     Raises:
-        InputError: it does not.
+        InputError: a set is absent or has one vector per item.
     """
     for key, name in names.items():
         entry = data.manifest.features.get(name)
         if entry is None or entry.tokens == 1:
             state = "is not in the dataset" if entry is None else "has one vector per item"
             raise InputError(
-                f"key '{key}' is '{name}', which {state}, but {method} reads several vectors per item; run 'distrec encode {data.folder} --tokens' and name a set it writes, such as 'text-tokens'."
+                f"key '{key}' is '{name}', which {state}, but {method} reads several vectors per item; "
+                f"run 'distrec encode {data.folder} --tokens' and name a set it writes, such as 'text-tokens'."
             )

@@ -15,9 +15,9 @@ from distrec.parallel.world import World
 
 
 class Lookup:
-    """One column of the batch (its users, say), or several: `ids` `[B, …]` of the whole global batch, known to every rank.
+    """One or more columns of the batch, such as its users: the ids `[B, …]` of the whole global batch, on every rank.
 
-    A rank's share of it are whole rows of the batch.
+    A rank's share consists of whole rows of the batch.
     """
 
     def __init__(self, world: World, partition: Partition, ids: np.ndarray):
@@ -32,7 +32,7 @@ class Lookup:
         return self.ids[self._mine]
 
     def rows(self, *blocks: torch.Tensor) -> list[torch.Tensor]:
-        """For each partitioned array, given by my block, the rows of my share of the batch `[my rows, …, width]`."""
+        """The rows of my share `[my rows, …, width]` from each partitioned array, which is given by my block."""
         if self._world.size == 1:
             found = [block.index_select(0, self.ids.flatten()) for block in blocks]
         else:
@@ -41,14 +41,14 @@ class Lookup:
         return [rows.view(*self.mine.shape, rows.shape[-1]) for rows in found]
 
     def distinct(self, *blocks: torch.Tensor) -> list[torch.Tensor]:
-        """For each array, the rows of the whole batch's distinct ids `[distinct, width]`, ascending, on every rank."""
+        """The rows of the batch's distinct ids `[distinct, width]`, ascending, from each array; on every rank."""
         if self._world.size == 1:
             return [block.index_select(0, self._unique[0]) for block in blocks]
         return _fetch(self._distinct_exchange, blocks)
 
     @property
     def place(self) -> torch.Tensor:
-        """Where each of my rows' ids stands among the distinct ones, `[my rows, …]`."""
+        """The place of each of my rows' ids among the distinct ones, `[my rows, …]`."""
         return self._unique[1][self._mine]
 
     @property
@@ -77,12 +77,12 @@ class Lookup:
 
 
 class OwnedRows:
-    """A list of ids that every rank knows, of which each rank works on the rows that it owns.
+    """A list of ids that every rank knows; each rank works on the ids whose rows it owns.
 
-    Work goes to where a row's data lie, and only its result travels.
+    The work is done where a row's data is, and only the result is sent.
 
     Args:
-        ids: global numbers `[n]`, any order, repeats allowed.
+        ids: global numbers `[n]`, in any order, with or without repeats.
     """
 
     def __init__(self, world: World, partition: Partition, ids: torch.Tensor):
@@ -96,24 +96,25 @@ class OwnedRows:
         self._local = self.mine - partition.start(world.rank)
 
     def rows(self, *blocks: torch.Tensor) -> list[torch.Tensor]:
-        """For each partitioned array, given by my block, the rows of the ids that I own `[mine, …]`."""
+        """The rows of the ids that I own `[mine, …]` from each partitioned array, which is given by my block."""
         return [block.index_select(0, self._local) for block in blocks]
 
     def spread(self, values: torch.Tensor) -> torch.Tensor:
-        """From every rank's values `[mine, width]` those of all ids `[n, width]`, in their order, with gradient."""
+        """The values of all ids `[n, width]`, in their order, from each rank's `[mine, width]`; with gradient."""
         return self._world.gathered(values, self._counts).index_select(0, self._place)
 
 
 class Batch:
-    """One step's samples, cut into one share per rank.
+    """One step's samples, divided into one share per rank.
 
     Attributes:
         world: the ranks that share it.
-        size: rows of the global batch.
-        rows: rows of this batch; fewer than `size` in a micro-batch of it (`train.accumulate`).
-        part: the micro-batch's number.
-        configured: `train.global_batch`, which the last batch of an epoch may fall short of.
-        seed, epoch, step: of the run, and where in training it stands; keys of random draws.
+        size: number of rows of the global batch.
+        rows: number of rows of this batch; fewer than `size` if it is a micro-batch (`train.accumulate`).
+        part: number of the micro-batch within the global batch.
+        configured: `train.global_batch`; the last batch of an epoch may have fewer rows.
+        seed: the run's seed, a key of random draws.
+        epoch, step: the current epoch, and the step within it; keys of random draws.
     """
 
     def __init__(
@@ -140,7 +141,7 @@ class Batch:
 
     @property
     def counts(self) -> list[int]:
-        """Rows of every rank's share."""
+        """Number of rows of every rank's share."""
         shares = (share(self.rows, rank, self.world.size) for rank in range(self.world.size))
         return [stop - start for start, stop in shares]
 
@@ -163,10 +164,10 @@ class TripleBatch(Batch):
 
 
 class WindowBatch(Batch):
-    """Stretches of histories.
+    """A batch of windows, which are stretches of users' histories.
 
     Attributes:
-        windows: items of the whole global batch `[B, L]`, the newest last, -1 for padding.
+        windows: item numbers of the whole global batch `[B, L]`, the newest last, -1 for padding.
     """
 
     def __init__(self, world: World, users: Partition, items: Partition, samples: Windows, *where: int):
@@ -180,7 +181,7 @@ class WindowBatch(Batch):
 
     @property
     def real(self) -> torch.Tensor:
-        """Where my rows of the windows have an item: bool `[my rows, L]`."""
+        """Whether each place of my rows of the windows holds an item: bool `[my rows, L]`."""
         return self.windows[self.mine.start : self.mine.stop] != PADDING
 
     def owned(self, ids: torch.Tensor) -> OwnedRows:

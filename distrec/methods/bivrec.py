@@ -1,25 +1,26 @@
-"""BiVRec (Hu et al. 2024), at two levels that are two methods. Results name the level.
+"""BiVRec (Hu et al. 2024), at two levels, which are different methods. Results name the level.
 
 Section numbers in brackets refer to docs/methods/bivrec.md.
 
-`prototype` is what the authors' public code computes. It is eight months older than the paper and lacks four of its parts:
-patches at several scales, Gaussian attention, the allocation term and recommendation by content. Its slips, each behind a
-switch of its own (on at this level):
+`prototype` is what the authors' public code computes. That code is eight months older than the paper and lacks four of
+its parts: patches at several scales, Gaussian attention, the allocation term and recommendation by content. Each of the
+code's mistakes has its own switch, which is on at this level:
 
     pad_collision        item 0 is also the padding id: look-ups never send it a gradient, and it is never recommended
     unmasked_content     places without an item carry item 0's features into the content view
-    padded_sums          such places count when an interest's items are counted
+    padded_sums          such places are included in the number of an interest's items
     noise_in_evaluation  Gumbel noise is drawn when ranking too (here by user, so that a ranking can be repeated)
-    zero_tokens          the content view's interest tokens start at zero, so noise alone (with `close`, rounding) assigns items at first
-    cluster_norm         `released`: a second softmax nearly flattens the assignment
-    nce                  `released`: the contrast pulls all pairs together, not a history's two views
+    zero_tokens          the content view's interest tokens start at zero, so that at first noise alone (with `close`,
+                         rounding) assigns items
+    cluster_norm         `released`: a second softmax makes the assignment almost uniform
+    nce                  `released`: the contrast pulls all pairs together, not only the two views of a history
 
-`reconstruction` is our definition of the paper's method (4), whose body could not be obtained: its results are those of a
-reconstruction, not of BiVRec.
+`reconstruction` is our definition of the paper's method (4), because the paper's text was not available. Its results
+are those of a reconstruction, not of BiVRec.
 
     L = lambda_id CE_id + lambda_mm CE_mm + lambda_c L_c + lambda_f L_f        full softmax over all items in both views
 
-Frozen features are never moved between workers: a row's owner projects it, and what travels is `dim` wide.
+Frozen features never leave their worker: the owner of a row projects it, and only the result of width `dim` is sent.
 """
 
 from __future__ import annotations
@@ -46,10 +47,10 @@ from distrec.tables.features import Fill, feature_block, unit_rows
 from distrec.tables.spec import Table, normal
 
 VIEWS = ("id", "mm")
-_FIRST = 4  # a training target has at least as many items before it (2)
-_NEVER = -1e30  # a score below every other, and finite
+_FIRST = 4  # a training target has at least this many items before it (2)
+_NEVER = -1e30  # below every other score, but finite
 
-# What level `prototype` starts from instead of the defaults below, and what it can not have.
+# Level `prototype`: its defaults where they differ from those below, and the values of settings that it does not have.
 _RELEASED: dict[str, Any] = {
     "modality": "image",
     "dropout": 0.5,
@@ -94,7 +95,7 @@ def _gumbel(key: tuple[str | int, ...], rows: range, interests: int, tokens: int
 
 
 class BiVRec(Method):
-    """Scores are inner products of the item's vector and the nearest of the user's interests."""
+    """Scores are inner products of an item's vector with the user's best-matching interest."""
 
     class Config(MethodConfig):
         level: Literal["prototype", "reconstruction"] = Field(
@@ -180,8 +181,8 @@ class BiVRec(Method):
             for key, value in _ABSENT.items():
                 if tree.get(key, value) != value:
                     raise InputError(
-                        f"key 'method.{key}' is {tree[key]!r} but level 'prototype' has no such part; remove the key or "
-                        "set 'method.level' to 'reconstruction'."
+                        f"key 'method.{key}' is {tree[key]!r} but level 'prototype' has no such part; remove the key "
+                        "or set 'method.level' to 'reconstruction'."
                     )
             return _RELEASED | dict(tree) | _ABSENT
 
@@ -233,7 +234,8 @@ class BiVRec(Method):
         if config.gaussian != "none":
             gaussian = GaussianAttention(config.dim, config.interests, config.gaussian, patches.centres())
         cluster = ClusterAttention(
-            config.dim, config.gumbel, config.tau, config.shelter, config.cluster_norm, config.padded_sums, config.dropout
+            config.dim, config.gumbel, config.tau, config.shelter, config.cluster_norm, config.padded_sums,
+            config.dropout,
         )  # fmt: skip
         masked = name == "id" or not config.unmasked_content
         zero = name == "mm" and config.zero_tokens
@@ -270,7 +272,12 @@ class BiVRec(Method):
         return terms
 
     def _read(self, net: TwoViews, batch: WindowBatch) -> dict[str, torch.Tensor]:
-        """What the loss needs of my share of the batch, and of my items, from the dense module."""
+        """The dense module's outputs that the loss needs, for my share of the batch and for my items.
+
+        Returns:
+            `content` `[my items, dim]`; and for each row of my share: `interests_*` `[my rows, K, dim]`, `target_*` and
+            `z_*` `[my rows, dim]` of either view, and `allocation` `[my rows]` if it is used.
+        """
         config, lookup, real = self.config, batch.lookup(), batch.real[:, :-1]
         content = self._content(net, None if config.lambda_mm else lookup)
         ids, contents = lookup.rows(self.block("item"), content)
@@ -290,7 +297,7 @@ class BiVRec(Method):
         return seen
 
     def _content(self, net: TwoViews, lookup: Lookup | None) -> torch.Tensor:
-        """Content vectors of my items `[my items, dim]`: of all, or of those that a look-up names, zeros elsewhere."""
+        """Content vectors of my items `[my items, dim]`; with a look-up only of its items, and zeros elsewhere."""
         if lookup is None:
             content: torch.Tensor = net.content(*self.inputs)
             return content
@@ -304,10 +311,12 @@ class BiVRec(Method):
     def _contrast(self, batch: WindowBatch, ids: torch.Tensor, contents: torch.Tensor) -> torch.Tensor:
         """My share of the contrast of both views over the global batch (4); S is cosine / temperature.
 
-        `released`: mean_i log sum_{j != i} exp S_ij - mean_ij S_ij. `intended`: mean_i [ -S_ii + log sum_{j != i} exp S_ij ].
+        `released`: mean_i log sum_{j != i} exp S_ij - mean_ij S_ij.
+        `intended`: mean_i [ -S_ii + log sum_{j != i} exp S_ij ].
         `clip`: cross-entropy with the diagonal as target, half over rows and half over columns.
 
-        In float64: at the start all vectors are alike, and gradients are small differences of them, blown up by 1 / norm.
+        It is computed in float64: at the start all vectors are nearly equal, and gradients are their small differences
+        divided by small norms.
         """
         temperature, first = self.config.temperature, batch.mine.start
         ids, contents = unit_rows(ids.double()), unit_rows(contents.double())
@@ -343,7 +352,7 @@ class BiVRec(Method):
 
         users = user_vectors(self.space, histories, config.length, inputs, interests)
         items = inputs.unflatten(1, (len(self._ranked), config.dim))
-        if config.pad_collision:  # a further column that only item 0 has
+        if config.pad_collision:  # one more column, zero except for item 0, which it gives the lowest score
             users, items = (
                 torch.nn.functional.pad(rows, (0, 1), value=value) for rows, value in ((users, 1), (items, 0))
             )
@@ -351,7 +360,12 @@ class BiVRec(Method):
         return Representations(users, items.contiguous())
 
     def score(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        """Scores `[users, items]`: of users' interests `[users, views, K, dim]` the best, added over views `[items, views, dim]`."""
+        """Scores `[users, items]`: inner products with the best-matching interest, added over views.
+
+        Args:
+            users: interests `[users, views, K, dim]`.
+            items: item vectors `[items, views, dim]`.
+        """
         interests = users.shape[2]
         best = [
             (users[:, view].flatten(0, 1) @ items[:, view].t()).unflatten(0, (-1, interests)).amax(1)
@@ -366,14 +380,16 @@ class BiVRec(Method):
 def allocation_distance(
     first: torch.Tensor, second: torch.Tensor, there: torch.Tensor, kind: Literal["co_allocation", "aligned"]
 ) -> torch.Tensor:
-    """How differently two views allocate tokens to interests (4, B7), `[rows]`; 0 for rows with too few tokens.
+    """Distance between the allocations of tokens to interests in two views (4, B7), `[rows]`.
 
-    `co_allocation`: the mean over pairs of tokens of the squared difference of the probabilities that both are of one
-    interest, which does not ask how interests are numbered. `aligned`: the mean over tokens of the symmetric KL divergence.
+    `co_allocation`: each view gives the probability that two tokens belong to the same interest; the distance is the
+    mean squared difference over pairs of tokens. It does not depend on how interests are numbered. `aligned`: the
+    symmetric KL divergence between the views, averaged over tokens. Rows with too few tokens have distance 0.
 
     Args:
-        first, second: log-probabilities over interests `[rows, interests, tokens]`.
+        first, second: log-probabilities over interests in either view `[rows, interests, tokens]`.
         there: which tokens hold an item, bool `[rows, tokens]`.
+        kind: which of the two distances.
     """
     if kind == "aligned":
         divergence = ((first.exp() - second.exp()) * (first - second)).sum(1) / 2

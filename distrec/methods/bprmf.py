@@ -1,4 +1,4 @@
-"""BPR-MF (Rendle et al. 2009): matrix factorisation with a pairwise loss, the ID-only baseline that only looks rows up.
+"""BPR-MF (Rendle et al. 2009): matrix factorisation with a pairwise loss. It reads IDs only and only looks up rows.
 
 See docs/methods/bprmf.md.
 """
@@ -16,7 +16,7 @@ from distrec.tables.spec import Table
 
 
 class BprMf(Method):
-    """Scores are inner products of user and item rows; works with exact and sparse tables."""
+    """Scores are inner products of user and item rows. It works with exact and sparse tables."""
 
     class Config(MethodConfig):
         dim: int = Field(64, ge=1, description="k, width of the user and item vectors")

@@ -1,7 +1,7 @@
-"""ODMT's dense module: from an item's tokens to its three vectors, and from histories of them to a user's three.
+"""ODMT's dense module: it turns an item's tokens into three vectors, and histories of these into users' three vectors.
 
-Section numbers in brackets refer to docs/methods/odmt.md. Projections (3.2), IMT (3.3), networks
-(3.4) and user encoders (3.5) are here.
+Section numbers in brackets refer to docs/methods/odmt.md. The module contains the projections (3.2), the IMT (3.3), the
+networks (3.4) and the user encoders (3.5).
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from torch.nn import functional
 from distrec.methods.transformer import Block, SequenceEncoder
 
 SOURCES = ("id", "text", "image")
-"""The three predictors; their vectors stand beside each other in this order."""
+"""The three predictors; their vectors are concatenated in this order."""
 
 
 class IMT(nn.Module):
     """The ID-aware multimodal transformer over all tokens of one item (3.3).
 
     Args:
-        layers: blocks, and heads of each.
-        hide_id: version v1: texts' and images' tokens cannot see the ID's, which sees everything.
+        layers: number of blocks, and of attention heads in each block.
+        hide_id: version v1: text and image tokens cannot attend to the ID token, which attends to all tokens.
     """
 
     def __init__(self, dim: int, layers: int, dropout: float, hide_id: bool):
@@ -32,13 +32,13 @@ class IMT(nn.Module):
         self.dropout, self.hide_id = dropout, hide_id
 
     def forward(self, ids: torch.Tensor, text: torch.Tensor, image: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """What ID, first text and first image token have become, `[items, 3, dim]`.
+        """The outputs for the ID token, the first text token and the first image token, `[items, 3, dim]`.
 
         Args:
-            ids: `[items, 1, dim]`.
-            text: `[items, text tokens, dim]`.
-            image: `[items, image tokens, dim]`.
-            real: texts' and images' tokens that are not padding, bool `[items, text and image tokens]`.
+            ids: the ID tokens `[items, 1, dim]`.
+            text: the text tokens `[items, text tokens, dim]`.
+            image: the image tokens `[items, image tokens, dim]`.
+            real: which text and image tokens are not padding, bool `[items, text and image tokens]`.
         """
         x = torch.cat([text, image, ids], 1)
         seen = functional.pad(real, (0, 1), value=True)[:, None, None, :]
@@ -51,17 +51,22 @@ class IMT(nn.Module):
         *first, last = self.blocks
         for block in first:
             x = block(x, mask)
-        # Nobody reads the other positions of the last block, so it computes none of them.
+        # Nothing reads the last block's outputs at other positions, so they are not computed.
         read: torch.Tensor = last(x, mask, [x.shape[1] - 1, 0, text.shape[1]])
         return read
 
 
 class Branches(nn.Module):
-    """Projections, IMT, and of each source a two-layer net and a user encoder.
+    """Projections, the IMT, and for each source a two-layer network and a user encoder.
 
     Args:
-        widths: of the ID table, the text tokens and the image tokens.
-        imt_layers, user_layers, user_heads: of IMT and of the user encoders.
+        widths: widths of the ID table, the text tokens and the image tokens.
+        dim: width of everything after the projections.
+        length: number of items in a history.
+        imt_layers: number of blocks of the IMT, and of attention heads in each block.
+        user_layers, user_heads: numbers of blocks and heads of the user encoders.
+        dropout: dropout rate of the IMT and of the user encoders.
+        hide_id: see `IMT`.
     """
 
     def __init__(
@@ -93,19 +98,19 @@ class Branches(nn.Module):
         histories: torch.Tensor | None = None,
         real: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Items' vectors, users' vectors, or in a training step both, since ZeRO wants one call of a module per step.
+        """Vectors of items, of users, or in a training step of both, since ZeRO needs one call of a module per step.
 
         Args:
-            items: ID rows `[items, width]`, text and image tokens `[items, tokens, width]`, and which of them are real,
-                bool `[items, text and image tokens]`; None: no items.
-            spread: from my items' vectors to the columns that histories refer to, `[columns, 3 dim]`.
-            histories: with items, the column of each input, int64 `[users, length]`; without, the inputs themselves
-                `[users, length, 3 dim]`; None: no users.
-            real: inputs that are not padding, bool `[users, length]`.
+            items: ID rows `[items, width]`, text and image tokens `[items, tokens, width]` each, and which tokens are
+                real, bool `[items, text and image tokens]`; None: no items.
+            spread: turns my items' vectors into the columns that histories refer to, `[columns, 3 dim]`.
+            histories: with items, the column of each input, int64 `[users, length]`; without items, the inputs
+                themselves `[users, length, 3 dim]`; None: no users.
+            real: which inputs are not padding, bool `[users, length]`.
 
         Returns:
-            Columns `[items, 3 dim]`, as `spread` returns them, and what each position of the histories has seen,
-            `[users, length, 3 dim]`, undefined where `real` is False.
+            The items' vectors `[items, 3 dim]`, or what `spread` makes of them; and the encoding of each position of
+            the histories and its past `[users, length, 3 dim]`, undefined where `real` is False.
         """
         columns = None
         if items is not None:

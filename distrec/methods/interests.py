@@ -1,9 +1,9 @@
-"""A history decomposed into interests, in two views: the dense module of BiVRec.
+"""The dense module of BiVRec: it decomposes a history into interests, in two views.
 
 Section numbers in brackets refer to docs/methods/bivrec.md.
 
-`ClusterAttention` is the released prototype's block; `Patches` and `GaussianAttention` are the reconstruction's, and with
-their switches off nothing of them is there.
+`ClusterAttention` is a block of the released prototype. `Patches` and `GaussianAttention` belong to the reconstruction;
+when their settings switch them off, they have no weights and no effect.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ _STD = 0.02
 
 
 class Content(nn.Module):
-    """Frozen features of items to content vectors (3): a linear map of each modality, then of both together.
+    """Maps items' frozen features to content vectors (3): one linear map per modality, then one of both together.
 
     Args:
-        widths: of the modalities' features, in order.
-        mm_type: how two modalities are joined.
+        widths: widths of the modalities' features, in order.
+        dim: width of the content vectors.
+        mm_type: `concat`: two modalities are joined by a further linear map; `sum`: they are added.
     """
 
     def __init__(self, widths: Sequence[int], dim: int, mm_type: Literal["concat", "sum"]):
@@ -40,10 +41,17 @@ class Content(nn.Module):
 
 
 class Patches(nn.Module):
-    """A history at several scales (4, B2): patches of p items, the newest item closing the last patch of each scale.
+    """Cuts a history into patches of several sizes (4, B2); at each size p, the last patch ends with the newest item.
 
-    A patch is `p / c sum_r W_r x_r` over its c real items, with W_r starting at I / p: their mean. Learned vectors of place
-    and scale, starting at 0, are added. The scales' tokens stand one after another, each scale's newest one last.
+    The token of a patch is `p / c sum_r W_r x_r` over its c real items. Each W_r starts as I / p, which makes the token
+    the mean of its items. Learned vectors of place and size, which start at 0, are added. The tokens of the sizes
+    follow one another, and the newest token of each size comes last.
+
+    Args:
+        dim: width of items and tokens.
+        length: number of places in a history.
+        scales: the sizes p.
+        positions: whether to add vectors of place and size.
     """
 
     def __init__(self, dim: int, length: int, scales: Sequence[int], positions: bool):
@@ -52,18 +60,23 @@ class Patches(nn.Module):
         self.patches = [-(-length // p) for p in self.scales]
         self.tokens = sum(self.patches)
         for p in self.scales:
-            if p > 1:  # the module's own, not of a list's: ZeRO 3 gathers a module's own weights when it is called
+            if p > 1:  # a parameter of this module, not of a list: ZeRO 3 gathers a module's own weights at its call
                 self.register_parameter(f"mix_{p}", nn.Parameter(torch.eye(dim).repeat(p, 1, 1) / p))
         self.place = nn.Parameter(torch.zeros(self.tokens, dim)) if positions else None
         self.scale = nn.Parameter(torch.zeros(len(self.scales), dim)) if positions else None
 
     def centres(self) -> torch.Tensor:
-        """How many items before the newest one each token's middle lies `[tokens]`."""
+        """Distance from each token's centre to the newest item, in items `[tokens]`."""
         parts = [torch.arange(n - 1, -1, -1) * p + (p - 1) / 2 for p, n in zip(self.scales, self.patches, strict=True)]
         return torch.cat(parts)
 
     def forward(self, x: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens `[rows, tokens, dim]`, and which hold an item, from `[rows, length, dim]` and bool `[rows, length]`."""
+        """Tokens `[rows, tokens, dim]`, and which of them hold an item, bool `[rows, tokens]`.
+
+        Args:
+            x: items' vectors `[rows, length, dim]`.
+            real: which places hold an item, bool `[rows, length]`.
+        """
         parts, there = [], []
         for p, n in zip(self.scales, self.patches, strict=True):
             if p == 1:
@@ -83,10 +96,16 @@ class Patches(nn.Module):
 
 
 class GaussianAttention(nn.Module):
-    """Interests as Gaussian components that gather what lies near them before items are assigned (4, B3).
+    """Lets interests, as Gaussian components, attend to nearby items before items are assigned to them (4, B3).
 
-    By `feature`: near in the space of queries and keys. By `position`: near to a learned place in the history. Its last
-    map starts at 0, so it changes nothing at first.
+    `feature`: nearby in the space of queries and keys. `position`: near a learned place in the history. The last linear
+    map starts at 0, so that the block has no effect at first.
+
+    Args:
+        dim: width of tokens and items.
+        interests: number of interests.
+        kind: `feature` or `position`.
+        centres: distance of each token from the newest item, in items `[tokens]`.
     """
 
     places: torch.Tensor
@@ -97,7 +116,7 @@ class GaussianAttention(nn.Module):
         self.value, self.out = (nn.Linear(dim, dim, bias=False) for _ in range(2))
         if kind == "feature":
             self.query, self.key = (nn.Linear(dim, dim, bias=False) for _ in range(2))
-            start = dim**0.25  # then 2 sigma^2 is 2 sqrt(dim): scaled dot products and a penalty on the key's norm
+            start = dim**0.25  # so 2 sigma^2 = 2 sqrt(dim): scaled dot products with a penalty on the key's norm
         else:
             start = float(centres.max() + 1) / interests
             self.centre = nn.Parameter(start * (torch.arange(interests) + 0.5))
@@ -105,31 +124,39 @@ class GaussianAttention(nn.Module):
         self.register_buffer("places", centres, persistent=False)
 
     def forward(self, tokens: torch.Tensor, x: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """Interest tokens `[rows, interests, dim]` from those before, `x` `[rows, tokens, dim]` and `real` `[rows, tokens]`."""
+        """Updated interest tokens `[rows, interests, dim]`.
+
+        Args:
+            tokens: interest tokens `[rows, interests, dim]`.
+            x: items' tokens `[rows, tokens, dim]`.
+            real: which of these hold an item, bool `[rows, tokens]`.
+        """
         if self.kind == "feature":
             query, key = self.query(tokens), self.key(x)
-            # The squared distance without ||query||^2, which is the same for all items and leaves the softmax.
+            # The squared distance without ||query||^2, which is the same for all items and cancels in the softmax.
             distance = key.square().sum(-1).unsqueeze(1) - 2 * query @ key.transpose(1, 2)
         else:
             distance = (self.places - self.centre.unsqueeze(1)).square().expand(len(x), -1, -1)
         sigma = functional.softplus(self.spread) + 1e-3
         logits = -distance / (2 * sigma.square()).unsqueeze(1)
         there = real.unsqueeze(1)
-        weights = logits.masked_fill(~there, _EXCLUDED).softmax(-1) * there  # without any item: nothing
+        weights = logits.masked_fill(~there, _EXCLUDED).softmax(-1) * there  # all zero if there is no item
         out: torch.Tensor = tokens + self.out(weights @ self.value(x))
         return out
 
 
 class ClusterAttention(nn.Module):
-    """Each item is assigned to its strongest interest, and each interest is the mean of its items (3; 4, B4).
+    """Assigns each item to its strongest interests; each interest becomes the mean of its items (3; 4, B4).
 
     Args:
-        gumbel: `open`: the assignment is a straight-through Gumbel softmax over interests; `close`: of the logits as they
-            are. With `open`, the queries have no bias: it would shift an item's logits alike for all interests.
-        tau: the softmax's temperature.
-        shelter: interests that an item is assigned to.
-        norm: `released` passes the weights through a second softmax over items; `groupvit` leaves them.
-        padded_sums: places without an item count in an interest's number of items, as released.
+        dim: width of interests and items.
+        gumbel: `open`: the assignment is a straight-through Gumbel softmax over interests; `close`: it uses the logits
+            directly. With `open`, queries have no bias, which would add the same number to all logits of an item.
+        tau: temperature of the softmax.
+        shelter: number of interests to which an item is assigned.
+        norm: `released`: the weights pass through a second softmax over items; `groupvit`: they do not.
+        padded_sums: whether places without an item are included in an interest's number of items, as released.
+        dropout: dropout rate of the weights and of the output.
     """
 
     def __init__(
@@ -157,13 +184,13 @@ class ClusterAttention(nn.Module):
         Args:
             tokens: interest tokens `[rows, interests, dim]`.
             x: items `[rows, items, dim]`.
-            real: which of them are there, bool `[rows, items]`.
-            noise: Gumbel draws to add to the logits, or none.
+            real: which of them are not padding, bool `[rows, items]`.
+            noise: Gumbel noise to add to the logits `[rows, interests, items]`, or None.
         """
         tokens, x = self.norm(tokens), self.norm(x)
         logits = self.query(tokens) @ self.key(x).transpose(1, 2) / math.sqrt(x.shape[-1])
         soft = ((logits if noise is None else logits + noise) / self.tau).softmax(1) if self.open else logits
-        # Not an argmax: among equal values the two choose differently, and the published program has this one.
+        # `topk`, not `argmax`: they choose differently among equal values, and the published program uses `topk`.
         hard = torch.zeros_like(soft).scatter_(1, soft.topk(self.shelter, 1).indices, 1.0)
         weights, there = hard - soft.detach() + soft, real.unsqueeze(1)
         weights = weights / ((weights if self.padded_sums else weights * there).sum(-1, keepdim=True) + 1)
@@ -176,12 +203,17 @@ class ClusterAttention(nn.Module):
 
 
 class View(nn.Module):
-    """One view of a history: inputs, then interests.
+    """One view of a history, which maps items' vectors to interests.
 
     Args:
-        patches: how the history becomes tokens.
-        masked: places without an item are zero before the first norm.
-        zero_tokens: interest tokens start at zero, as the released content view's do.
+        dim: width of items and interests.
+        interests: number of interests.
+        patches: turns the history into tokens.
+        gaussian: attention before the assignment, or None.
+        cluster: the assignment.
+        masked: whether places without an item are set to zero before the first norm.
+        zero_tokens: whether interest tokens start at zero, as those of the released content view do.
+        dropout: dropout rate of the inputs.
     """
 
     def __init__(
@@ -206,12 +238,15 @@ class View(nn.Module):
     def forward(
         self, x: torch.Tensor, real: torch.Tensor, noise: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Interests `[rows, interests, dim]`, logits of the assignment `[rows, interests, tokens]`, which tokens are there.
+        """Interests `[rows, interests, dim]`, logits of the assignment, and which tokens hold an item.
 
         Args:
-            x: items' vectors `[rows, length, dim]`, anything where there is none.
-            real: bool `[rows, length]`.
-            noise: `[rows, interests, tokens]` or none.
+            x: items' vectors `[rows, length, dim]`, arbitrary where there is no item.
+            real: which places hold an item, bool `[rows, length]`.
+            noise: Gumbel noise `[rows, interests, tokens]`, or None.
+
+        Returns:
+            The interests, the logits `[rows, interests, tokens]`, and bool `[rows, tokens]`.
         """
         if self.masked:
             x = x * real.unsqueeze(-1)
@@ -225,9 +260,10 @@ class View(nn.Module):
 
 
 class TwoViews(nn.Module):
-    """Both views, the norm that they share, and the heads of their pooled vectors.
+    """Both views, the norm that they share, and the heads for their pooled vectors.
 
-    It is called with what to do, so that one call, in which ZeRO gathers the weights, can hold exchanges between workers.
+    A call takes the function to run. ZeRO gathers the weights once per call, and the function may use several parts of
+    the module, with exchanges between workers in between.
     """
 
     target_weight: torch.Tensor
@@ -238,7 +274,7 @@ class TwoViews(nn.Module):
         self.content, self.views = content, nn.ModuleDict(views)
         self.norm = nn.LayerNorm(dim)
         self.heads = nn.ModuleDict({name: _head(dim, dropout) for name in views})
-        # The readout's norm chooses an interest, without gradient: it never trains (3).
+        # The norm of the readout only selects an interest, without gradient, so it never trains (3).
         self.register_buffer("target_weight", torch.ones(dim))
         self.register_buffer("target_bias", torch.zeros(dim))
         for module in self.modules():
@@ -251,23 +287,31 @@ class TwoViews(nn.Module):
                 nn.init.zeros_(view.gaussian.out.weight)
 
     def forward(self, work: Callable[[TwoViews], Any]) -> Any:
-        """What `work` returns of this module."""
+        """The result of `work` on this module."""
         return work(self)
 
     def interests(
         self, view: str, x: torch.Tensor, real: torch.Tensor, noise: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """As `View.forward`, normalised."""
+        """As `View.forward` of one view, with the interests normalised."""
         out, logits, real = self.views[view](x, real, noise)
         return self.norm(out), logits, real
 
     def pooled(self, view: str, interests: torch.Tensor) -> torch.Tensor:
-        """One vector per history `[rows, dim]`."""
+        """One vector per history `[rows, dim]`, from its interests `[rows, interests, dim]`."""
         out: torch.Tensor = self.heads[view](interests.mean(1))
         return out
 
     def readout(self, interests: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The interest nearest to the normalised target, `[rows, dim]`; the choice has no gradient."""
+        """The interest with the largest inner product with the normalised target; the choice has no gradient.
+
+        Args:
+            interests: `[rows, interests, dim]`.
+            targets: target vectors `[rows, dim]`.
+
+        Returns:
+            `[rows, dim]`.
+        """
         with torch.no_grad():
             dim = targets.shape[-1:]
             target = functional.layer_norm(targets, dim, self.target_weight, self.target_bias)

@@ -1,4 +1,4 @@
-"""LightGCN (He et al. 2020): ID vectors propagated over the user-item graph, mean of all layers, BPR.
+"""LightGCN (He et al. 2020): ID vectors propagated over the user-item graph, averaged over layers, trained with BPR.
 
 See docs/methods/lightgcn.md.
 """
@@ -18,7 +18,7 @@ from distrec.tables.spec import Table
 
 
 class LightGCN(Method):
-    """Scores are inner products of the mean over layers 0 to L of the propagated tables."""
+    """Scores are inner products of the propagated tables' means over layers 0 to K."""
 
     class Config(MethodConfig):
         dim: int = Field(64, ge=1, description="width of the user and item vectors")
@@ -59,7 +59,9 @@ class LightGCN(Method):
         positives, ego_positives = batch.positives.rows(final.items, self.block("item"))
         negatives, ego_negatives = batch.negatives.rows(final.items, self.block("item"))
         squares = torch.stack([rows.square().sum() for rows in (ego_users, ego_positives, ego_negatives)])
-        norms = self.space.world.total(squares).sqrt().sum()  # norms of the whole batch's rows, not a sum of norms
+        norms = (
+            self.space.world.total(squares).sqrt().sum()
+        )  # norms over the whole batch's rows; ranks' norms do not add up
         return {
             "bpr": batch.mean(bpr(users, positives, negatives)),
             "reg": self.my_share(self.config.reg * norms / batch.size),

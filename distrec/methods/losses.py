@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from distrec.parallel.world import World
 
-_BLOCK_ELEMENTS = 1 << 22  # rows enough for an efficient product, memory little beside the inputs
+_BLOCK_ELEMENTS = 1 << 22  # enough rows for an efficient product, yet little memory compared with the inputs
 _GRAM_ROWS = 256
 _MIN_TEMPERATURE = 0.03
 
@@ -20,7 +20,7 @@ def bpr(users: torch.Tensor, positives: torch.Tensor, negatives: torch.Tensor) -
 
 
 class _InfoNce(torch.autograd.Function):
-    """Forward computes the gradients too, block by block while the similarities are at hand: memory is block x candidates."""
+    """Computes the gradients in the forward pass, one block of similarities at a time: memory is block x candidates."""
 
     @staticmethod
     def forward(
@@ -31,8 +31,8 @@ class _InfoNce(torch.autograd.Function):
         anchor_grad = torch.empty_like(anchors)
         candidate_grad = torch.zeros_like(candidates)
         total = anchors.new_zeros((), dtype=torch.float64)
-        # Unit rows: similarities lie in [-1, 1], so subtracting 1 is a bound that needs no search for the maximum. Shift,
-        # temperature and counts enter through the product's operands: the large block is passed over as seldom as can be.
+        # Rows have unit length, so no similarity exceeds 1: subtracting 1 replaces the search for the maximum. Shift,
+        # temperature and counts enter through the product's operands, which saves passes over the large block.
         shift = counts.log() - 1 / temperature
         scaled, columns = anchors / temperature, candidates.t()
         own = (scaled * positives).sum(1)
@@ -63,15 +63,19 @@ class _InfoNce(torch.autograd.Function):
 def info_nce(
     anchors: torch.Tensor, candidates: torch.Tensor, counts: torch.Tensor, first: int, temperature: float
 ) -> torch.Tensor:
-    """My share of `sum_k counts_k [ -a_k b_k / t + log sum_j counts_j exp(a_k b_j / t) ]` over unit rows.
+    """My share of `sum_k counts_k [ -a_k b_k / t + log sum_j counts_j exp(a_k b_j / t) ]` over rows of unit length.
 
-    With distinct ids and their counts this equals the sum over a batch in which repeated ids stand as repeated rows.
+    With distinct ids and their counts, this equals the sum over a batch in which repeated ids are repeated rows.
 
     Args:
-        anchors: mine, `[my rows, width]`, of unit length.
+        anchors: my anchors `[my rows, width]`, of unit length.
         candidates: `[rows, width]`, of unit length; row `first + k` is the positive of anchor k.
         counts: how often each row occurs in the batch, `[rows]`.
-        temperature: t, at least 0.03 (below, exp underflows in float32 with the bound used here).
+        first: the row of `candidates` that is the positive of my first anchor.
+        temperature: t, at least 0.03; below that, exp underflows in float32.
+
+    Raises:
+        ValueError: the temperature is below 0.03.
     """
     if temperature < _MIN_TEMPERATURE:
         raise ValueError(f"temperature {temperature} is below {_MIN_TEMPERATURE}")
@@ -83,7 +87,7 @@ class _GramDistance(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, vectors: torch.Tensor, targets: torch.Tensor, rank: int, size: int) -> torch.Tensor:
         # One product gives the difference of both Gram matrices: [V, T] [V, -T]^T = V V^T - T T^T. It is symmetric, so
-        # only the blocks on and below the diagonal are computed, and each of them counts for its mirror image.
+        # only the blocks on and below the diagonal are computed, and those below it count twice.
         left, right = torch.cat([vectors, targets], 1), torch.cat([vectors, -targets], 1)
         blocks = [slice(start, start + _GRAM_ROWS) for start in range(0, len(vectors), _GRAM_ROWS)]
         pairs = [(row, column) for number, row in enumerate(blocks) for column in blocks[: number + 1]]
@@ -109,7 +113,7 @@ def gram_distance(vectors: torch.Tensor, targets: torch.Tensor, world: World) ->
 
     Args:
         vectors: V `[n, width]`, the same on every rank.
-        targets: T `[n, target width]`, likewise.
+        targets: T `[n, target width]`, the same on every rank.
         world: the ranks that divide the work.
     """
     result: torch.Tensor = _GramDistance.apply(vectors, targets, world.rank, world.size)

@@ -4,13 +4,14 @@ Towers of text, image and IDs are propagated over users and items (3.2) and alig
 entries under the guidance of the ID tower (4.3). Two variants, which are two methods:
 
                `published`, the released program            `intent`, the paper
-    mask term  a value without gradient (4.4)               trains its layer and moves E
-    contrast   of four towers with parameters of their      of the ranking's own image and text towers under two
-               own; reaches the ranking by `weight` (4.5)    draws of noise; reaches all that E is made of
-    both       base-2 BPR (4.1), scalar moments (4.3), two hops and their plain sum (3.2)
+    mask term  a value without gradient (4.4)               trains its own layer and everything that E is computed from
+    contrast   compares four towers that have their own     compares the image and text towers that rank, under two
+               parameters; affects the ranking only          draws of noise; affects everything that E is computed
+               through `weight` (4.5)                        from
+    both       base-2 BPR (4.1), scalar moments (4.3), two hops whose layers are added without weights (3.2)
 
-All towers lie side by side in one table and one array, so a hop is one exchange. Left out are the published program's
-unused layers and its user-user graph (8).
+All towers are columns of one table and of one array, so that one hop is one exchange. The published program's unused
+layers and its user-user graph (8) are left out.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _HIDDEN, _RADIUS = 256, 0.1
 
 
 class Towers(torch.nn.Module):
-    """The towers' two-layer encoders (3.2), and the mask branch's layer where it trains."""
+    """The towers' two-layer encoders (3.2), and the layer of the mask branch if it trains."""
 
     def __init__(self, widths: dict[str, int], dim: int, mask: bool):
         super().__init__()
@@ -51,7 +52,15 @@ class Towers(torch.nn.Module):
         self.mask = torch.nn.Linear(2 * dim, 2 * dim) if mask else None
 
     def forward(self, inputs: dict[str, torch.Tensor], names: Sequence[str]) -> torch.Tensor:
-        """`[items, width]` of each source to `[items, towers x dim]`; or the mask branch of `inputs["mask"]`."""
+        """The towers `names` side by side, or the mask branch if `inputs` has the key "mask".
+
+        Args:
+            inputs: `[items, width]` of each source; or E under the key "mask" `[rows, 2 dim]`.
+            names: the towers.
+
+        Returns:
+            `[items, towers x dim]`, or `[rows, 2 dim]` for the mask branch.
+        """
         if self.mask is not None and "mask" in inputs:
             out: torch.Tensor = self.mask(inputs["mask"])
             return out
@@ -79,7 +88,7 @@ class Draws:
 
 
 class MENTOR(Method):
-    """Scores are inner products of E (3.4), image and text halves side by side."""
+    """Scores are inner products of rows of E (3.4), which is an image half and a text half side by side."""
 
     class Config(MethodConfig):
         variant: Literal["published", "intent"] = Field(
@@ -170,9 +179,8 @@ class MENTOR(Method):
         masked = self.config.mask_weight_f > 0
         widths = {name: widths[source(name)] for name in self.towers}
         towers = Towers(widths, self.config.dim, mask=self.intent and masked)
-        if (
-            masked and not self.intent
-        ):  # never trained, so it is no part of the module: the same first values on every worker
+        if masked and not self.intent:
+            # It never trains, so it is not part of the module. Its initial values are the same on every worker.
             self.mask_layer = torch.nn.Linear(2 * self.config.dim, 2 * self.config.dim).requires_grad_(False)
         return towers
 
@@ -180,7 +188,10 @@ class MENTOR(Method):
         return {"user_item": self.user_item, "item_item": self.item_item}
 
     def views(self, batch: TripleBatch | None) -> Representations:
-        """Towers v, t, id, and with a batch the noisy ones, side by side after both graphs: my rows `[…, towers x dim]`."""
+        """My rows of the towers after both graphs, side by side `[…, towers x dim]`.
+
+        With a batch these are v, t, id and the noisy towers; without one, v and t.
+        """
         names = self.towers if batch else CLEAN[:2]
         users, items = self._start(names)
         first = self.user_item.hop(users, items)
@@ -203,12 +214,12 @@ class MENTOR(Method):
         return users.view(-1, width), items.view(-1, width)
 
     def _repeated(self, rows: torch.Tensor) -> torch.Tensor:
-        """Towers v, t, id, then v and t twice more, to be perturbed."""
+        """Towers v, t and id, followed by v and t twice, which will be perturbed."""
         content = rows[:, : 2 * self.config.dim]
         return torch.cat([rows, content, content], 1)
 
     def _perturb(self, batch: TripleBatch | None, hop: int, users: torch.Tensor, items: torch.Tensor) -> None:
-        """Add 0.1 sign(h) * rownorm(xi) to the noisy towers (3.2), in place: its derivative is the identity."""
+        """Add 0.1 sign(h) * rownorm(xi) to the noisy towers (3.2), in place: the derivative is the identity."""
         if batch is None or not self.noisy:
             return
         dim = self.config.dim
@@ -220,7 +231,7 @@ class MENTOR(Method):
                 noisy.addcmul_(noisy.sign(), noise, value=_RADIUS)
 
     def final(self, views: Representations, first: int) -> Representations:
-        """E of the two towers that begin at `first` (3.4): users weighed by their own pair of numbers."""
+        """E (3.4) from tower `first` and the next one; each user has a weight for either tower."""
         dim = self.config.dim
         columns = slice(first * dim, (first + 2) * dim)
         weight = self.block("weight").repeat_interleave(dim, 1)
@@ -237,7 +248,7 @@ class MENTOR(Method):
         return {"stale_user": ("user", self._stale.users), "stale_item": ("item", self._stale.items)}
 
     def _trained(self) -> bool:
-        """Whether there is an E of a training step."""
+        """Whether a training step has stored its E."""
         mine = self._stale.users.any() | self._stale.items.any()
         return bool(self.space.world.max_(mine.int()))
 
@@ -270,22 +281,22 @@ class MENTOR(Method):
         return terms
 
     def moments(self, views: Representations, final: Representations) -> torch.Tensor:
-        """Variance and mean over all entries of E, guide, visual and textual table (4.3), `[4, 2]`."""
+        """Variance and mean over all entries of the tables E, ID (the guide), image and text (4.3), `[4, 2]`."""
         dim = self.config.dim
         v, t, guide = (
             (views.users[:, s], views.items[:, s]) for s in (slice(k * dim, (k + 1) * dim) for k in range(3))
         )
-        # The last three hold their tower twice.
+        # The last three tables contain their tower twice.
         return population_moments(self.space.world, [(final.users, final.items), guide, v, t], [1, 2, 2, 2])
 
     def alignment(self, views: Representations, final: Representations) -> torch.Tensor:
-        """Sum over the six pairs of tables of both moments' absolute differences, the same on every rank."""
+        """Absolute differences of both moments, summed over the six pairs of tables; the same on every rank."""
         moments = self.moments(views, final)
         first, second = torch.triu_indices(4, 4, offset=1)
         return (moments[first] - moments[second]).abs().sum().float()
 
     def _contrast(self, anchors: torch.Tensor, candidates: torch.Tensor, side: Side) -> torch.Tensor:
-        """My share of NCE over all rows of a side (4.5): blocks of similarities, never a square matrix."""
+        """My share of NCE over all rows of a side (4.5), from blocks of similarities: no square matrix is formed."""
         partition = self.space.partition(side)
         everyone = GatherExchange(self.space.world, partition).fetch(unit_rows(candidates))
         first, counts = self.space.mine(side).start, torch.ones(partition.rows)
@@ -307,19 +318,19 @@ class MENTOR(Method):
 
 
 def modality_weights(key: tuple[str | int, ...], rows: int, dim: int, start: int, stop: int) -> np.ndarray:
-    """Xavier normal with fan 2 + rows, then softmax over each user's pair, at the start only (3.5)."""
+    """Initial values (3.5): Xavier normal with fan 2 + rows, softmax over each user's pair `[stop - start, 2]`."""
     draws = np.exp(xavier_normal(key, rows, dim, start, stop))
     out: np.ndarray = draws / draws.sum(1, keepdims=True)
     return out
 
 
 def item_graph(space: Space, modalities: Sequence[tuple[torch.Tensor, float]]) -> ShardedMatrix:
-    """S (3.3): each modality's k nearest items, itself included, at equal weights; the modalities weighed and added.
+    """S (3.3): the weighted sum of the modalities' graphs, in which each item's k neighbours have equal weights.
 
-    With fewer items than k every item is everyone's neighbour.
+    An item is one of its own neighbours. With fewer than k items, all items are neighbours of each other.
 
     Args:
-        modalities: of each, my items' nearest `[my items, k]` and its weight.
+        modalities: for each modality, the neighbours of my items `[my items, k]` and the weight of its graph.
     """
     mine = space.mine("item")
     rows, columns, values = [], [], []

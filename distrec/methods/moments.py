@@ -37,26 +37,26 @@ class _PopulationMoments(torch.autograd.Function):
             count, mean, _ = ctx.whole[table]
             slope = 2 * ctx.copies[table] * of_var[table] / (count * ctx.copies[table] - 1)
             shift = of_mean[table] / count
-            # Around the mean first: `slope * x - slope * mean` would cancel where the mean is far from zero.
+            # Subtract the mean first: `slope * x - slope * mean` would lose digits where the mean is far from zero.
             out += [(block - mean).mul_(slope).add_(shift) for block in blocks[start : start + size]]
             start += size
         return (None, None, None, *out)
 
 
 def moments_of(block: torch.Tensor) -> Moments:
-    """Count, mean and sum of squared deviations of all entries."""
+    """Count, mean and sum of squared deviations of all entries of `block`, of any shape."""
     if not block.numel():
         return 0.0, 0.0, 0.0
-    # Sums in float64: means that are far from zero differ by little, and `merged` squares that difference.
+    # Sum in float64: means that are far from zero differ by little, and `merged` squares that difference.
     count = block.numel()
     mean = float(block.sum(dtype=torch.float64)) / count
-    centre = float(np.float32(mean))  # what float32 can take away from float32
+    centre = float(np.float32(mean))  # the mean in float32, which can be subtracted from float32 entries
     m2 = float((block - centre).square_().sum(dtype=torch.float64)) - count * (mean - centre) ** 2
     return float(count), mean, max(m2, 0.0)
 
 
 def merged(parts: Sequence[Moments]) -> Moments:
-    """The moments of several populations together (Chan et al. 1979); means and variances are never averaged."""
+    """The moments of the union of several populations (Chan et al. 1979)."""
     count, mean, m2 = 0.0, 0.0, 0.0
     for part_count, part_mean, part_m2 in parts:
         if not part_count:
@@ -72,8 +72,8 @@ def population_moments(world: World, tables: Sequence[Sequence[torch.Tensor]], c
     """Unbiased variance and mean over all entries of each table, `[tables, 2]` float64, the same on every rank.
 
     Args:
-        tables: each as my rows of the blocks that make it up, `[my rows, width]`, no two blocks sharing entries.
-        copies: how often each table's blocks stand in it; only the n / (n - 1) of its variance depends on that.
+        tables: for each table, my rows of the blocks it consists of, `[my rows, width]`; no two blocks share entries.
+        copies: how often each table repeats its blocks; this matters only for the factor n / (n - 1) of its variance.
     """
     blocks = [block for table in tables for block in table]
     result: torch.Tensor = _PopulationMoments.apply(world, [len(table) for table in tables], copies, *blocks)

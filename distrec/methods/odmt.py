@@ -1,7 +1,7 @@
 """ODMT (Ji et al., ACM MM 2023): three next-item predictors, from IDs, texts and images.
 
-A transformer over all tokens of an item (`imt`) gives it three vectors, each with a user encoder of its own. In
-training they choose among the batch's items and learn from each other (`distillation`).
+A transformer over all tokens of an item (`imt`) computes three vectors of it, one per predictor. Each predictor has its
+own user encoder. In training, the predictors choose among the batch's items and learn from each other (`distillation`).
 
 Section numbers in brackets refer to docs/methods/odmt.md.
 """
@@ -31,21 +31,21 @@ from distrec.methods.tails import EndToEnd, encoders_to_train, first_tokens
 from distrec.tables.features import TokenBlock, token_block
 from distrec.tables.spec import Table, xavier_normal
 
-_AT_ONCE = 1 << 22  # elements of one block's input where all items are encoded for ranking
+_AT_ONCE = 1 << 22  # elements of a block's input when all items are encoded for ranking
 
 
 @dataclass(frozen=True)
 class Read:
-    """A batch's vectors and what predicts what. A row is a position of my share's windows that has a next item.
+    """A batch's vectors and targets. A row is a position of my share's windows that has a next item.
 
     Attributes:
-        columns: candidates' vectors `[columns, 3 dim]`, the same on every rank.
-        users: `[rows, 3 dim]`.
-        candidates: what the columns stand for.
-        user: window of each row, counted in my share `[rows]`.
-        label: column of each row's next item `[rows]`.
-        column: of each place in the whole batch's windows `[B, length + 1]`, any where there is no item.
-        rows: of every rank.
+        columns: the candidates' vectors `[columns, 3 dim]`, the same on every rank.
+        users: the user vector of each row `[rows, 3 dim]`.
+        candidates: what the columns represent.
+        user: the window of each row, as a number within my share `[rows]`.
+        label: the column of each row's next item `[rows]`.
+        column: the column of each place of the batch's windows `[B, length + 1]`, arbitrary where there is no item.
+        rows: the number of rows of each rank.
     """
 
     columns: torch.Tensor
@@ -174,17 +174,17 @@ class ODMT(Method):
         )
         if self.config.negatives == "global":
             means = sums / sum(read.rows)
-        else:  # every rank's own mean counts alike, whatever its rows
+        else:  # all ranks' own means have the same weight, however many rows they have
             means = sums / (max(1, len(read.users)) * sum(rows > 0 for rows in read.rows))
         terms = {f"ce_{name}": means[place] for place, name in enumerate(SOURCES)}
         return terms | ({"kd": weight * means[len(SOURCES) :].sum()} if weight else {})
 
     def read(self, batch: WindowBatch) -> Read:
-        """The vectors of a batch: every item's, and what my rows' users are at each position that predicts."""
+        """The batch's vectors: of all its items, and of my share's users at each position that predicts."""
         known, _, rows = next_items(batch)
         real, mine = batch.windows != PADDING, slice(batch.mine.start, batch.mine.stop)
         distinct, number = torch.unique(batch.windows[real], return_inverse=True)
-        # A column is a distinct item, or without `dedupe` a place in the batch's windows.
+        # A column is a distinct item or, without `dedupe`, a place in the batch's windows.
         ids = distinct if self.config.dedupe else batch.windows[real]
         column = torch.zeros_like(batch.windows)
         column[real] = number if self.config.dedupe else torch.arange(len(ids))
@@ -208,7 +208,7 @@ class ODMT(Method):
 
         def newest(rows: torch.Tensor, real: torch.Tensor, users: np.ndarray) -> torch.Tensor:
             vectors = self.dense_module(histories=rows, real=real)[1][:, -1]
-            return vectors * real[:, -1:] / len(SOURCES)  # without a history every item scores alike
+            return vectors * real[:, -1:] / len(SOURCES)  # without a history, all items get the same score
 
         return Representations(user_vectors(self.space, histories, self.config.length, items, newest), items)
 
@@ -219,14 +219,16 @@ class ODMT(Method):
     def degradations(self) -> list[str]:
         config, missing = self.config, {name: self.data.feature(name).missing for name in self.features()}
         told = [
-            f"{count} of {self.data.items} items lack '{name}'; one zero vector stands in as their only token"
+            f"{count} of {self.data.items} items lack '{name}'; a zero vector is used as their only token"
             for name, count in missing.items()
             if count
         ]
         if config.dedupe and config.dropout:
-            told.append("an item of a batch is encoded once, so its copies there share their dropout ('method.dedupe')")
+            told.append("a batch encodes each item once, so an item's copies share their dropout ('method.dedupe')")
         if config.negatives == "local":
-            told.append("candidates are a worker's own part of the batch, so results depend on the number of workers")
+            told.append(
+                "candidates are the items of a worker's share of the batch, so results depend on the number of workers"
+            )
         return told
 
     def _widths(self) -> tuple[int, int]:
@@ -240,17 +242,19 @@ class ODMT(Method):
         wanted = {0: [], 1: self.features(), 2: [config.image_tokens], 3: [config.text_tokens]}[config.init]
         if config.init == 1 and text != image:
             raise InputError(
-                f"key 'method.init' is 1, the mean of both modalities, but '{config.text_tokens}' is {text} wide and '{config.image_tokens}' {image}; use 'method.init' 0, 2 or 3."
+                f"key 'method.init' is 1, the mean of both modalities, but '{config.text_tokens}' is {text} wide and "
+                f"'{config.image_tokens}' {image}; use 'method.init' 0, 2 or 3."
             )
         for name in wanted:
             width = text if name == config.text_tokens else image
             if width != config.id_dim:
                 raise InputError(
-                    f"key 'method.init' is {config.init}, which starts the ID table from '{name}', {width} wide, but 'method.id_dim' is {config.id_dim}; set it to {width}, or 'method.init' to 0."
+                    f"key 'method.init' is {config.init}, which starts the ID table from '{name}', {width} wide, but "
+                    f"'method.id_dim' is {config.id_dim}; set it to {width}, or 'method.init' to 0."
                 )
 
     def _first_tokens(self) -> torch.Tensor:
-        """My items' first tokens, from which the ID table starts `[my items, id_dim]` (3.1)."""
+        """The initial ID table (3.1): my items' first tokens, or their mean over modalities `[my items, id_dim]`."""
         blocks: dict[Modality, TokenBlock] = {"image": self.image, "text": self.text}
         chosen: tuple[Modality, ...] = {1: MODALITIES, 2: MODALITIES[1:], 3: MODALITIES[:1]}[self.config.init]
         if self.tails:
@@ -268,10 +272,10 @@ class ODMT(Method):
         text_mask: torch.Tensor,
         image_mask: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        """Inputs of the dense module: ID rows with gradient, tokens as they are stored."""
+        """Inputs of the dense module: ID rows with gradient, stored tokens in float32, and which tokens are real."""
         text, image = text.float(), image.float()
         if self.config.tie_cls_feature:
-            # The published program's table and frozen features share memory; lookups of features have no gradient.
+            # In the published program, the table and the frozen features share memory; features have no gradient.
             row = ids.detach().unsqueeze(1)
             if self.config.init == 2:
                 image = torch.cat([row, image[:, 1:]], 1)
@@ -280,7 +284,7 @@ class ODMT(Method):
         return ids, text, image, torch.cat([text_mask, image_mask], 1)
 
     def _all_items(self) -> torch.Tensor:
-        """My items' vectors `[my items, 3 dim]`, without gradient. Collective: every rank calls the module equally often."""
+        """My items' vectors `[my items, 3 dim]`, without gradient. Collective: all ranks make equally many calls."""
         block, (text, image) = self.block("item").detach(), (self.text, self.image)
         tokens = text.values.shape[1] + image.values.shape[1]
         at_once, out = max(1, _AT_ONCE // (tokens * self.config.dim)), []
@@ -291,7 +295,7 @@ class ODMT(Method):
         return torch.cat(out)
 
     def _log_popularity(self) -> torch.Tensor:
-        """Logarithm of each item's popularity `[items]`: its part of all places in training windows; 0 where it stands in none."""
+        """Logarithm of each item's popularity `[items]`, its share of training windows' places; 0 for items in none."""
         histories = Histories([self.space.train], self.data.users)
         windows = histories.newest(histories.predictable, self.config.length + 1)
         counts = torch.from_numpy(np.bincount(windows[windows != PADDING], minlength=self.data.items))
@@ -299,16 +303,18 @@ class ODMT(Method):
 
 
 def distillation_weight(alpha: float, epoch: int) -> float:
-    """w(ep) of epoch `epoch`, from 1: a ramp over `alpha` epochs, or `alpha` itself below 1 (4)."""
+    """w(ep) of `epoch`, counted from 1: a ramp over `alpha` epochs, or `alpha` itself if it is below 1 (4)."""
     return math.exp(-5 * (1 - min(epoch, alpha) / alpha) ** 2) if alpha >= 1 else alpha
 
 
 def _own(column: torch.Tensor, real: torch.Tensor, ids: torch.Tensor, distinct: torch.Tensor) -> torch.Tensor:
-    """Which columns hold an item of each window, bool `[windows, columns]`.
+    """Whether a column's item is in a window, bool `[windows, columns]`.
 
     Args:
-        column: `[windows, length]`, of each place where `real`.
-        ids: item of each column; `distinct` has each once, ascending.
+        column: the column of each place `[windows, length]`, valid where `real`.
+        real: whether a place holds an item, bool `[windows, length]`.
+        ids: the item of each column `[columns]`.
+        distinct: the distinct items of `ids`, in ascending order.
     """
     number = torch.searchsorted(distinct, ids)
     held = torch.zeros(len(column), len(distinct), dtype=torch.bool)
@@ -321,13 +327,16 @@ def _check_choices(config: ODMT.Config) -> None:
         heads = getattr(config, key)
         if config.dim % heads:
             raise InputError(
-                f"key 'method.dim' is {config.dim}, which {heads} heads ('method.{key}') do not divide; change one of the two."
+                f"key 'method.dim' is {config.dim}, which {heads} heads ('method.{key}') do not divide; change one of "
+                "the two."
             )
     if config.tie_cls_feature and config.train_encoder_layers:
         raise InputError(
-            f"key 'method.tie_cls_feature' is true, which ties the ID table to a frozen feature, but 'method.train_encoder_layers' is {config.train_encoder_layers}; set one of them to false or 0."
+            "key 'method.tie_cls_feature' is true, which ties the ID table to a frozen feature, but "
+            f"'method.train_encoder_layers' is {config.train_encoder_layers}; set one of them to false or 0."
         )
     if config.tie_cls_feature and config.init in (0, 1):
         raise InputError(
-            f"key 'method.tie_cls_feature' is true, but with 'method.init' {config.init} the ID table shares memory with no feature; use 2 (image) or 3 (text), or set it to false."
+            f"key 'method.tie_cls_feature' is true, but with 'method.init' {config.init} the ID table shares memory "
+            "with no feature; use 2 (image) or 3 (text), or set it to false."
         )

@@ -1,4 +1,4 @@
-"""Popularity: every user gets the items with the most training interactions. The floor that a recommender must beat.
+"""Popularity: every user gets the items with the most training interactions, a baseline that a recommender must beat.
 
 See docs/methods/popularity.md.
 """
@@ -13,7 +13,7 @@ from distrec.methods.base import Method, MethodConfig, Representations, Space
 
 
 class Popularity(Method):
-    """Score of an item = its number of training interactions."""
+    """An item's score is its number of training interactions."""
 
     class Config(MethodConfig):
         pass

@@ -32,14 +32,14 @@ METHODS: dict[str, type[Method]] = {
 }
 
 _CHANGEABLE = ("optimizer.lr", "optimizer.weight_decay", "optimizer.clip_norm")
-_SPARSE_WIDTH = 4  # of fbgemm's fused kernel
+_SPARSE_WIDTH = 4  # fbgemm's fused kernel needs widths that are a multiple of it
 
 
 def method_config(tree: dict[str, Any]) -> Any:
     """The typed settings of the method that `method.name` names.
 
     Raises:
-        InputError: unknown method or key, or a wrong value.
+        InputError: unknown method or key, or an invalid value.
     """
     name = tree.get("name")
     if name is None:
@@ -50,27 +50,32 @@ def method_config(tree: dict[str, Any]) -> Any:
 
 
 def resolve(config: RunConfig) -> RunConfig:
-    """`config` with the method's defaults filled in, so that two configs that mean the same are equal."""
+    """`config` with the method's defaults filled in, so that two configs that mean the same are equal.
+
+    Raises:
+        InputError: unknown method or key, an invalid value, or settings that do not go together.
+    """
     method = method_config(config.method)
     kind = METHODS[config.method["name"]]
     if config.optimizer.tables == "sparse" and (kind.whole_tables or not kind.trainable):
         raise InputError(
             f"key 'optimizer.tables' is 'sparse' but {config.method['name']} works on whole tables; use 'exact', or "
-            "a method that only looks rows up, such as bprmf."
+            "a method that only looks up rows, such as bprmf."
         )
     if config.optimizer.tables == "sparse" and config.optimizer.weight_decay:
         raise InputError(
-            "key 'optimizer.weight_decay' must be 0 with 'optimizer.tables: sparse', which never touches rows outside the batch."
+            "key 'optimizer.weight_decay' must be 0 with 'optimizer.tables: sparse', which never touches rows outside "
+            "the batch."
         )
     if config.optimizer.tables == "sparse" and config.optimizer.clip_norm:
         raise InputError(
-            "key 'optimizer.clip_norm' must be 0 with 'optimizer.tables: sparse', which steps inside the backward pass, "
-            "before the gradient's norm is known."
+            "key 'optimizer.clip_norm' must be 0 with 'optimizer.tables: sparse', which steps inside the backward "
+            "pass, before the gradient's norm is known."
         )
     if config.train.accumulate > 1 and not kind.sum_over_rows:
         raise InputError(
-            f"key 'train.accumulate' is {config.train.accumulate} but the loss of {config.method['name']} is not a sum over "
-            "the batch's rows; use 1, or a method whose loss is, such as bprmf."
+            f"key 'train.accumulate' is {config.train.accumulate} but the loss of {config.method['name']} is not a sum "
+            "over the batch's rows; use 1, or a method whose loss is, such as bprmf."
         )
     if config.train.accumulate > 1 and config.optimizer.tables == "sparse":
         raise InputError(
@@ -78,8 +83,8 @@ def resolve(config: RunConfig) -> RunConfig:
         )
     if config.dense.precision == "bf16" and config.dense.zero_stage == 0:
         raise InputError(
-            "key 'dense.zero_stage' is 0 but 'dense.precision: bf16' needs 1, 2 or 3, since without ZeRO DeepSpeed can not "
-            "sum bfloat16 gradients in float32."
+            "key 'dense.zero_stage' is 0 but 'dense.precision: bf16' needs 1, 2 or 3, since DeepSpeed cannot sum "
+            "bfloat16 gradients in float32 without ZeRO."
         )
     resolved = config.model_copy(update={"method": method.model_dump()})
     _check_changes(resolved)
@@ -87,15 +92,15 @@ def resolve(config: RunConfig) -> RunConfig:
 
 
 def changeable(config: RunConfig) -> list[str]:
-    """The dotted keys that may change while a run trains: tables, batches, graphs and scores stay what they are."""
+    """The dotted keys that may change while a run trains: none of them affects tables, batches, graphs or scores."""
     kind = METHODS[config.method["name"]]
     return [*_CHANGEABLE, *(f"method.{name}" for name in kind.changeable)] if kind.trainable else []
 
 
 def stretches(config: RunConfig) -> list[RunConfig]:
-    """A resolved run as stretches of epochs under unchanged settings, `train.epochs` being where each ends.
+    """A resolved run as stretches of epochs with constant settings; the `train.epochs` of each is where it ends.
 
-    Changes at or after the run's own end are never reached.
+    Changes at or after the end of the run are left out.
     """
     reached = [change for change in config.changes if change.epoch < config.train.epochs]
     tree = set_keys(config.model_dump(), {"changes": []}, "changes")
@@ -118,10 +123,10 @@ def _check_changes(config: RunConfig) -> None:
         for key in change.values:
             if key not in allowed:
                 raise InputError(
-                    f"key 'changes' sets '{key}' after epoch {change.epoch}, which can not change while {config.method['name']} "
-                    f"trains; {nearest(key, allowed)}."
+                    f"key 'changes' sets '{key}' after epoch {change.epoch}, which cannot change while "
+                    f"{config.method['name']} trains; {nearest(key, allowed)}."
                 )
-    if config.changes:  # all of them, also those that the run is too short for
+    if config.changes:  # every change is checked, even those that this run is too short to reach
         epochs = max(config.train.epochs, config.changes[-1].epoch + 1)
         stretches(config.model_copy(update={"train": config.train.model_copy(update={"epochs": epochs})}))
 
@@ -130,7 +135,7 @@ def build_method(config: RunConfig, data: Dataset) -> Method:
     """The method of a resolved config, checked against the dataset.
 
     Raises:
-        InputError: the dataset lacks what the method asks for, or sparse tables can not have its widths.
+        InputError: the dataset lacks what the method needs, or its widths do not suit sparse tables.
     """
     method = METHODS[config.method["name"]](method_config(config.method), data)
     for table in method.tables() if config.optimizer.tables == "sparse" else []:

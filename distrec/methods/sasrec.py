@@ -1,7 +1,7 @@
 """SASRec (Kang & McAuley 2018): next-item prediction by causal self-attention over ID vectors.
 
 The loss is the cross-entropy over the whole catalogue at every position, which later studies found far better than the
-paper's one sampled negative. The block is the one that ODMT's user encoders have (post-norm).
+paper's one sampled negative. The transformer block is that of ODMT's user encoders (post-norm).
 
 See docs/methods/sasrec.md.
 """
@@ -25,7 +25,7 @@ from distrec.tables.spec import Table, normal
 
 
 class SASRec(Method):
-    """Scores are inner products of the newest position's output and the item's vector."""
+    """Scores are inner products of the newest position's output and the items' vectors."""
 
     class Config(MethodConfig):
         dim: int = Field(64, ge=1, description="d, width of item vectors and transformer blocks; a multiple of 'heads'")
@@ -50,8 +50,8 @@ class SASRec(Method):
         return UserWindows(Histories([train], self.data.users), self.config.length + 1, seed)
 
     def tables(self) -> list[Table]:
-        # As large as the position vectors: a table of many rows by Xavier's rule starts so small that the norm over their
-        # sum sees positions only, and training takes many epochs to find the items.
+        # As large as the position vectors. Xavier's rule would make a table of many rows so small that their normalised
+        # sum depends almost only on the positions, and training would need many epochs to overcome that.
         return [Table("item", "item", self.config.dim, normal(self.config.dim**-0.5))]
 
     def dense(self) -> torch.nn.Module:
@@ -63,7 +63,7 @@ class SASRec(Method):
 
         def newest(rows: torch.Tensor, real: torch.Tensor, users: np.ndarray) -> torch.Tensor:
             vectors: torch.Tensor = self.dense_module(rows, real)[:, -1]
-            return vectors * real[:, -1:]  # without a history every item scores alike
+            return vectors * real[:, -1:]  # without a history, all items get the same score
 
         return Representations(user_vectors(self.space, histories, self.config.length, items, newest), items)
 

@@ -1,4 +1,4 @@
-"""What methods that see users as their histories share: targets of next-item prediction, and user vectors for ranking."""
+"""Functions that methods reading histories share: targets of next-item prediction, and user vectors for ranking."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _USERS_AT_ONCE = 512
 
 
 def next_items(batch: WindowBatch) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-    """What every position of the batch's windows `[B, L + 1]` predicts: the item after it, where it holds an item.
+    """The targets of the batch's windows `[B, L + 1]`: each position that holds an item predicts the next item.
 
     Returns:
-        Which of my rows' first L positions predict, bool `[my rows, L]`; the items that all ranks' positions predict, in
-        rank order `[predictions]`; predictions of every rank.
+        Which of my rows' first L positions predict, bool `[my rows, L]`; the items that the positions of all ranks
+        predict, in rank order `[predictions]`; the number of predictions of each rank.
     """
     known, size = batch.windows[:, :-1] != PADDING, batch.world.size
     counts = known.sum(1)
@@ -39,13 +39,14 @@ def user_vectors(
     """My users' vectors `[my users, …]`, from the newest `length` items of their histories. Collective.
 
     Args:
-        items: my items' inputs `[my items, width]`, from which the history's rows are fetched.
-        encode: vectors `[n, …]` of some users from their histories' rows `[n, length, width]` (any where there is none),
-            where there is one, bool `[n, length]`, and the users' numbers `[n]`.
+        items: my items' input vectors `[my items, width]`.
+        encode: computes the vectors `[n, …]` of n users from the input vectors of their histories `[n, length, width]`
+            (arbitrary where there is no item), from which places hold an item, bool `[n, length]`, and from the users'
+            numbers `[n]`.
     """
     world, partition, out = space.world, space.users, []
     for low in range(0, partition.block, _USERS_AT_ONCE):
-        # Every rank reads everyone's windows of this round, so that nobody has to ask for the rows it needs.
+        # Every rank reads all ranks' windows of this round, so that each knows which rows the others need from it.
         rounds = []
         for rank in range(world.size):
             start, stop = partition.start(rank), partition.stop(rank)

@@ -1,4 +1,4 @@
-"""Cross-entropy over a catalogue whose rows are partitioned: exact value and gradient, no rank holds another's rows."""
+"""Cross-entropy over a partitioned catalogue, with exact value and gradient; no rank holds another rank's rows."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
 
-_BLOCK_ELEMENTS = 1 << 22  # as many rows as make an efficient product, while memory stays little beside the catalogue
+_BLOCK_ELEMENTS = 1 << 22  # enough rows for an efficient product, yet little memory compared with the catalogue
 
 
 class _FullSoftmax(torch.autograd.Function):
-    """Forward computes the gradients too, a block of rows at a time while its scores are at hand."""
+    """Computes the gradients in the forward pass, one block of rows at a time, so that scores need not be kept."""
 
     @staticmethod
     def forward(
@@ -68,15 +68,16 @@ def full_softmax(
 ) -> torch.Tensor:
     """My share of `sum_r [ log sum_i exp(<v_r, c_i>) - <v_r, c_t(r)> ]` over all ranks' rows r and all items i.
 
-    The gradient is that of the sum over ranks, so what the result is multiplied by must be the same on every rank.
-    Collective. What travels are the vectors, their gradient, and three numbers a row; memory is that of one block of scores.
+    The gradient is that of the sum over ranks, so a factor applied to the result must be the same on every rank.
+    Collective: ranks exchange the vectors, their gradient, and three numbers per row. Memory holds one block of scores.
 
     Args:
-        vectors: my rows `[my rows, width]`.
-        catalogue: my items' rows `[my items, width]`.
-        targets: item of every rank's rows, in rank order `[rows]` int64, known to all.
-        counts: rows of every rank.
+        vectors: my rows v_r `[my rows, width]`.
+        catalogue: my items' vectors c_i `[my items, width]`.
+        targets: t(r), the item of every row of all ranks, in rank order `[rows]` int64, the same on every rank.
+        counts: number of rows of each rank.
         items: the partition of the catalogue.
+        world: the ranks.
     """
     share: torch.Tensor = _FullSoftmax.apply(vectors, catalogue, targets, counts, items, world)
     return share

@@ -1,8 +1,8 @@
 """STAIR (Xu et al., AAAI 2025). Section numbers in brackets refer to docs/methods/stair.md.
 
-Content makes the tables' first values (3.4) and smooths every update of the item table over a graph of similar items
-(3.6). Between the two the method is a propagation whose reach differs from column to column (3.2): early columns are
-collaborative, late ones stay near their own value. There is no dense module and no loss but BPR.
+Content gives the tables their initial values (3.4), and a graph of similar items smooths every update of the item table
+(3.6). Scores come from a propagation over users and items whose reach differs by column (3.2): early columns are mostly
+collaborative, late ones stay near their own values. There is no dense module, and BPR is the only loss term.
 """
 
 from __future__ import annotations
@@ -27,12 +27,15 @@ from distrec.tables.whitening import whitened
 
 
 def stepwise_decay(dim: int, gamma: float) -> torch.Tensor:
-    """b_j = 0.1 + 0.9 (j / d)^gamma (3.1), float64 `[dim]`: the decay of the backward convolution; 1 - b is the forward's."""
+    """b_j = 0.1 + 0.9 (j / d)^gamma (3.1), float64 `[dim]`.
+
+    b is the decay of the backward convolution, and 1 - b that of the forward convolution.
+    """
     return 0.1 + 0.9 * (torch.arange(dim, dtype=torch.float64) / dim) ** gamma
 
 
 class STAIR(Method):
-    """Scores are inner products of the forward convolution's outputs (3.5)."""
+    """Scores are inner products of the outputs of the forward convolution (3.5)."""
 
     class Config(MethodConfig):
         features: list[str] = Field(["text", "image"], description="feature sets, in the order of 'neighbours'")
@@ -67,7 +70,7 @@ class STAIR(Method):
                     f"key 'method.neighbours' has {k} for feature '{name}', which must be at least 1 and less than the "
                     f"{data.items} items; change it."
                 )
-            width = min(data.feature(name).width, data.items - 1)  # centring takes one direction
+            width = min(data.feature(name).width, data.items - 1)  # centring removes one direction
             if width < config.dim:
                 raise InputError(
                     f"key 'method.dim' is {config.dim} but feature '{name}' has {data.feature(name).width} columns and "
@@ -102,7 +105,7 @@ class STAIR(Method):
         self.initial = Representations(self._means(mixed, user, item), mixed)
 
     def _means(self, items: torch.Tensor, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
-        """My users' means of their training items' vectors, zero for a user without any."""
+        """For each of my users, the mean vector of the training items `[my users, dim]`; zero without any."""
         space, numbers = self.space, self.space.mine("user")
         mine = (user >= numbers.start) & (user < numbers.stop)
         degree = np.bincount(user, minlength=space.users.rows)
@@ -122,7 +125,7 @@ class STAIR(Method):
         ]
 
     def smooth(self, direction: torch.Tensor) -> torch.Tensor:
-        """The backward stepwise convolution of an update of the item table (3.6): my rows of both, no gradient."""
+        """The backward stepwise convolution (3.6) of an item table's update: my rows of both, without gradient."""
         (out,) = polynomial(lambda x: (self.item_item.times_values(x),), self.backward_weights, direction)
         return out
 

@@ -1,6 +1,6 @@
 """Content end to end: the last layers of the text and image encoders train with the method that reads their tokens.
 
-What stands before these layers is stored, like any token set; the layers themselves are part of the dense module.
+The hidden states before these layers are stored as a token set. The layers themselves are part of the dense module.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _ITEMS_AT_ONCE = 256
 
 
 class EndToEnd(nn.Module):
-    """A module that reads items' tokens, behind the encoders' last layers.
+    """The encoders' last layers, followed by a module that reads their tokens.
 
     Args:
-        reader: called with items `(ids, text, image, real)` as `distrec.methods.imt.Branches` is.
+        reader: the module that follows, called with items `(ids, text, image, real)`, such as `imt.Branches`.
         tails: the last layers by modality.
     """
 
@@ -35,9 +35,9 @@ class EndToEnd(nn.Module):
         self.reader, self.tails = reader, nn.ModuleDict({str(name): tail for name, tail in tails.items()})
 
     def forward(self, items: tuple[torch.Tensor, ...] | None = None, **named: Any) -> Any:
-        """As the reader's, with the states before the last layers in place of the last ones.
+        """As `reader`, but with the hidden states before the last layers as `text` and `image`.
 
-        `real` has no token at all of a modality that an item lacks.
+        Where an item lacks a modality, `real` is False for all of its tokens.
         """
         if items is not None:
             ids, text, image, real = items
@@ -49,13 +49,13 @@ class EndToEnd(nn.Module):
 
 
 def encoders_to_train(data: Dataset, sets: Mapping[Modality, str], layers: int) -> dict[Modality, Encoder]:
-    """The encoders whose last `layers` layers train, by modality; none where these are 0.
+    """The encoders whose last `layers` layers train, by modality; none if `layers` is 0.
 
     Args:
-        sets: what `method.text_tokens` and `method.image_tokens` name.
+        sets: the token sets that `method.text_tokens` and `method.image_tokens` name, by modality.
 
     Raises:
-        InputError: a set is not there, or not one from before just these layers, or its encoder is gone or has changed.
+        InputError: a set is absent or was not cut before exactly these layers, or its encoder is gone or has changed.
     """
     keys = {modality: f"method.{modality}_tokens" for modality in MODALITIES}
     if layers:
@@ -64,13 +64,15 @@ def encoders_to_train(data: Dataset, sets: Mapping[Modality, str], layers: int) 
     for modality, name in sets.items():
         if cut := cut_of(data.feature(name)):
             raise InputError(
-                f"key '{keys[modality]}' is '{name}', which was cut before the last {cut}, but 'method.train_encoder_layers' is 0; set it to {cut}, or name a set of last hidden states, such as '{modality}-tokens'."
+                f"key '{keys[modality]}' is '{name}', which was cut before the last {cut}, but "
+                f"'method.train_encoder_layers' is 0; set it to {cut}, or name a set of last hidden states, such as "
+                f"'{modality}-tokens'."
             )
     return {}
 
 
 @torch.no_grad()
 def first_tokens(tail: Tail, block: TokenBlock) -> torch.Tensor:
-    """My items' first tokens of the last layer, as the encoder is when it is loaded `[my items, width]`."""
+    """My items' first tokens after the last layer, with the encoder's weights as loaded `[my items, width]`."""
     pairs = zip(block.values.split(_ITEMS_AT_ONCE), block.mask.split(_ITEMS_AT_ONCE), strict=True)
     return torch.cat([tail(values.float(), mask)[0][:, 0] for values, mask in pairs])

@@ -1,4 +1,4 @@
-"""A transformer over short sequences: the block of Vaswani et al. (2017) as recommenders use it, with its mask given."""
+"""Transformer blocks over short sequences (Vaswani et al. 2017), in the form that recommenders use."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ class Attention(nn.Module):
 
     Args:
         dim: width of queries, keys and values; a multiple of `heads`.
+        heads: number of attention heads.
+        dropout: dropout rate of the attention weights and of the output.
     """
 
     def __init__(self, dim: int, heads: int, dropout: float):
@@ -27,8 +29,9 @@ class Attention(nn.Module):
         """`[rows, read, dim]` from `x` `[rows, length, dim]`.
 
         Args:
+            x: the inputs.
             mask: added to the logits, broadcast to `[rows, heads, length, length]`.
-            reads: the positions whose result is wanted; None: all.
+            reads: the positions whose outputs are computed; None: all.
         """
         asked = x if reads is None else x[:, reads]
         query, key, value = (
@@ -44,10 +47,10 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward net of inner width 4 dim, each added to its input and normalised after (post-norm)."""
+    """Attention, then a feed-forward net of inner width 4 dim; both add their input and then normalise (post-norm)."""
 
     recompute: ClassVar[bool] = True
-    """With activation checkpointing, its inner values are computed anew for the backward pass."""
+    """With activation checkpointing, its activations are recomputed in the backward pass."""
 
     def __init__(self, dim: int, heads: int, dropout: float, eps: float = 1e-6):
         super().__init__()
@@ -71,7 +74,7 @@ class SequenceEncoder(nn.Module):
     The form of the block is that of docs/methods/odmt.md section 3.5.
 
     Args:
-        length: positions; the newest input is always the last one.
+        length: number of positions; the newest input is always at the last one.
     """
 
     def __init__(self, dim: int, length: int, layers: int, heads: int, dropout: float):
@@ -88,7 +91,7 @@ class SequenceEncoder(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, x: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """What each position has seen of its past, `[rows, length, dim]`; undefined where `real` is False.
+        """Each position's encoding of itself and its past, `[rows, length, dim]`; undefined where `real` is False.
 
         Args:
             x: inputs `[rows, length, dim]`.
@@ -96,7 +99,7 @@ class SequenceEncoder(nn.Module):
         """
         length = x.shape[1]
         past = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
-        # A finite number: a row that may see nothing becomes uniform, where minus infinity would make it NaN.
+        # Not minus infinity: a position with nothing to attend to would become NaN; this makes its weights uniform.
         mask = torch.zeros((), dtype=x.dtype, device=x.device).where(past & real[:, None, None, :], -1e9)
         x = functional.dropout(self.norm(x + self.positions), self.dropout, self.training)
         for block in self.blocks:

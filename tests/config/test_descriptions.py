@@ -1,4 +1,4 @@
-"""Every field of every config section says in one phrase what it is."""
+"""Every field of every config section has a description of one phrase."""
 
 import importlib
 import re
@@ -18,7 +18,7 @@ FILLERS = {"a", "an", "the", "of", "this", "its"}
 
 
 def shipped() -> list[type[Section]]:
-    """Every section that distrec defines, wherever it stands."""
+    """Every section that distrec defines, in any module."""
     for path in sorted((REPOSITORY / "distrec").rglob("*.py")):
         if re.search(r"^ *class \w+\(.*(Section|Config)\):", path.read_text(encoding="utf-8"), re.M):
             importlib.import_module(".".join(path.relative_to(REPOSITORY).with_suffix("").parts))
@@ -32,7 +32,7 @@ def _below(kind: type[Section]) -> Iterator[type[Section]]:
 
 
 def choices(annotation: Any) -> list[Any]:
-    """The values of the literal types that an annotation holds."""
+    """The values of the literal types in an annotation."""
     if get_origin(annotation) is Literal:
         return list(get_args(annotation))
     return [value for part in get_args(annotation) for value in choices(part)]

@@ -1,4 +1,4 @@
-"""What --print-config shows: the same config, with descriptions as comments."""
+"""The output of --print-config: the same config, with descriptions as comments."""
 
 import string
 from pathlib import Path
@@ -40,7 +40,7 @@ def read_back(shown: str, folder: Path) -> dict[str, Any]:
     return load_file(file)
 
 
-def test_comments_stand_behind_values_or_above_them():
+def test_comments_follow_values_or_precede_them():
     whole = Whole(
         plain="a", leaf=Leaf(rate=1e-5), listed=[Leaf(), Leaf(depth=3)], named={"x": Leaf(), "y.z": Leaf()},
         values={"optimizer.lr": {"low": 1e-4, "high": 1e-2}, "ks": [1, 2]}, numbers=[5, 10], opaque={"rate": 0.1},

@@ -1,4 +1,4 @@
-"""A method without an engine: its tables as plain blocks, its dense module undistributed; and datasets made by hand."""
+"""A method without an engine, with tables as plain tensors and a plain dense module; and datasets from given arrays."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def write(
 
 
 class Bare:
-    """A built method on this rank's blocks; `tables` and `dense` are leaves of autograd, by name."""
+    """A built method on this rank's blocks; `tables` and `dense` hold leaves of autograd by name."""
 
     def __init__(self, world: World, data: Dataset, method: dict[str, Any]):
         self.world, self.train = world, data.interactions("train")
@@ -100,12 +100,12 @@ class Bare:
         return batch_of(self.world, self.users, self.items, self.samples(size, epoch, step), size, SEED, epoch, step)
 
     def final(self) -> Representations:
-        """What is ranked on the validation split."""
+        """The representations that rank the validation split."""
         final: Representations = self.method.representations(Histories([self.train], self.users.rows))
         return final
 
     def gradients(self, term: torch.Tensor) -> dict[str, torch.Tensor | None]:
-        """The gradient of my share of a term by table or dense parameter; None where it does not depend on it."""
+        """The gradient of my share of a term for each table and dense parameter; None if it does not depend on one."""
         leaves = self.tables | self.dense
         if not term.requires_grad:
             return dict.fromkeys(leaves)
@@ -113,10 +113,10 @@ class Bare:
         return dict(zip(leaves, grads, strict=True))
 
     def whole(self, block: torch.Tensor, partition: Partition) -> torch.Tensor:
-        """All ranks' rows."""
+        """The rows of all ranks, `[rows, width]`."""
         return self.world.gather_blocks(block.detach().contiguous(), partition).clone()
 
 
 def method_of(data: Dataset, **settings: Any) -> Method:
-    """A method that is checked against `data` and not built."""
+    """A method that has been checked against `data`, but not built."""
     return build_method(run_config(settings), data)

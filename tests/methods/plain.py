@@ -1,4 +1,4 @@
-"""Dense, single-process transcriptions of the methods, in float64 autograd: what the sharded ones are held against.
+"""Dense, single-process transcriptions of the methods in float64 autograd, with which the sharded ones are compared.
 
 Section numbers in brackets refer to docs/methods/alignrec.md.
 """
@@ -16,7 +16,7 @@ Terms = dict[str, torch.Tensor]
 
 
 def info_nce(anchors: torch.Tensor, candidates: torch.Tensor, temperature: float) -> torch.Tensor:
-    """NCE (4.4): mean over rows k of `-a_k b_k / t + log sum_j exp(a_k b_j / t)` of normalised rows."""
+    """NCE (4.4): the mean over k of `-a_k b_k / t + log sum_j exp(a_k b_j / t)`, with all rows normalised."""
     a, b = functional.normalize(anchors, dim=1), functional.normalize(candidates, dim=1)
     similarity = a @ b.t() / temperature
     return (similarity.logsumexp(1) - similarity.diagonal()).mean()
@@ -28,23 +28,23 @@ def bpr(users: torch.Tensor, positives: torch.Tensor, negatives: torch.Tensor) -
 
 
 def item_graph(content: torch.Tensor, k: int) -> torch.Tensor:
-    """S (3.2) `[items, items]`: the `k` largest cosines per row, itself included, by row sums on both sides."""
+    """S (3.2) `[items, items]`: the `k` largest cosines per row, itself included, scaled by row sums on both sides."""
     unit = content / content.norm(dim=1, keepdim=True)
     cosines = unit @ unit.t()
     kept = torch.zeros_like(cosines)
     for row, values in enumerate(cosines):
-        # Rounded, because equal vectors' cosines may differ in the last bit.
+        # Rounded, because the cosines of equal vectors may differ in the last bit.
         best = sorted(range(len(values)), key=lambda column, values=values: (-round(float(values[column]), 9), column))[
             :k
         ]
         kept[row, best] = values[best]
     sums = kept.sum(1)
-    scale = torch.where(sums > 0, sums.clamp(min=1e-9).rsqrt(), 0.0)  # the project's choice where there is no root
+    scale = torch.where(sums > 0, sums.clamp(min=1e-9).rsqrt(), 0.0)  # 0 where the formula is undefined is our choice
     return scale[:, None] * kept * scale[None, :]
 
 
 class AlignRec:
-    """The views (3.3, 3.4) and the terms (4.1 to 4.5) as the page has them."""
+    """The views (3.3, 3.4) and the terms (4.1 to 4.5), as the page defines them."""
 
     def __init__(
         self, user: np.ndarray, item: np.ndarray, users: int, features: torch.Tensor, config: dict[str, float]
@@ -74,7 +74,7 @@ class AlignRec:
         return torch.stack(layers).mean(0), content / (self.config["side_emb_div"] or 1)
 
     def terms(self, w: Weights, u: torch.Tensor, p: torch.Tensor, n: torch.Tensor, configured: int) -> Terms:
-        """The unweighted terms, except that `reg` holds its weight."""
+        """The terms without their weights, except that `reg` includes its weight."""
         ids, content = self.views(w)
         h = ids + content
         hu, hp, hn = h[u], h[self.users + p], h[self.users + n]

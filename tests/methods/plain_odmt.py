@@ -1,4 +1,4 @@
-"""ODMT in one process and float64, place by place as docs/methods/odmt.md has it."""
+"""ODMT in one process and in float64, without deduplication, as docs/methods/odmt.md defines it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Plain:
     config: dict[str, Any]
 
     def items(self, w: Weights, ids: torch.Tensor) -> list[torch.Tensor]:
-        """3.2 to 3.4: the vectors of each source of items `[n]`; any for padding, which is -1."""
+        """3.2 to 3.4: the vectors `[n, dim]` of each source for items `[n]`; arbitrary for padding, which is -1."""
         c, rows = self.config, w["item"][ids.clamp(min=0)]
         text, image = self.text[ids], self.image[ids]
         if c["tie_cls_feature"]:
@@ -54,7 +54,7 @@ class Plain:
         return out
 
     def users(self, w: Weights, name: str, inputs: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """3.5 for inputs `[users, length, dim]`."""
+        """3.5: outputs `[users, length, dim]` for inputs of the same shape."""
         c, start = self.config, f"users.{name}"
         x = inputs + w[f"{start}.positions"]
         x = functional.layer_norm(x, x.shape[-1:], w[f"{start}.norm.weight"], w[f"{start}.norm.bias"], 1e-6)
@@ -65,7 +65,7 @@ class Plain:
         return x
 
     def terms(self, w: Weights, windows: torch.Tensor, epoch: int) -> Terms:
-        """4: windows `[users, length + 1]`, -1 for padding; epoch from 1."""
+        """4: the terms for windows `[users, length + 1]`, with -1 for padding, and for an epoch, counted from 1."""
         c, n = self.config, windows.numel()
         slots = windows.flatten()
         vectors, known = self.items(w, slots), windows[:, :-1] >= 0

@@ -1,4 +1,4 @@
-"""BiVRec: what the reconstruction promises (10), what each released defect does, its parts against plain loops.
+"""BiVRec: the properties of the reconstruction (10), the effect of each released defect, its parts against plain loops.
 
 Section numbers in brackets refer to docs/methods/bivrec.md.
 """
@@ -28,7 +28,7 @@ from tests.training.random_data import write_random
 
 BIVREC: dict[str, Any] = {"name": "bivrec", "dim": 8, "length": 6, "interests": 3, "dropout": 0.0}
 PROTOTYPE = BIVREC | {"level": "prototype", "modality": "both"}
-# The reconstruction with every part switched off and every released defect switched on (10).
+# The reconstruction with every new part switched off and every released defect switched on (10).
 DEFECTS = {"pad_collision", "unmasked_content", "padded_sums", "noise_in_evaluation", "zero_tokens"}
 SWITCHES = {"cluster_norm": "released", "nce": "released"} | dict.fromkeys(DEFECTS, True)
 REDUCED = BIVREC | SWITCHES | {"scales": [1], "positions": False, "gaussian": "none", "lambda_f": 0.0, "lambda_mm": 0.0}
@@ -46,7 +46,7 @@ def data(path: str) -> Dataset:
 
 
 def perturbed(data: Dataset, **settings: Any) -> Bare:
-    """A method whose weights have moved away from their start, where much is zero or alike."""
+    """A method with perturbed weights, because many initial weights are zero or equal."""
     bare, generator = Bare(ALONE, data, settings), torch.Generator().manual_seed(5)
     with torch.no_grad():
         for leaf in (bare.tables | bare.dense).values():
@@ -69,7 +69,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return all(torch.allclose(one[key], other[key], rtol=1e-5, atol=1e-6) for key in one.keys() & other.keys())
 
 
-# --- what the reconstruction promises -----------------------------------------------------------------------------------
+# --- properties of the reconstruction ---------------------------------------------------------------------------------
 
 
 def test_with_all_switches_the_reconstruction_is_the_prototype(data: Dataset):
@@ -81,7 +81,7 @@ def test_with_all_switches_the_reconstruction_is_the_prototype(data: Dataset):
 
 @pytest.mark.parametrize("key", [*SWITCHES, "scales", "positions", "gaussian", "lambda_f", "lambda_mm"])
 def test_every_switch_matters(data: Dataset, key: str):
-    if key == "zero_tokens":  # it is about the start, from which `perturbed` moves away
+    if key == "zero_tokens":  # it affects initial values only, which `perturbed` changes
         starts = [Bare(ALONE, data, REDUCED | {key: on}).dense["views.mm.tokens"] for on in (True, False)]
         assert not starts[0].any() and starts[1].any()  # noqa: PT018
         return
@@ -130,7 +130,7 @@ def test_equal_views_allocate_alike(data: Dataset, kind: Any):
 
 
 def longer(state: dict[str, torch.Tensor], short: Any, long: Any) -> dict[str, torch.Tensor]:
-    """The weights of a method for longer histories: vectors of place are counted from the newest item."""
+    """The weights for a method with longer histories, where vectors of place are aligned at the newest item."""
     out = dict(state)
     for name, value in state.items():
         if name.endswith("patches.place"):
@@ -158,7 +158,7 @@ def test_padding_changes_nothing(data: Dataset, length: int, gaussian: str, clus
 
 
 def terms_of(bare: Bare, windows: Windows) -> dict[str, torch.Tensor]:
-    """The terms of these windows, with as much padding as the method's length asks for."""
+    """The terms for these windows, padded to the method's length."""
     wide = np.full((len(windows.users), bare.method.config.length + 1), PADDING)
     wide[:, -windows.items.shape[1] :] = windows.items
     samples = Windows(windows.users, wide, windows.rows)
@@ -173,7 +173,7 @@ def test_padding_changes_the_prototype(data: Dataset):
 
 
 def shares(path: str, settings: list[dict[str, Any]], batches: list[int]) -> list[dict[str, torch.Tensor]]:
-    """Of each method on batches of each size: terms and gradients, whole."""
+    """For each batch size and method, the terms and gradients summed over ranks."""
     world, out = World.current(), []
     for size, each in product(batches, settings):
         bare = Bare(world, Dataset.open(path), each)
@@ -194,7 +194,7 @@ def shares(path: str, settings: list[dict[str, Any]], batches: list[int]) -> lis
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("size", [2, 4])
 def test_terms_and_gradients_are_those_of_one_process(path: str, size: int):
-    """Batches of which some ranks have no row, and one row in all."""
+    """Some batches leave some ranks without a row, and one batch has a single row."""
     settings = [BIVREC, PROTOTYPE, BIVREC | {"nce": "intended", "gaussian": "position", "allocation": "aligned"}]
     alone = run_workers(shares, 1, path, settings, [29, 3, 1])[0]
     for result in run_workers(shares, size, path, settings, [29, 3, 1]):
@@ -205,17 +205,17 @@ def test_terms_and_gradients_are_those_of_one_process(path: str, size: int):
                 torch.testing.assert_close(found[key], value, **close, msg=lambda m, key=key: f"{key}: {m}")
 
 
-# --- what single switches and parts do ---------------------------------------------------------------------------------
+# --- single switches and parts ----------------------------------------------------------------------------------------
 
 
 def test_the_collision_keeps_item_0_from_learning_by_look_ups_and_from_being_recommended(data: Dataset):
     for collision in (True, False):
         bare = perturbed(data, **(REDUCED | {"pad_collision": collision}))
         batch = bare.batch()
-        assert (batch.windows[:, :-1] == 0).any()  # item 0 is really in a history
+        assert (batch.windows[:, :-1] == 0).any()  # item 0 is in a history
         terms = bare.method.loss(batch)
         grads = {name: bare.gradients(term)["item"] for name, term in terms.items()}
-        assert bool(grads["contrast"][0].any()) != collision  # which reaches the table through look-ups alone
+        assert bool(grads["contrast"][0].any()) != collision  # it reaches the table through look-ups only
         assert grads["contrast"][1:].any(1).sum() > 3
         assert grads["ce_id"][0].any()  # through the softmax over all items
         with torch.no_grad():
@@ -264,7 +264,7 @@ def test_patches_against_a_plain_loop(length: int):
         at = 0
         for number, p in enumerate(patches.scales):
             for k in range(patches.patches[number]):
-                ends = length - (patches.patches[number] - 1 - k) * p  # the newest item closes the last patch
+                ends = length - (patches.patches[number] - 1 - k) * p  # the last patch ends with the newest item
                 items = [(r, s) for r, s in enumerate(range(ends - p, ends)) if s >= 0 and real[row, s]]
                 assert there[row, at] == bool(items)
                 if items:
@@ -345,10 +345,13 @@ def test_a_ranking_repeats_itself_and_joins_the_views_by_adding(data: Dataset):
         ({"level": "a"}, "key 'method.level' is 'a'"),
         (
             {"level": "prototype", "gaussian": "feature"},
-            "key 'method.gaussian' is 'feature' but level 'prototype' has no such part; remove the key or set 'method.level' "
-            "to 'reconstruction'.",
+            "key 'method.gaussian' is 'feature' but level 'prototype' has no such part; remove the key or set "
+            "'method.level' to 'reconstruction'.",
         ),
-        ({"level": "prototype", "scales": [1, 2]}, "key 'method.scales' is [1, 2] but level 'prototype' has no such part"),
+        (
+            {"level": "prototype", "scales": [1, 2]},
+            "key 'method.scales' is [1, 2] but level 'prototype' has no such part",
+        ),
         ({"level": "prototype", "lambda_mm": 1.0}, "key 'method.lambda_mm' is 1.0 but level 'prototype'"),
     ],
 )  # fmt: skip
@@ -374,4 +377,4 @@ def test_the_prototype_starts_from_the_released_settings(data: Dataset):
     assert not any(reconstruction[key] for key in DEFECTS)
     told = method_of(data, **BIVREC).degradations()
     assert all("items lack feature" in sentence for sentence in told)
-    assert len(told) == 2  # both of the drawn sets lack some
+    assert len(told) == 2  # items lack both of the random feature sets

@@ -18,7 +18,7 @@ def unit(rows: int, width: int, seed: int) -> torch.Tensor:
 def test_info_nce_equals_plain_autograd_over_repeated_rows(
     temperature: float, distinct: int, width: int, size: int, monkeypatch: pytest.MonkeyPatch
 ):
-    """Shares of `size` ranks, worked on block by block, add up to the whole: value and both gradients."""
+    """The shares of `size` ranks, computed block by block, add up to the whole in value and both gradients."""
     for seed, block in ((0, 1 << 20), (1, 2 * distinct)):
         monkeypatch.setattr(losses, "_BLOCK_ELEMENTS", block)
         counts = torch.randint(1, 4, (distinct,), generator=torch.Generator().manual_seed(seed))

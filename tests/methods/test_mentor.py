@@ -1,4 +1,4 @@
-"""MENTOR: what each loss term reaches, what is left out, the noise's keys, stale scores.
+"""MENTOR: which weights each loss term trains, which layers are left out, the keys of the noise, and stale scores.
 
 Section numbers in brackets refer to docs/methods/mentor.md.
 """
@@ -31,8 +31,8 @@ MENTOR: dict[str, Any] = {"name": "mentor", "dim": DIM, "knn_k": 4, "mask_weight
 INTENT = MENTOR | {"variant": "intent"}
 UNPERTURBED: dict[str, Any] = {"mask_weight_g": 0.0}
 
-# The towers and tables that each term's gradient reaches (4). The contrast of items does not see the users'
-# weights (4.5); the term's sum does.
+# The towers and tables that each term's gradient reaches (4). The contrast of items does not depend on the users'
+# weights (4.5), but the sum of both contrasts does.
 ALIGNED = {"v", "t", "id", "id table", "weight"}
 PUBLISHED = {
     "bpr": {"v", "t", "weight"},
@@ -60,7 +60,7 @@ def alone(data: Dataset, **settings: Any) -> Bare:
 
 
 def reached(bare: Bare, term: torch.Tensor) -> dict[str, dict[str, bool]]:
-    """For each tower and table, its parts and whether the term's gradient is anywhere other than exactly zero."""
+    """For each part of each tower and table, whether the term has any non-zero gradient there."""
     grads = bare.gradients(term)
     moved = {name: grad is not None and bool(grad.abs().max() > 0) for name, grad in grads.items()}
     preference = grads["preference"]
@@ -89,7 +89,7 @@ def test_each_term_reaches_what_the_specification_says_and_nothing_else(
 
 @pytest.mark.parametrize("variant", ["published", "intent"])
 def test_the_norm_reaches_the_batch_s_users_of_two_tables_and_all_weights(data: Dataset, variant: str):
-    """4.2, to the digit: its gradient is each squared mean's."""
+    """4.2, exactly: the gradient is that of two mean squares."""
     bare = alone(data, variant=variant, reg_weight=0.5)
     batch = bare.batch(20)
     grads = bare.gradients(bare.method.loss(batch)["reg"])
@@ -114,7 +114,7 @@ VARIANTS = [
 
 @pytest.mark.parametrize("settings", VARIANTS, ids=str)
 def test_every_parameter_that_exists_is_trained(data: Dataset, settings: dict[str, Any]):
-    """None of the layers that have no gradient in the released program (3.5) is there."""
+    """The layers that have no gradient in the released program (3.5) do not exist here."""
     bare = alone(data, **settings)
     towers = CLEAN + (NOISY if bare.method.noisy and not bare.method.intent else [])
     assert bare.method.towers == towers
@@ -197,7 +197,11 @@ def test_draws_differ_wherever_they_are_used():
     ]
     places += [(at(seed=2), 0, "user"), (at(epoch=1, step=1), 0, "user")]
     noise = [draws.noise(*place, rows, 28) for place in places]
-    keep = [draws.keep(place, side, rows, 16, 0.5) for place in (at(), at(step=1), at(epoch=1), at(seed=2)) for side in ("user", "item")]  # fmt: skip
+    keep = [
+        draws.keep(place, side, rows, 16, 0.5)
+        for place in (at(), at(step=1), at(epoch=1), at(seed=2))
+        for side in ("user", "item")
+    ]
     for arrays in (noise, keep):
         assert len({array.numpy().tobytes() for array in arrays}) == len(arrays)
     assert all(array.min() >= 0 and array.max() < 1 for array in noise)
@@ -208,7 +212,7 @@ def test_draws_differ_wherever_they_are_used():
 
 
 def views_at_this_size(folder: str) -> list[list[torch.Tensor]]:
-    """All towers' rows after both graphs, whole, for two steps of both variants."""
+    """The whole towers after both graphs, in two steps of both variants."""
     world, data, out = World.current(), Dataset.open(folder), []
     for settings in (MENTOR, INTENT):
         bare = Bare(world, data, settings)
@@ -240,7 +244,7 @@ def test_noise_falls_on_the_noisy_towers_only_and_anew_at_every_step(data: Datas
         assert torch.equal(rows[:, :columns], other[:, :columns])
         for tower in range(columns, rows.shape[1], DIM):
             assert not torch.equal(rows[:, tower : tower + DIM], other[:, tower : tower + DIM])
-        if variant == "intent":  # the noisy ones are the ranking's own, at most 0.1 a hop (and its echo) away
+        if variant == "intent":  # noisy towers are the ranking's own plus noise of at most 0.1 per hop
             clean = torch.cat([rows[:, : 2 * DIM]] * 2, 1)
             gap = (rows[:, columns:] - clean).detach().abs().max()
             assert 0 < float(gap) < 1
@@ -278,7 +282,7 @@ def test_before_any_step_stale_scores_are_fresh(data: Dataset):
 
 @pytest.mark.parametrize("stale", ["false", "true"])
 def test_a_finished_run_s_summary_is_that_of_its_best_checkpoint(tmp_path: Path, stale: str):
-    """The last epoch's vectors must not be told as the best epoch's: the same command again finds the same summary."""
+    """Metrics must not come from the last epoch's vectors: repeating the command gives the same summary."""
     data = small.write_small(tmp_path / "data")
     config = small.write_config(
         tmp_path / "run.yaml", data, tmp_path, "mentor", optimizer={"lr": 0.05}, train={"epochs": 5}
@@ -286,7 +290,7 @@ def test_a_finished_run_s_summary_is_that_of_its_best_checkpoint(tmp_path: Path,
     command = ["train", config, f"method.stale_scores={stale}"]
     assert main(command) == 0
     first = small.read(tmp_path / "run", "summary.json")
-    assert first["best_epoch"] < 5, "the last epoch is not the best one, or this test shows nothing"
+    assert first["best_epoch"] < 5, "this test needs a best epoch before the last one"
     assert main(command) == 0
     again = small.read(tmp_path / "run", "summary.json")
     assert (first["valid"], first["test"]) == (again["valid"], again["test"])

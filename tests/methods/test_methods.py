@@ -1,4 +1,4 @@
-"""Losses and gradients of every method, through the real engine, against dense float64 transcriptions."""
+"""Losses and gradients of AlignRec, LightGCN and BPR-MF, through the engine, against dense float64 transcriptions."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ CASES: list[dict[str, Any]] = [
     {"name": "bprmf", "dim": 8, "reg": 0.1},
 ]
 DATASETS = {"more users": (30, 14, 102, 0), "more items": (9, 40, 52, 1)}
-GLOBAL_BATCH, LR = 50, 0.05  # the last batch has 2 rows: with 3 workers one has none
+GLOBAL_BATCH, LR = 50, 0.05  # the last batch has 2 rows, so one of 3 workers has none
 
 
 def features(data: Dataset, method: Any) -> torch.Tensor:
-    """X: the chosen sets, missing rows filled, each row-normalised, side by side; float64."""
+    """X in float64: the chosen sets side by side, each with missing rows filled and rows normalised."""
     sets = []
     for name in method.features:
         values, missing = data.feature_rows(name, 0, data.items)
@@ -49,7 +49,7 @@ def features(data: Dataset, method: Any) -> torch.Tensor:
 
 
 def transcription(engine: Any, data: Dataset) -> Any:
-    """A function from weights and ids to the named terms, weighted as in the total."""
+    """A function that maps weights and ids to the named terms, each with its weight."""
     train, method = engine.train_rows, engine.method.config
     if method.name == "bprmf":
         return lambda w, u, p, n: plain.bprmf(w, u, p, n, method.reg)

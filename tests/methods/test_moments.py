@@ -1,4 +1,4 @@
-"""Moments over all entries of partitioned tables against PyTorch on the whole in float64, in 1 to 3 processes."""
+"""Moments over all entries of partitioned tables, in 1 to 3 processes, against PyTorch on whole tables in float64."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.distributed import run_workers
 
 @dataclass
 class Case:
-    """One table for each entry of `rows`: its blocks' rows (each partitioned by itself), held `copies` times."""
+    """Tables. For each one, `rows` has the numbers of rows of its blocks, and `copies` how often it repeats them."""
 
     rows: list[list[int]]
     copies: list[int]
@@ -29,7 +29,7 @@ CASES = {
     "users and items": Case([[17, 9]], [1]),
     "held twice": Case([[17, 9], [17, 9], [5, 3]], [1, 2, 3]),
     "mentor's four": Case([[31, 12]] * 4, [1, 2, 2, 2], width=8),
-    "empty blocks": Case([[2, 1], [1, 7]], [1, 2], width=3),  # of 3 workers one or two have no row
+    "empty blocks": Case([[2, 1], [1, 7]], [1, 2], width=3),  # one or two of 3 workers have no row
     "one row": Case([[1]], [2], width=2),
     "far from zero": Case([[40, 13], [40, 13]], [1, 2], width=16, offset=1e4),
     "far from zero, narrow": Case([[300]], [2], width=8, offset=-1e4, spread=0.1),
@@ -40,7 +40,7 @@ CASES = {
 
 
 def blocks(case: Case) -> list[list[torch.Tensor]]:
-    """Whole float32 blocks of each table; every second block lies elsewhere, so the mean of means is not the mean."""
+    """Whole float32 blocks of each table; every second block is shifted, so that the mean of means is not the mean."""
     generator = torch.Generator().manual_seed(len(case.rows) + case.width)
     return [
         [
@@ -52,12 +52,12 @@ def blocks(case: Case) -> list[list[torch.Tensor]]:
 
 
 def coefficients(case: Case) -> torch.Tensor:
-    """What a loss multiplies variances and means with `[tables, 2]`."""
+    """The coefficients of variances and means in a loss `[tables, 2]`."""
     return torch.randn(len(case.rows), 2, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
 
 
 def exact(case: Case) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Moments `[tables, 2]` and gradients of the blocks, of the same float32 numbers in float64."""
+    """Moments `[tables, 2]` and gradients of the blocks, computed in float64 from the same float32 numbers."""
     leaves = [[block.double().requires_grad_() for block in table] for table in blocks(case)]
     entries = [
         torch.cat([block.flatten() for block in table] * copies)
@@ -69,7 +69,7 @@ def exact(case: Case) -> tuple[torch.Tensor, list[torch.Tensor]]:
 
 
 def sharded() -> dict[str, tuple[torch.Tensor, list[torch.Tensor]]]:
-    """Per case the moments, and the whole blocks' gradients of a loss of which every rank holds an equal share."""
+    """For each case, the moments, and the whole blocks' gradients of a loss of which every rank has an equal share."""
     world, out = World.current(), {}
     for name, case in CASES.items():
         whole = blocks(case)
@@ -102,7 +102,7 @@ def check(found: dict[str, tuple[torch.Tensor, list[torch.Tensor]]]) -> None:
         torch.testing.assert_close(moments[:, 0], wanted[:, 0], rtol=1e-5, atol=0, msg=where)
         deviation = wanted[:, 0].sqrt()
         assert ((moments[:, 1] - wanted[:, 1]).abs() <= 1e-7 * wanted[:, 1].abs() + 1e-6 * deviation).all(), where
-        # Entries themselves are known to half a unit of their last place, relative to how far they lie from the mean.
+        # Entries are rounded to half a unit in the last place, which matters relative to their distance from the mean.
         rounding = 1e-5 + 4 * 2**-24 * abs(case.offset) / case.spread
         for grad, exactly in zip(grads, wanted_grads, strict=True):
             largest = float(exactly.abs().max())

@@ -1,4 +1,4 @@
-"""ODMT against its plain transcription, at any number of workers, and what its settings promise (10).
+"""ODMT against its plain transcription at any number of workers, and the properties of its settings (10).
 
 Section numbers in brackets refer to docs/methods/odmt.md.
 """
@@ -49,7 +49,7 @@ BATCH, EPOCH = 50, 2
 
 
 def plain_of(data: Dataset, train: Interactions, config: dict[str, Any]) -> Plain:
-    """The transcription, its inputs read and counted without the method's code."""
+    """The transcription, with inputs that are read and counted without the method's code."""
     tokens = {}
     for name in ("text", "image"):
         values, count, _ = data.token_rows(f"{name}-tokens", 0, data.items)
@@ -66,7 +66,7 @@ def plain_of(data: Dataset, train: Interactions, config: dict[str, Any]) -> Plai
 
 
 def worker(folder: str, cases: dict[str, dict[str, Any]]) -> dict[tuple[str, str], Any]:
-    """By dataset and case: terms (shares summed), gradients of their sum, and the batch's windows and whole weights."""
+    """For each dataset and case: terms and gradients summed over ranks, the batch's windows, weights and settings."""
     quiet()
     out: dict[tuple[str, str], Any] = {}
     for dataset in DATASETS:
@@ -116,7 +116,7 @@ def test_terms_and_gradients_are_those_of_the_transcription(folder: Path):
 
 @pytest.fixture(scope="module")
 def several(folder: Path):
-    """What some number of workers find, made once."""
+    """The results of a number of workers, computed once per number."""
     return cache(lambda size: run_workers(worker, size, str(folder), CASES | LOCAL)[0])
 
 
@@ -176,7 +176,7 @@ def test_identical_users_leave_nothing_to_tell_the_label_from(folder: Path, dedu
 def test_many_rows_are_cut_into_blocks_without_a_change(folder: Path, monkeypatch: pytest.MonkeyPatch):
     bare = made(folder)
     whole = bare.gradients(sum(bare.method.loss(bare.batch(BATCH)).values()))
-    monkeypatch.setattr("distrec.methods.distillation._BLOCK_ELEMENTS", 50)  # two or so rows of the columns here
+    monkeypatch.setattr("distrec.methods.distillation._BLOCK_ELEMENTS", 50)  # about two rows of scores
     cut = bare.gradients(sum(bare.method.loss(bare.batch(BATCH)).values()))
     for name, grad in whole.items():
         torch.testing.assert_close(cut[name], grad, rtol=1e-4, atol=1e-6)
@@ -233,7 +233,7 @@ def test_it_says_which_items_lack_a_modality(folder: Path):
     lacking = {name: data.feature(name).missing for name in ("text-tokens", "image-tokens")}
     assert all(lacking.values())
     assert method_of(data, **ODMT).degradations() == [
-        f"{count} of 40 items lack '{name}'; one zero vector stands in as their only token"
+        f"{count} of 40 items lack '{name}'; a zero vector is used as their only token"
         for name, count in lacking.items()
     ]
 

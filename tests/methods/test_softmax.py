@@ -1,4 +1,4 @@
-"""The partitioned cross-entropy against PyTorch's own over the whole catalogue."""
+"""The partitioned cross-entropy against PyTorch's cross-entropy over the whole catalogue."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from distrec.parallel.partition import Partition, share
 from distrec.parallel.world import World
 from tests.distributed import run_workers
 
-# Rows, items, width; with 4 workers 5 items leave one rank none, and 2 rows some ranks none.
+# Rows, items, width. With 4 workers, one rank has none of 5 items, and two ranks have none of 2 rows.
 CASES = [(13, 29, 6), (2, 5, 3), (40, 1, 2), (7, 64, 4)]
 
 
@@ -23,7 +23,7 @@ def drawn(
 
 
 def work(block_elements: int) -> list[tuple[float, torch.Tensor, torch.Tensor]]:
-    """For every case: the sum over ranks, and the gradients of my rows and my items."""
+    """For every case, the loss summed over ranks, and the gradients of my rows and my items."""
     softmax._BLOCK_ELEMENTS = block_elements
     world, out = World.current(), []
     for seed, case in enumerate(CASES):

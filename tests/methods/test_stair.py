@@ -1,4 +1,4 @@
-"""STAIR: its schedule, its refusals, nodes without edges, and the closed form of its gradient."""
+"""STAIR: its schedule, the input that it refuses, nodes without edges, and the closed form of its gradient."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.graph.cases import dense
 from tests.methods.bare import Bare, method_of, write
 from tests.oracle.gather import sparse_entries
 
-# docs/methods/stair.md section 3.1: gamma, then b at columns 0, 1, 16, 32 and 63 of 64, then the means of b and beta.
+# docs/methods/stair.md section 3.1: gamma; b at columns 0, 1, 16, 32 and 63 of 64; the means of b and beta.
 SCHEDULE = [
     (0.1, [0.1, 0.69378, 0.88350, 0.93973, 0.99858], 0.9073, 0.0927),
     (0.2, [0.1, 0.49175, 0.78207, 0.88350, 0.99717], 0.8408, 0.1592),
@@ -32,7 +32,7 @@ CASES = [STAIR, STAIR | {"layers": 0}, STAIR | {"features": ["image"], "neighbou
 
 
 def pairs(seed: int = 0) -> list[tuple[int, int]]:
-    """Training pairs without the lonely ones; some of them occur twice."""
+    """Training pairs without the lonely users and items; some pairs occur twice."""
     rng = np.random.default_rng(seed)
     users = np.setdiff1d(np.arange(USERS), LONELY["users"])
     items = np.setdiff1d(np.arange(ITEMS), LONELY["items"])
@@ -78,7 +78,10 @@ def test_the_schedule_rises_from_a_tenth_and_stays_below_one(dim: int, gamma: fl
         ({"neighbours": []}, "key 'method.neighbours' has 0 numbers"),
         ({"neighbours": [5, 0]}, "key 'method.neighbours' has 0 for feature 'image'"),
         ({"neighbours": [-1, 1]}, "key 'method.neighbours' has -1 for feature 'text'"),
-        ({"neighbours": [ITEMS, 1]}, f"'method.neighbours' has {ITEMS} for feature 'text', which must be at least 1"),
+        (
+            {"neighbours": [ITEMS, 1]},
+            f"key 'method.neighbours' has {ITEMS} for feature 'text', which must be at least 1",
+        ),
         ({"neighbours": [1, 99]}, f"less than the {ITEMS} items"),
         ({"dim": 6}, "key 'method.dim' is 6 but feature 'image' has 5 columns and 17 rows"),
         ({"dim": 9, "features": ["text"], "neighbours": [2]}, "key 'method.dim' is 9 but feature 'text' has 8 columns"),
@@ -123,7 +126,10 @@ def test_wrong_settings_are_refused_by_key(settings: dict[str, Any], told: str):
 
 
 def whole_operator(method: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """The normalised adjacency of the distinct pairs, users first, and `(1 - c) / (1 - c^(L+1)) c^l` for c = beta."""
+    """The normalised adjacency of the distinct pairs, users before items, and the weights of its powers.
+
+    The weights are `(1 - c) / (1 - c^(L+1)) c^l` for c = beta.
+    """
     user, item = np.array(sorted(set(pairs()))).T
     beta = 1 - stepwise_decay(method["dim"], method["gamma"])
     powers = torch.stack([beta**power for power in range(method.get("layers", 3) + 1)])
@@ -137,7 +143,7 @@ def convolved(method: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def at_this_size(folder: str) -> list[dict[str, torch.Tensor]]:
-    """Per case: first tables, representations, the loss and its gradient, the batch; whole."""
+    """For each case, whole arrays: initial tables, representations, the loss and its gradient, and the batch."""
     world, data, out = World.current(), Dataset.open(folder), []
     for case in CASES:
         bare = Bare(world, data, case)
@@ -171,7 +177,7 @@ def check(case: dict[str, Any], found: dict[str, torch.Tensor]) -> None:
     difference = (wanted[u] * (wanted[n] - wanted[p])).sum(1)
     assert float(found["loss"]) == pytest.approx(float(torch.nn.functional.softplus(difference).mean()), rel=1e-6)
     slope = difference.sigmoid().unsqueeze(1) / len(u)
-    g = torch.zeros_like(wanted)  # dL/dE, non-zero on the batch's rows only
+    g = torch.zeros_like(wanted)  # dL/dE, which is zero outside the batch's rows
     g.index_add_(0, u, slope * (wanted[n] - wanted[p]))
     g.index_add_(0, p, -slope * wanted[u])
     g.index_add_(0, n, slope * wanted[u])
@@ -181,7 +187,7 @@ def check(case: dict[str, Any], found: dict[str, torch.Tensor]) -> None:
 
 
 def check_smoothing(case: dict[str, Any], found: dict[str, torch.Tensor]) -> None:
-    """3.2's operator over similar items with b, where the forward one has 1 - b."""
+    """The operator of 3.2 over similar items, with b in place of 1 - b."""
     powers = torch.stack(
         [stepwise_decay(case["dim"], case["gamma"]) ** power for power in range(case.get("layers", 3) + 1)]
     )
@@ -198,12 +204,12 @@ def check_lonely(case: dict[str, Any], found: dict[str, torch.Tensor]) -> None:
     means[tuple(np.array(sorted(set(pairs()))).T)] = 1
     means = means / means.sum(1, keepdim=True).clamp(min=1)
     torch.testing.assert_close(found["user"].double(), means @ found["item"].double(), rtol=1e-5, atol=1e-6)
-    assert not found["user"][LONELY["users"]].any(), "no training item: the mean of none is zero"
+    assert not found["user"][LONELY["users"]].any(), "without training items, the mean is zero"
     assert not found["user final"][LONELY["users"]].any()
-    assert not found["user gradient"][LONELY["users"]].any(), "in no batch, and no one's neighbour"
+    assert not found["user gradient"][LONELY["users"]].any(), "it is in no batch and has no neighbours"
     _, weights = whole_operator(case)
     alone = found["item"][LONELY["items"]].double()
-    assert alone.abs().max() > 0.1, "content reaches items that nobody chose"
+    assert alone.abs().max() > 0.1, "items without users have content"
     torch.testing.assert_close(found["item final"][LONELY["items"]].double(), alone * weights[0], rtol=1e-5, atol=1e-7)
 
 
@@ -227,7 +233,7 @@ def test_gradient_smoothing_and_lonely_nodes_at_any_size(size: int, tmp_path: Pa
 
 
 def trained(folder: str) -> dict[str, torch.Tensor]:
-    """Tables before and after three AdamW steps with decay."""
+    """Tables before and after three AdamW steps with weight decay, and the users' final vectors."""
     from distrec.training.engine import Engine
     from tests.methods.bare import run_config
 
@@ -253,4 +259,4 @@ def test_users_without_training_items_stay_at_zero_while_others_train(size: int,
         assert not found["final"][LONELY["users"]].any()
         others = np.setdiff1d(np.arange(USERS), LONELY["users"])
         assert (found["user after"] != found["user before"])[others].any(1).all()
-        assert (found["item after"] != found["item before"]).any(1).all(), "smoothing and decay reach every item"
+        assert (found["item after"] != found["item before"]).any(1).all(), "smoothing and decay change every item"

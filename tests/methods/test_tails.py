@@ -28,7 +28,7 @@ from tests.training.random_data import write_random
 
 USERS, ITEMS, STEPS = 13, 23, 4
 METHOD: dict[str, Any] = {"name": "odmt", "dim": 8, "id_dim": 24, "init": 3, "length": 4, "dropout": 0.0, "alpha": 2}
-# ZeRO stage, method, optimizer; the image encoders are in different datasets.
+# Dataset (one per image encoder), ZeRO stage, method, optimizer.
 RUNS: dict[str, tuple[str, int, dict[str, Any], dict[str, Any]]] = {
     "vit": ("vit", 0, METHOD, {"name": "adam", "lr": 1e-2}),
     "vit, ZeRO 2": ("vit", 2, METHOD, {"name": "adam", "lr": 1e-2}),
@@ -37,12 +37,12 @@ RUNS: dict[str, tuple[str, int, dict[str, Any], dict[str, Any]]] = {
     "efficientnet": ("efficientnet", 0, METHOD, {"name": "adamw", "lr": 1e-3, "clip_norm": 1.0}),
     "efficientnet, ZeRO 3": ("efficientnet", 3, METHOD, {"name": "adamw", "lr": 1e-3, "clip_norm": 1.0}),
 }
-TOGETHER = ("vit", "two layers", "efficientnet, ZeRO 3")  # by two workers
+TOGETHER = ("vit", "two layers", "efficientnet, ZeRO 3")  # with two workers
 SAME = {"vit": ("vit, ZeRO 2", "vit, ZeRO 3"), "efficientnet": ("efficientnet, ZeRO 3",)}
 
 
 def join(path: Path, content: str) -> str:
-    """A random dataset with the feature sets that were encoded elsewhere from as many items."""
+    """A random dataset with the feature sets of another one that has equally many items."""
     write_random(path, USERS, ITEMS, 90, 0)
     there, here = Dataset.open(content), Dataset.open(str(path))
     for name in there.manifest.features:
@@ -60,7 +60,7 @@ def listed(features: dict[str, Any]) -> set[str]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two datasets, `vit` and `efficientnet`, with the last hidden states and those before one layer (and two)."""
+    """Datasets `vit` and `efficientnet` with states after all layers and before the last; in `vit` also before two."""
     root = tmp_path_factory.mktemp("tails")
     bert = tiny.text_model(root / "bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     images: list[bytes | None] = [tiny.jpeg(seed, 40, 40) for seed in range(ITEMS)]
@@ -86,7 +86,7 @@ def config(data: Path | str, method: dict[str, Any], stage: int, optimizer: dict
 
 
 def trained(folder: str, name: str, layers: int | None = None, **dense: Any) -> dict[str, Any]:
-    """A few steps: losses, gradients of the first, weights before and after, and the vectors for ranking."""
+    """Train a few steps: losses, gradients of the first step, and weights before and after."""
     data, stage, method, optimizer = RUNS[name]
     method = {"train_encoder_layers": 1, **method} | ({} if layers is None else {"train_encoder_layers": layers})
     settings = config(Path(folder, data), method, stage, optimizer, **dense)
@@ -141,7 +141,7 @@ def agree(found: dict[str, Any], wanted: dict[str, Any], lr: float) -> None:
 def test_everything_starts_as_with_frozen_encoders_and_then_trains(alone: dict[str, Any]) -> None:
     for name in ("vit", "efficientnet"):
         frozen, tuned = alone[f"frozen {name}"], alone[name]
-        np.testing.assert_allclose(tuned["losses"][0], frozen["losses"][0], rtol=1e-3)  # float16 on the way
+        np.testing.assert_allclose(tuned["losses"][0], frozen["losses"][0], rtol=1e-3)  # stored states are float16
         np.testing.assert_allclose(tuned["start"]["item"], frozen["start"]["item"], atol=1e-2)
         assert abs(tuned["losses"][-1] - frozen["losses"][-1]) > 1e-3 * abs(frozen["losses"][-1])
         tails = [key for key in tuned["end"] if key.startswith("tails.")]
@@ -201,7 +201,7 @@ def test_sets_that_do_not_fit_are_refused(tmp_path: Path, root: Path) -> None:
         with pytest.raises(InputError, match=message) as told:
             build_method(config(root / "vit", METHOD | method, 0, {}), data)
         assert "\n" not in str(told.value)
-    # EfficientNet's own width, not that of the map that is stored
+    # The width after EfficientNet's last layers, not that of the stored feature map.
     with pytest.raises(InputError, match=r"'image-tokens-cut1', 1280 wide, but 'method\.id_dim' is 24"):
         build_method(
             config("", METHOD | {"train_encoder_layers": 1, "init": 2}, 0, {}), Dataset.open(str(root / "efficientnet"))
