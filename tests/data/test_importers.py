@@ -129,9 +129,9 @@ def test_files_that_are_missing_corrupt_or_of_another_kind(tmp_path: Path, raw: 
         "broken.parquet": r"'broken.parquet' is not readable as parquet",
         "ragged.csv": r"'ragged.csv' is not readable as csv .*Expected 4 columns, got 3",
         "binary.csv": r"'binary.csv' is not readable as csv",
-        "none.csv": r"'none.csv' holds no interactions",
+        "none.csv": r"'none.csv' has no interactions",
         "empty.csv": r"'empty.csv' is not readable as csv",
-        "log.xlsx": r"'log.xlsx' is no table that can be read",
+        "log.xlsx": r"'log.xlsx' is not a table of a known kind",
     }.items():
         refuse(tmp_path, message, interactions={"files": name, **SOURCE})
     section = {"files": "interactions.parquet", **SOURCE, "user": "user"}
@@ -365,7 +365,7 @@ def test_bad_feature_arrays(tmp_path: Path, raw: dict) -> None:
     np.save(tmp_path / "raw/cut.npy", good)
     (tmp_path / "raw/cut.npy").write_bytes((tmp_path / "raw/cut.npy").read_bytes()[:-9])
     refuse(tmp_path, "'cut.npy' is not readable as NumPy array", items=ITEMS, features={"f": {"files": "cut.npy"}})
-    refuse(tmp_path, "gives features by row, but there is no items table", features={"f": {"files": "nan.npy"}})
+    refuse(tmp_path, "gives features by row, but no items table", features={"f": {"files": "nan.npy"}})
     refuse(tmp_path, "no file 'nope.npy'", items=ITEMS, features={"f": {"files": "nope.npy"}})
 
 
@@ -373,10 +373,10 @@ def test_bad_feature_tables(tmp_path: Path, raw: dict) -> None:
     keys, count = [int(i) for i in raw["items"]], len(raw["items"])
     good = [[float(i), 1.0] for i in keys]
     cases: dict[str, tuple[dict[str, Any], str]] = {
-        "width": ({"v": [*good[:-1], [1.0]]}, rf"row {count - 1}: 'v' has width 1, others have 2"),
+        "width": ({"v": [*good[:-1], [1.0]]}, rf"row {count - 1}: 'v' has width 1 but others have 2"),
         "twice": ({"k": [*keys[:-1], keys[0]]}, rf"row {count - 1}: a second vector for k {keys[0]}"),
         "nan": ({"v": [*good[:2], [0.0, float("nan")], *good[3:]]}, r"row \d+: feature 1 is nan"),
-        "hole": ({"v": [[None, 1.0], *good[1:]]}, "holds an empty number"),
+        "hole": ({"v": [[None, 1.0], *good[1:]]}, "contains an empty number"),
         "words": ({"v": ["x"] * count}, "column 'v' holds string; features must be lists of floats"),
         "other": ({"k": [k + 1 for k in keys]}, "no k is among the"),
         "null": ({"v": pa.nulls(count, pa.list_(pa.float32()))}, "'v' is empty"),
@@ -394,7 +394,7 @@ def test_bad_feature_tables(tmp_path: Path, raw: dict) -> None:
     feature = {"files": ["a.parquet", "b.parquet"], "id": "k", "column": "v"}
     refuse(tmp_path, f"'b.parquet' row 0: a second vector for k {keys[8]}", items=ITEMS, features={"f": feature})
     write(tmp_path / "raw/b.parquet", {"k": keys[9:], "v": [[*row, 1.0] for row in good[9:]]})
-    refuse(tmp_path, "'b.parquet' row 0: a vector of 3 float64 where others have 2 float64", items=ITEMS, features={"f": feature})  # fmt: skip
+    refuse(tmp_path, "'b.parquet' row 0: a vector of 3 float64 but others have 2 float64", items=ITEMS, features={"f": feature})  # fmt: skip
 
 
 # --- mmrec -------------------------------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ def test_global_time_parts_no_moment_and_leaves_out_late_users(seed: int) -> Non
 
 def test_shares_need_global_time_and_must_leave_train_rows() -> None:
     user, item, time = rows(0)
-    with pytest.raises(InputError, match="mean nothing to split 'per_user_time'"):
+    with pytest.raises(InputError, match="do not apply to split 'per_user_time'"):
         assign(SplitSection(name="per_user_time", test=0.2), user, item, time, None, 1)
     with pytest.raises(InputError, match="leaves no train rows"):
         assign(SplitSection(name="global_time", valid=0.5, test=0.5), user, item, time, None, 1)

@@ -205,9 +205,9 @@ def test_damaged_and_absent_content_has_no_tokens(
     )
     (part,) = Dataset.open(data).feature("image-tokens").parts
     for row, value, message in (
-        (3, 18, "item 3: 18 real tokens of 17, missing False"),
-        (5, 1, "item 5: 1 real tokens of 17, missing True"),
-        (0, 0, "item 0: 0 real tokens of 17, missing False"),
+        (3, 18, "item 3: 18 of 17 tokens are real but 'missing' is False"),
+        (5, 1, "item 5: 1 of 17 tokens are real but 'missing' is True"),
+        (0, 0, "item 0: 0 of 17 tokens are real but 'missing' is False"),
     ):
         whole = pq.read_table(Path(data, part))
         edit(Path(data), part, with_value("count", row, value))
