@@ -1,4 +1,4 @@
-"""Each test damages one thing in a whole dataset and signs it again, so that only the content is wrong."""
+"""`distrec check` on datasets with one defect each, whose checksums have been updated so that they still match."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def edit(out: Path, name: str, change: Callable[[pa.Table], pa.Table]) -> None:
-    """Replace a file by a changed one that the manifest agrees with."""
+    """Change a file and update its entry in the manifest."""
     table = change(pq.read_table(out / name))
     pq.write_table(table, out / name)
     data = (out / name).read_bytes()
@@ -55,7 +55,7 @@ def edit_manifest(out: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def with_value(column: str, row: int, value: Any) -> Callable[[pa.Table], pa.Table]:
-    """A change of one value in a table."""
+    """A function that changes one value of a table."""
 
     def change(table: pa.Table) -> pa.Table:
         values = table[column].to_pylist()
@@ -115,8 +115,11 @@ def test_files(out: Path) -> None:
         ("items.parquet", lambda t: t.drop(["title"]), "column 'title' is absent, must be string"),
         ("features/f/part-00000.parquet", with_value("vector", 7, [0, 1, float("inf"), 0]), "item 7: feature 2 is inf"),
         ("features/f/part-00000.parquet", with_value("item", 7, 8), "does not hold items 0 to 24 in order"),
-        ("features/f/part-00000.parquet", with_value("missing", 7, True), r"25 rows \(2 missing\) but manifest.json says 25 \(1 missing\)"),
-        ("features/f/part-00000.parquet", lambda t: t.slice(0, 20), r"20 rows \(1 missing\) but manifest.json says 25 "),
+        (
+            "features/f/part-00000.parquet", with_value("missing", 7, True),
+            r"25 rows \(2 missing\) but manifest.json says 25 \(1 missing\)",
+        ),
+        ("features/f/part-00000.parquet", lambda t: t.slice(0, 20), r"20 rows \(1 missing\) but manifest.json says 25"),
         ("content/part-00000.parquet", with_value("text", 20, None), "content has 25 rows with"),
         ("content/part-00000.parquet", with_value("item", 20, 0), "content is not in item order"),
     ],

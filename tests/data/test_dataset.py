@@ -22,7 +22,7 @@ def write(
 ) -> tuple[Folder, np.ndarray, np.ndarray]:
     """A dataset whose train split has 2 parts and whose feature has parts of 9, 0, 5 and 9 rows in groups of 4.
 
-    A token set's items have 1, 2, … real tokens by turns, and values also where none belong.
+    In a token set, the numbers of real tokens cycle through 1, 2, …, and padding has values too.
     """
     folder, rng = open_folder(where), np.random.default_rng(0)
     files = {}

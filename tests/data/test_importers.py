@@ -20,7 +20,7 @@ ITEMS = {"files": "items.parquet", "id": "i"}
 
 @pytest.fixture
 def raw(tmp_path: Path) -> dict[str, np.ndarray]:
-    """Random interactions and a table of their items, in descending order of the ids, plus one item without a row."""
+    """Random interactions and a table of their items, by descending id, with one item that has no interaction."""
     columns = interactions(seed=1)
     write(tmp_path / "raw/interactions.parquet", columns)
     columns["items"] = np.append(np.unique(columns["i"])[::-1], 1000)
@@ -38,7 +38,7 @@ def original(dataset: Dataset) -> list[int]:
 
 
 def refuse(tmp: Path, match: str, **importer: Any) -> None:
-    """Preparing stops with one sentence that matches and leaves no dataset behind."""
+    """Assert that prepare fails with one matching sentence and leaves no dataset behind."""
     with pytest.raises(InputError, match=match) as caught:
         tables(tmp, out="refused", **importer)
     assert "\n" not in str(caught.value)
@@ -49,7 +49,7 @@ def refuse(tmp: Path, match: str, **importer: Any) -> None:
 
 
 def rewrite(tmp: Path, suffix: str, **columns: Any) -> dict[str, Any]:
-    """Interactions with some columns replaced, as a file of another kind; its `interactions` section."""
+    """Write interactions with some columns replaced to a file of another kind; return its `interactions` section."""
     write(tmp / f"raw/log{suffix}", {**interactions(seed=1), **columns})
     return {"interactions": {"files": f"log{suffix}", **SOURCE}}
 
@@ -224,7 +224,7 @@ def test_texts_of_a_csv_become_content(tmp_path: Path, raw: dict) -> None:
 
 
 def pictures(raw: dict, seed: int) -> dict[int, bytes | None]:
-    """Bytes for two thirds of the items."""
+    """Image bytes for two thirds of the items."""
     rng = np.random.default_rng(seed)
     return {int(i): rng.bytes(int(rng.integers(1, 4000))) if rng.random() < 0.66 else None for i in raw["items"]}
 
@@ -289,7 +289,8 @@ def test_bad_images(tmp_path: Path, raw: dict) -> None:
         tmp_path, "has no column 'png'", items=ITEMS, images={"files": "twice.parquet", "id": "key", "column": "png"}
     )
     refuse(tmp_path, r"'pics/\{i\}.jpg' names no file", items={**ITEMS, "image": "pics/{i}.jpg"})
-    refuse(tmp_path, "both give images", items={**ITEMS, "image": "{i}"}, images={"files": "other.parquet", "id": "key", "column": "jpeg"})  # fmt: skip
+    images = {"files": "other.parquet", "id": "key", "column": "jpeg"}
+    refuse(tmp_path, "both give images", items={**ITEMS, "image": "{i}"}, images=images)
 
 
 # --- features ----------------------------------------------------------------------------------------------------
@@ -394,14 +395,15 @@ def test_bad_feature_tables(tmp_path: Path, raw: dict) -> None:
     feature = {"files": ["a.parquet", "b.parquet"], "id": "k", "column": "v"}
     refuse(tmp_path, f"'b.parquet' row 0: a second vector for k {keys[8]}", items=ITEMS, features={"f": feature})
     write(tmp_path / "raw/b.parquet", {"k": keys[9:], "v": [[*row, 1.0] for row in good[9:]]})
-    refuse(tmp_path, "'b.parquet' row 0: a vector of 3 float64 but others have 2 float64", items=ITEMS, features={"f": feature})  # fmt: skip
+    message = "'b.parquet' row 0: a vector of 3 float64 but others have 2 float64"
+    refuse(tmp_path, message, items=ITEMS, features={"f": feature})
 
 
 # --- mmrec -------------------------------------------------------------------------------------------------------
 
 
 def toolbox(tmp: Path, seed: int = 3, **columns: Any) -> dict[str, np.ndarray]:
-    """A folder as MMRec lays it out: dense ids, labels, features with one item that has no interaction."""
+    """A folder in MMRec's layout: dense ids, labels, and features, with one item that has no interaction."""
     raw = interactions(seed)
     user, item = raw["u"] // 3 - 1, raw["i"] // 7
     label = np.random.default_rng(seed).integers(0, 3, len(user))
