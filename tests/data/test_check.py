@@ -40,7 +40,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def edit(out: Path, name: str, change: Callable[[pa.Table], pa.Table]) -> None:
-    """Change a file and update its entry in the manifest."""
+    """Replace a file by a changed one that the manifest agrees with."""
     table = change(pq.read_table(out / name))
     pq.write_table(table, out / name)
     data = (out / name).read_bytes()
@@ -55,7 +55,7 @@ def edit_manifest(out: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def with_value(column: str, row: int, value: Any) -> Callable[[pa.Table], pa.Table]:
-    """A function that changes one value of a table."""
+    """A change of one value in a table."""
 
     def change(table: pa.Table) -> pa.Table:
         values = table[column].to_pylist()
