@@ -20,7 +20,7 @@ from tests.training import small
 TRAINED = [name for name, kind in METHODS.items() if kind.trainable]
 CASES = [(name, f"method.{key}") for name in TRAINED for key in METHODS[name].changeable]
 CASES += [(name, "optimizer.lr") for name in TRAINED]
-INTENT = "method.dropout"  # which moves no parameter of MENTOR as published
+INTENT = "method.dropout"  # parameters depend on it only in MENTOR's variant `intent`
 
 
 def run(path: Path, data: str, name: str, changes: list[dict[str, Any]], **sections: Any) -> Path:
@@ -170,7 +170,7 @@ def test_changes_ahead_may_be_set_and_those_behind_may_not(tmp_path: Path, data:
         ("alignrec", [{"epoch": 2, "values": {"optimizer.lr": 1.0}}] * 2, "ascending epochs"),
         ("alignrec", [{"epoch": 0, "values": {"optimizer.lr": 1.0}}], "changes.0.epoch"),
         ("alignrec", [{"epoch": 1, "values": {}}], "changes.0.values"),
-        ("alignrec", [{"epoch": 7, "values": {"optimizer.lr": -1.0}}], "'optimizer.lr' is -1.0"),  # after the last epoch
+        ("alignrec", [{"epoch": 7, "values": {"optimizer.lr": -1.0}}], "'optimizer.lr' is -1.0"),  # past the end
         ("popularity", [{"epoch": 1, "values": {"optimizer.lr": 1.0}}], "popularity does not train"),
     ],
 )  # fmt: skip
