@@ -1,4 +1,4 @@
-"""`distrec check`: is a prepared dataset what its manifest says, and fit to train on?"""
+"""`distrec check`: verify that a prepared dataset matches its manifest and is fit to train on."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _INTERACTIONS = {"user": pa.int32(), "item": pa.int32(), "timestamp": pa.int64()
 _USERS = {"index": pa.int32(), "original": pa.string()}
 _ITEMS = {**_USERS, "title": pa.string()}
 _CONTENT = {"item": pa.int32(), "text": pa.string(), "image": pa.binary()}
-_LOW = 0.5  # a modality that fewer items have is worth a warning
+_LOW = 0.5  # a modality is reported in a warning when less than this share of the items has it
 
 
 def check(path: str) -> None:
-    """Verify the prepared dataset at `path` and print what is in it, with warnings for what is legal but odd.
+    """Verify the prepared dataset at `path` and print a summary of it, with warnings for valid but unusual content.
 
-    Checks files against their SHA-256, schemas, ids and their ranges, repeated pairs within and across splits, users
-    without train rows, and NaN or infinite features. Memory: one split's interactions and one row group of features.
+    Checks each file's SHA-256 and schema, the ids and their ranges, repeated pairs within and across splits, users
+    without train rows, and NaN or infinite features. Holds all user-item pairs and one row group of features in memory.
 
     Raises:
-        InputError: the first defect found.
+        InputError: names the first defect found.
     """
     dataset = Dataset.open(path)
     manifest = dataset.manifest
@@ -37,7 +37,7 @@ def check(path: str) -> None:
         raise InputError(f"data '{path}': {damage}; {_AGAIN}.")
     size = sum(entry.bytes for entry in manifest.files.values())
     print(f"{manifest.name}: {manifest.users:,} users, {manifest.items:,} items")
-    print(f"  files         {len(manifest.files)} with {size / 1e6:,.1f} MB, checksums right")
+    print(f"  files         {len(manifest.files)} with {size / 1e6:,.1f} MB, checksums match")
     warnings: list[str] = []
     for name, count in (("users", manifest.users), ("items", manifest.items)):
         _check_ids(dataset, name, count)
@@ -51,8 +51,10 @@ def check(path: str) -> None:
 
 
 def damaged_file(dataset: Dataset, names: Iterable[str] | None = None) -> str | None:
-    """The first of the files `names` (all by default) that is missing or differs from its SHA-256 in the manifest, in
-    words; None if they are whole.
+    """Describe the first of the files `names` (default: all) that is missing or does not match its SHA-256.
+
+    Returns:
+        A phrase for a message, or None if all of them are intact.
     """
     for name in dataset.manifest.files if names is None else names:
         entry = dataset.manifest.files[name]
@@ -68,7 +70,7 @@ def _parts(dataset: Dataset, prefix: str) -> list[str]:
 
 
 def _check_schema(dataset: Dataset, name: str, expected: dict[str, pa.DataType]) -> None:
-    """Refuse a file that the manifest does not list, or with other columns, types or rows."""
+    """Refuse a file that the manifest does not list, or that has other columns, types or numbers of rows."""
     if name not in dataset.manifest.files:
         raise InputError(f"data '{dataset.folder}': manifest.json does not list '{name}'; {_AGAIN}.")
     file = open_parquet(dataset.folder, name)
@@ -82,7 +84,8 @@ def _check_schema(dataset: Dataset, name: str, expected: dict[str, pa.DataType])
     rows = dataset.manifest.files[name].rows
     if file.metadata.num_rows != rows:
         raise InputError(
-            f"data '{dataset.folder}': '{name}' has {file.metadata.num_rows} rows, manifest.json says {rows}; {_AGAIN}."
+            f"data '{dataset.folder}': '{name}' has {file.metadata.num_rows} rows but manifest.json says {rows}; "
+            f"{_AGAIN}."
         )
 
 
@@ -108,8 +111,8 @@ def _check_interactions(dataset: Dataset, warnings: list[str]) -> None:
         found = dataset.interactions(split)
         if len(found) != dataset.manifest.interactions.get(split) or not len(found):
             raise InputError(
-                f"data '{dataset.folder}': split '{split}' has {len(found)} rows, manifest.json says "
-                f"{dataset.manifest.interactions.get(split)} (none is too few); {_AGAIN}."
+                f"data '{dataset.folder}': split '{split}' has {len(found)} rows but manifest.json says "
+                f"{dataset.manifest.interactions.get(split)}, and no split may be empty; {_AGAIN}."
             )
         back = (np.diff(found.user) < 0) | ((np.diff(found.user) == 0) & (np.diff(found.timestamp) < 0))
         if back.any():
@@ -141,7 +144,7 @@ def _check_interactions(dataset: Dataset, warnings: list[str]) -> None:
         f"{total / dataset.users / dataset.items:.3%}"
     )
     every = "every user has train or context rows" if context else "every user has train rows"
-    print(f"  split         {dataset.manifest.split}; no pair twice, {every}")
+    print(f"  split         {dataset.manifest.split}; no repeated pairs, {every}")
     print(
         f"  cold items    {int((rows == 0).sum()):,} without a train row, {int((rows < 5).sum()):,} with fewer than 5"
     )
@@ -160,7 +163,7 @@ def _check_feature(dataset: Dataset, name: str, warnings: list[str]) -> None:
     expected = {"item": pa.int32(), "vector": pa.list_(value_type, length), "missing": pa.bool_()}
     if entry.tokens > 1:
         expected["count"] = pa.int32()
-    prints = []  # one 64-bit fingerprint per item
+    fingerprints = []  # by row group, one 64-bit number per item that has the feature
     at = missing_rows = real = 0
     for part in entry.parts:
         _check_schema(dataset, part, expected)
@@ -182,19 +185,19 @@ def _check_feature(dataset: Dataset, name: str, warnings: list[str]) -> None:
                 if wrong.any():
                     row = int(np.flatnonzero(wrong)[0])
                     raise InputError(
-                        f"{where} item {at + row}: {count[row]} real tokens of {entry.tokens}, missing "
+                        f"{where} item {at + row}: {count[row]} of {entry.tokens} tokens are real but 'missing' is "
                         f"{bool(missing[row])}; run 'distrec encode --tokens' again."
                     )
                 real += int(count.sum())
-            prints.append(_fingerprints(values[~missing]))
+            fingerprints.append(_fingerprints(values[~missing]))
             at += len(values)
             missing_rows += int(missing.sum())
     if at != dataset.items or missing_rows != entry.missing:
         raise InputError(
-            f"data '{dataset.folder}': feature '{name}' has {at} rows, {missing_rows} missing, for {dataset.items} "
-            f"items, {entry.missing} missing; {_AGAIN}."
+            f"data '{dataset.folder}': feature '{name}' has {at} rows ({missing_rows} missing) but manifest.json says "
+            f"{dataset.items} ({entry.missing} missing); {_AGAIN}."
         )
-    seen = np.concatenate(prints)
+    seen = np.concatenate(fingerprints)
     shape = f"{entry.width} x {entry.dtype}"
     if entry.tokens > 1:
         shape = f"{entry.tokens} tokens x {shape}, {real / max(len(seen), 1):.1f} of them real on average"
@@ -206,7 +209,7 @@ def _check_feature(dataset: Dataset, name: str, warnings: list[str]) -> None:
 
 
 def _fingerprints(values: np.ndarray) -> np.ndarray:
-    """A 64-bit number per row that two different rows share with a chance of about 2**-48."""
+    """One 64-bit number per row, `[rows]`; two different rows get the same one with a probability of about 2**-48."""
     words = values.view(np.uint16 if values.dtype == np.float16 else np.uint32)
     weights = np.random.Generator(np.random.PCG64(1)).integers(0, 2**64, values.shape[1], np.uint64) | np.uint64(1)
     total = np.zeros(len(values), np.uint64)
@@ -232,7 +235,7 @@ def _check_content(dataset: Dataset, warnings: list[str]) -> None:
             found[kind] += len(batch) - batch[kind].null_count
     if at != dataset.items or found != dataset.manifest.content:
         raise InputError(
-            f"data '{dataset.folder}': content has {at} rows with {found}, manifest.json says {dataset.items} with "
+            f"data '{dataset.folder}': content has {at} rows with {found} but manifest.json says {dataset.items} with "
             f"{dataset.manifest.content}; {_AGAIN}."
         )
     for kind, items in found.items():

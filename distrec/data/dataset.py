@@ -2,16 +2,16 @@
 
 ```
 manifest.json                      written last: a folder without it is an unfinished prepare
-interactions/{train,valid,test}/part-00000.parquet   user, item: int32; timestamp: int64; `context` beside them where
-                                   the split has one: known before valid and test, and never trained
-users.parquet, items.parquet       index: int32; original: string; items also title: string (nullable)
+interactions/{train,valid,test}/part-00000.parquet   user, item: int32; timestamp: int64. Some splits also have
+                                   `interactions/context/`: known before valid and test, never trained on
+users.parquet, items.parquet       index: int32; original: string; items also have title: string (nullable)
 features/<name>/part-00000.parquet item: int32; vector: fixed-size list of float16/32; missing: bool;
-                                   with several vectors (tokens) per item also count: int32
+                                   a token set (several vectors per item) also has count: int32
 content/part-00000.parquet         item: int32; text: string (nullable); image: binary (nullable)
 ```
 
-Users and items are numbered from 0. Feature and content parts hold all items in index order. In a token set `vector` is
-an item's tokens one after another, and `count` how many of them, from the first, are real; zeros stand in for the rest.
+Users and items are numbered from 0. Feature and content parts hold all items in index order. In a token set, `vector`
+is the concatenation of an item's tokens. The first `count` tokens are real; the others are zeros.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ FORMAT = 1
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 CONTEXT: Literal["context"] = "context"
-"""Interactions of held-out users that a ranking may read and training may not; absent from most datasets."""
+"""Interactions of held-out users. A ranking may read them, training must not. Most datasets have none."""
 TOKENS = "-tokens"
-"""How the name of a modality's token set ends: `text-tokens` beside `text`."""
+"""Suffix of the name of a token set: `text-tokens` is the token set of modality `text`."""
 _BYTES_PER_GROUP = 8 << 20
 
 
@@ -59,7 +59,7 @@ class FeatureEntry(Section):
 
     @model_serializer(mode="wrap")
     def _without_default(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A plain set is written as before there were token sets, so that its dataset keeps its identity."""
+        """Leave out `tokens: 1`, so that datasets older than token sets keep their identity."""
         tree: dict[str, Any] = dump(self)
         if self.tokens == 1:
             tree.pop("tokens", None)
@@ -87,7 +87,7 @@ class Manifest(Section):
 
 @dataclass(frozen=True)
 class Interactions:
-    """Rows of one split, sorted by user, then time, then order in the source. Arrays of equal length."""
+    """Rows of one split, sorted by user, then time, then order in the source. All arrays are `[rows]`."""
 
     user: np.ndarray
     item: np.ndarray
@@ -98,7 +98,7 @@ class Interactions:
 
 
 class Dataset:
-    """Read access to a prepared dataset. Opening reads the manifest only."""
+    """Read access to a prepared dataset. Opening it reads only the manifest."""
 
     def __init__(self, folder: Folder, manifest: Manifest):
         self.folder, self.manifest = folder, manifest
@@ -106,10 +106,10 @@ class Dataset:
 
     @classmethod
     def open(cls, path: str) -> Dataset:
-        """The prepared dataset at a local path or `s3://` prefix.
+        """Open the prepared dataset at a local path or `s3://` prefix.
 
         Raises:
-            InputError: nothing there, an unfinished prepare, or another format.
+            InputError: there is no dataset, its prepare did not finish, or its format is another one.
         """
         folder = open_folder(path)
         if not folder.exists("manifest.json"):
@@ -127,7 +127,7 @@ class Dataset:
         if not isinstance(tree, dict) or tree.get("format") != FORMAT:
             found = tree.get("format") if isinstance(tree, dict) else type(tree).__name__
             raise InputError(
-                f"data '{path}': manifest format is {found!r}, this version reads {FORMAT}; run 'distrec prepare' "
+                f"data '{path}': manifest format is {found!r} but this version reads {FORMAT}; run 'distrec prepare' "
                 "again."
             )
         try:
@@ -141,7 +141,11 @@ class Dataset:
         return digest(self.manifest.model_dump())
 
     def read_table(self, name: str, verify: bool = True) -> pa.Table:
-        """One file of the manifest as a table; a file that differs from its recorded SHA-256 is refused."""
+        """Read one file of the manifest as a table.
+
+        Raises:
+            InputError: the file is missing or, with `verify`, does not match its recorded SHA-256.
+        """
         entry = self.manifest.files[name]
         try:
             data = self.folder.read_bytes(name)
@@ -157,7 +161,11 @@ class Dataset:
         return pa.parquet.read_table(pa.BufferReader(data))
 
     def interactions(self, split: Split | Literal["context"]) -> Interactions:
-        """All rows of a split, or of the context, int32 / int32 / int64; checksums and ids are verified."""
+        """All rows of a split or of the context, with user and item as int32 and timestamp as int64.
+
+        Raises:
+            InputError: a file is missing or damaged, or an id is out of range.
+        """
         parts = [
             self.read_table(name) for name in sorted(self.manifest.files) if name.startswith(f"interactions/{split}/")
         ]
@@ -181,7 +189,7 @@ class Dataset:
         """The entry of a feature set.
 
         Raises:
-            InputError: there is none of that name.
+            InputError: there is no feature set of that name.
         """
         if name not in self.manifest.features:
             known = list(self.manifest.features)
@@ -195,13 +203,13 @@ class Dataset:
         Reads only the row groups that hold these rows.
 
         Raises:
-            InputError: no such set, or one of several vectors per item.
+            InputError: there is no such set, or it has several vectors per item.
         """
         entry = self.feature(name)
         if entry.tokens > 1:
             raise InputError(
-                f"data '{self.folder}': feature '{name}' has {entry.tokens} vectors per item where one is read; name a "
-                "set that 'distrec encode' writes without --tokens."
+                f"data '{self.folder}': feature '{name}' has {entry.tokens} vectors per item but one is needed; "
+                "name a set that 'distrec encode' writes without --tokens."
             )
         values = np.zeros((max(stop - start, 0), entry.width), np.float32)
         missing = np.zeros(len(values), bool)
@@ -212,20 +220,20 @@ class Dataset:
         return values, missing
 
     def token_rows(self, name: str, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows `start:stop` of a token set, from the row groups that hold them.
+        """Rows `start:stop` of a token set. Reads only the row groups that hold these rows.
 
         Returns:
-            Values `[rows, tokens, width]` float16, count `[rows]` int32 of leading real tokens, missing `[rows]` bool;
-            zeros where an item is missing and behind its real tokens.
+            Values `[rows, tokens, width]` float16, zeros where an item is missing and after its real tokens; the number
+            of real tokens, which come first, `[rows]` int32; missing `[rows]` bool.
 
         Raises:
-            InputError: no such set, or one of a single vector per item.
+            InputError: there is no such set, or it has one vector per item.
         """
         entry = self.feature(name)
         if entry.tokens == 1:
             raise InputError(
-                f"data '{self.folder}': feature '{name}' has one vector per item where several are read; name a set "
-                "that 'distrec encode --tokens' writes."
+                f"data '{self.folder}': feature '{name}' has one vector per item but several are needed; name a "
+                "set that 'distrec encode --tokens' writes."
             )
         values = np.zeros((max(stop - start, 0), entry.tokens, entry.width), np.float16)
         count = np.zeros(len(values), np.int32)
@@ -239,7 +247,7 @@ class Dataset:
     def _feature_tables(
         self, entry: FeatureEntry, start: int, stop: int, columns: list[str]
     ) -> Iterator[tuple[slice, pa.Table]]:
-        """Rows `start:stop` of a set, one row group at a time: where they stand among those asked for, and the rows."""
+        """Rows `start:stop` of a set, one row group at a time: their places within `start:stop`, and the rows."""
         first = 0
         for part in entry.parts:
             rows = self.manifest.files[part].rows
@@ -256,13 +264,16 @@ class Dataset:
             first += rows
 
     def content(self, columns: list[str], batch_rows: int = 256) -> Iterator[pa.RecordBatch]:
-        """Batches of raw content (`item` and the asked columns of `text`, `image`) in item order, streamed."""
+        """Stream raw content in item order, as batches with `item` and those of `text` and `image` in `columns`."""
         for name in sorted(self.manifest.files):
             if name.startswith("content/"):
                 yield from open_parquet(self.folder, name).iter_batches(batch_rows, columns=["item", *columns])
 
     def content_of(self, items: Sequence[int], columns: list[str]) -> Iterator[dict[str, Any]]:
-        """Raw content of some items (`item` and the asked columns), read from the row groups that hold them."""
+        """Raw content of `items`, one dictionary each with `item` and `columns`, ascending by item.
+
+        Reads only the row groups that hold these items.
+        """
         wanted, first = np.unique(np.asarray(items, np.int64)), 0
         for name in sorted(self.manifest.files):
             if not name.startswith("content/"):
@@ -289,19 +300,19 @@ class Dataset:
 
 
 def vectors(column: pa.ChunkedArray, width: int) -> np.ndarray:
-    """A fixed-size-list column as a `[rows, width]` array of its own float type."""
+    """Convert a column of fixed-size lists to an array `[rows, width]` of the same float type."""
     chunks = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, width) for chunk in column.chunks]
     return np.concatenate(chunks) if chunks else np.empty((0, width), np.float32)
 
 
 def vector_table(first_item: int, values: np.ndarray, missing: np.ndarray, count: np.ndarray | None = None) -> pa.Table:
-    """A feature part for items `first_item`, `first_item + 1`, …
+    """Make a feature part for items `first_item`, `first_item + 1`, …
 
     Args:
-        first_item: its first item.
-        values: `[rows, width]` float16 or float32; of a token set `[rows, tokens * width]`.
+        first_item: index of the first item.
+        values: `[rows, width]` float16 or float32; for a token set `[rows, tokens * width]`.
         missing: `[rows]` bool.
-        count: `[rows]` int32, the leading real tokens; of a token set only.
+        count: `[rows]` int32, the number of real tokens; only for a token set.
     """
     flat = pa.array(np.ascontiguousarray(values).reshape(-1))
     items = np.arange(first_item, first_item + len(values), dtype=np.int32)
@@ -310,7 +321,7 @@ def vector_table(first_item: int, values: np.ndarray, missing: np.ndarray, count
 
 
 def group_rows(row_bytes: int) -> int:
-    """Rows per row group of wide vectors of `row_bytes` each: a reader of some items reads few others with them."""
+    """Rows per row group for rows of `row_bytes`: few for wide vectors, so that reading some items reads few others."""
     return max(1, min(65_536, _BYTES_PER_GROUP // row_bytes))
 
 

@@ -1,12 +1,13 @@
-"""`distrec demo-data`: a small shop whose customers choose by hidden tastes over what pictures and texts show.
+"""`distrec demo-data`: generate a small shop. Its customers have hidden tastes for what pictures and texts show.
 
-2,000 users, 1,000 items, 40,000 interactions, the same bytes for the same seed. A user's choice at time t among the
-items on sale, and not yet chosen, is item i with probability proportional to `exp(popularity_i + sum of tastes for i's
-values)`. Since that probability is known, so is the best ranking anyone could produce: `oracle.json` holds its metrics.
-New items go on sale late: they have few or no training interactions, and only their content tells who will like them.
+The shop has 2,000 users, 1,000 items and 40,000 interactions; the same seed gives the same bytes. At each time, a user
+chooses item i, among the items on sale that the user has not chosen yet, with a probability proportional to
+`exp(popularity_i + sum of the user's tastes for i's values)`. This probability is known, hence also the best possible
+ranking: `oracle.json` holds its metrics. Some items go on sale late. They have few or no training interactions, so only
+their content shows who will like them.
 
-Train, valid and test follow one another in time, and each item is on sale before the first valid interaction, so that
-the choice probability alone decides both held-out splits.
+Train comes before valid, and valid before test, in time. Every item is on sale before the first valid interaction, so
+the choice probability alone determines both held-out splits.
 """
 
 from __future__ import annotations
@@ -24,11 +25,17 @@ from distrec.data.storage import open_folder
 
 USERS, ITEMS, INTERACTIONS = 2_000, 1_000, 40_000
 KS = (5, 10, 20, 50)
-COLD = 5  # an item with at most so many training interactions is cold, as in the evaluation's slices
+COLD = 5  # maximum training interactions of a cold item, as in the evaluation's slices
 
-_TASTE = {"shape": 0.9, "colour": 1.2, "pattern": 0.9, "material": 1.1, "occasion": 1.1}  # spread over users
+_TASTE = {
+    "shape": 0.9,
+    "colour": 1.2,
+    "pattern": 0.9,
+    "material": 1.1,
+    "occasion": 1.1,
+}  # standard deviation over users
 _POPULARITY = 0.7
-_NEW_ITEMS = 240  # of which a quarter goes on sale at the very end of the training period
+_NEW_ITEMS = 240  # a quarter of them goes on sale at the very end of the training period
 _NO_PICTURE, _NO_DESCRIPTION = 40, 60
 _START, _DAY = 1_704_067_200, 86_400  # 2024-01-01 UTC
 _TRAIN_DAYS, _VALID_DAYS, _TEST_DAYS = 300, 30, 30
@@ -39,7 +46,7 @@ def write_demo(out: str, seed: int = 7) -> None:
 
     Args:
         out: a folder or `s3://` prefix.
-        seed: another seed is another shop.
+        seed: determines the shop.
     """
     values = attributes(seed)
     utility = utilities(seed)
@@ -84,12 +91,12 @@ def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
 
 
 def attributes(seed: int) -> dict[str, np.ndarray]:
-    """The hidden value of each attribute for every item, `[items]`, as a position in `VALUES`."""
+    """The hidden value of each attribute of every item, `[items]`, as an index into `VALUES`."""
     return {name: keyed.integers(("demo-value", seed, name), 0, ITEMS, len(VALUES[name])) for name in ATTRIBUTES}
 
 
 def utilities(seed: int) -> np.ndarray:
-    """Log of the unnormalised choice probability, `[users, items]`: popularity plus the tastes for an item's values."""
+    """Log of the unnormalised choice probability, `[users, items]`: popularity plus tastes for the item's values."""
     values = attributes(seed)
     utility = np.tile(_POPULARITY * keyed.normal(("demo-popularity", seed), 0, ITEMS), (USERS, 1))
     for name, spread in _TASTE.items():
@@ -100,7 +107,7 @@ def utilities(seed: int) -> np.ndarray:
 
 
 def _activity(seed: int) -> np.ndarray:
-    """Interactions per user, `[users]`: 8 and more with a long tail, 40,000 together."""
+    """Number of interactions of each user, `[users]`: at least 8, with a long tail and a sum of 40,000."""
     share = np.exp(0.7 * keyed.normal(("demo-activity", seed), 0, USERS))
     spare = INTERACTIONS - 8 * USERS
     count = np.floor(share * (spare / share.sum())).astype(np.int64)
@@ -137,7 +144,7 @@ def _interactions(utility: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarra
 
 
 def _oracle(utility: np.ndarray, user: np.ndarray, item: np.ndarray, split: np.ndarray) -> dict[str, Any]:
-    """Metrics of the best rankings there are, on valid and test, with training items masked."""
+    """Metrics of the best possible rankings on valid and test, with training items masked."""
     chance = np.exp(utility - utility.max(1, keepdims=True))
     chance /= chance.sum(1, keepdims=True)
     same_for_all = np.broadcast_to(chance.mean(0), chance.shape)
@@ -167,7 +174,7 @@ def _oracle(utility: np.ndarray, user: np.ndarray, item: np.ndarray, split: np.n
 
 
 def _metrics(scores: np.ndarray, train: np.ndarray, held: np.ndarray) -> dict[str, float]:
-    """Recall@K and NDCG@K of a full ranking with training items masked; ties go to the smaller item."""
+    """Recall@K and NDCG@K of a full ranking with training items masked; ties go to the smaller item index."""
     length = held.sum(1)
     some = length > 0
     ranked = np.argsort(np.where(train, np.inf, -scores)[some], axis=1, kind="stable")[:, : max(KS)]

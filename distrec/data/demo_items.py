@@ -1,7 +1,7 @@
-"""What an item of the demo shop looks like and how it is described: drawn with Pillow, written from small word lists.
+"""Pictures and descriptions of the demo shop's items, drawn with Pillow and written from small word lists.
 
-Five hidden attributes: the picture shows shape, colour and pattern; the description always has a chance to leave any of
-them out, and is the only place where material and occasion can be learned.
+An item has five hidden attributes. The picture shows its shape, colour and pattern. The description may mention or omit
+any of the five; only it reveals material and occasion.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from distrec.data import keyed
 
-# attribute -> value -> the words a description may use for it
+# attribute -> value -> words that a description may use for it
 WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     "shape": {
         "circle": ("round", "circular", "disc-shaped"),
@@ -97,7 +97,7 @@ _FRAMES: dict[str, tuple[str, ...]] = {
         "We had {} in mind when we designed it.",
     ),
 }
-# Words of a value that the item does not have: a description is not a list of tags.
+# Sentences that mention a value the item does not have, so that a description is more than a list of tags.
 _DECOYS = (
     ("colour", "Goes well with {} walls."),
     ("material", "Keep it away from rough {}."),
@@ -148,7 +148,7 @@ _SIZE, _OVERSAMPLING = 96, 2
 
 
 def describe(values: dict[str, str], seed: int, item: int) -> tuple[str, str]:
-    """Title and description of an item with attribute `values`; some attributes stay unsaid, some words mislead."""
+    """Title and description of an item with attribute `values`; they omit some attributes, and some words mislead."""
     dice = _dice(("demo-words", seed, item))
 
     def pick(options: tuple[str, ...]) -> str:
@@ -170,7 +170,7 @@ def describe(values: dict[str, str], seed: int, item: int) -> tuple[str, str]:
 
 
 def picture(values: dict[str, str], seed: int, item: int) -> bytes:
-    """A JPEG of the item, 96 x 96: its shape in its colour and pattern, turned, shifted, lit and grained at random."""
+    """A 96 x 96 JPEG of the item: its shape in its colour and pattern, with random angle, place, light and grain."""
     dice = _dice(("demo-picture", seed, item))
 
     def between(low: float, high: float) -> float:
@@ -208,7 +208,7 @@ def picture(values: dict[str, str], seed: int, item: int) -> bytes:
 
 
 def _dice(key: tuple[str | int, ...]) -> Iterator[float]:
-    """Uniform numbers of the stream `key`, one at a time; 128 are more than an item uses."""
+    """Uniform numbers of stream `key`, one at a time; no item uses as many as 128."""
     return iter(keyed.uniform(key, 0, 128).tolist())
 
 
@@ -217,7 +217,7 @@ def _byte(value: float) -> int:
 
 
 def _outline(shape: str) -> list[tuple[float, float]]:
-    """Corners of a shape within the unit circle."""
+    """Corners (x, y) of a shape within the unit circle."""
 
     def regular(corners: int, inner: float = 1.0) -> list[tuple[float, float]]:
         turns = [2 * np.pi * k / corners - np.pi / 2 for k in range(corners)]

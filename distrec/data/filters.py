@@ -1,4 +1,4 @@
-"""Which interactions are kept: duplicates and k-core. Users and items are integer codes from 0."""
+"""Filters of interactions: duplicates and k-core. Users and items are integer codes from 0."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ Duplicates = Literal["first", "last", "refuse"]
 
 
 def distinct(user: np.ndarray, item: np.ndarray, time: np.ndarray | None, rule: Duplicates) -> np.ndarray:
-    """Which rows stay so that no user-item pair occurs twice.
+    """Mark the rows to keep so that no user-item pair occurs twice.
 
     Args:
         user: `[rows]` codes.
         item: `[rows]` codes.
-        time: `[rows]`, or None; then and among equal times, the order of the rows counts.
-        rule: Whether the earliest or the latest row of a pair stays (`refuse`: the earliest; the caller refuses).
+        time: `[rows]`, or None. The order of the rows decides between equal times, and if there are no times.
+        rule: `first` keeps a pair's earliest row, `last` its latest. `refuse` does the same as `first`, and the caller
+            raises the error.
 
     Returns:
         `[rows]` bool.
@@ -32,7 +33,9 @@ def distinct(user: np.ndarray, item: np.ndarray, time: np.ndarray | None, rule: 
 
 
 def k_core(user: np.ndarray, item: np.ndarray, users: int, items: int) -> np.ndarray:
-    """Which rows stay when users with fewer than `users` rows and items with fewer than `items` go, until none does.
+    """Mark the rows that remain after users with fewer than `users` rows and items with fewer than `items` are removed.
+
+    Removal is repeated until nothing changes.
 
     Returns:
         `[rows]` bool.

@@ -1,7 +1,7 @@
 """Users' histories: the items of each user in time order, across splits, read as windows of a fixed length.
 
-The splits of a prepared dataset are sorted by user, then time, then order in the source, so a history is a stretch of
-the joined rows; equal times keep their order, those of an earlier split first.
+The splits of a prepared dataset are sorted by user, then time, then order in the source. A user's history is therefore
+a contiguous range of the joined rows. Rows with equal times keep their order, with an earlier split first.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ PADDING = -1
 
 
 class Histories:
-    """What every user has had.
+    """The history of every user.
 
     Args:
-        splits: interactions to join, in the order that breaks ties of time.
+        splits: interactions to join; among equal times, rows of an earlier split come first.
         users: number of users.
     """
 
@@ -34,16 +34,16 @@ class Histories:
 
     @property
     def predictable(self) -> np.ndarray:
-        """Users with an item that comes after another, ascending: those that next-item prediction can train on."""
+        """Users with at least two items, ascending: next-item prediction can train on these."""
         return np.flatnonzero(self.lengths >= 2)
 
     def newest(self, users: np.ndarray, length: int) -> np.ndarray:
-        """The last `length` items of `users`: int64 `[users, length]`, the newest last, `PADDING` before the first."""
+        """The last `length` items of `users`, int64 `[users, length]`: oldest first, with `PADDING` in front."""
         return self.up_to(users, self.lengths[users], length)
 
     def up_to(self, users: np.ndarray, stop: np.ndarray, length: int) -> np.ndarray:
-        """The `length` items before position `stop` `[users]` of each history, as `newest` gives them."""
-        back = np.arange(length, 0, -1)  # how far before `stop` each column lies
+        """The `length` items before position `stop` `[users]` of each history, in the form that `newest` returns."""
+        back = np.arange(length, 0, -1)  # distance of each column from `stop`
         start = self._ends[users] - self.lengths[users]
         place = (start + stop)[:, None] - back
         there = back <= stop[:, None]

@@ -1,8 +1,8 @@
-"""Random numbers keyed by meaning, not by who draws them.
+"""Random numbers keyed by what they are for, not by who draws them.
 
 A stream is named by a tuple such as `("negatives", seed, epoch, attempt)`. Element `i` of a stream is the same number
-whichever worker draws it and however the range is cut, because Philox is a counter-based generator: its state can be
-set to any position. Everything random in training comes from here, which is what makes a run the same at any size.
+no matter which worker draws it or how the range is divided, because Philox is a counter-based generator whose state can
+be set to any position. All random numbers of training come from here, so a run is the same at any size.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import hashlib
 
 import numpy as np
 
-_LANES = 4  # 64-bit numbers that Philox4x64 makes per counter value
+_LANES = 4  # 64-bit numbers per counter value of Philox4x64
 
 
 def _generator(key: tuple[str | int, ...], position: int, lanes: int = _LANES) -> tuple[np.random.Generator, int]:
-    """A generator at the counter that holds `position`, and how many of its `lanes` numbers to skip."""
+    """A generator at the counter value that contains `position`, and how many of its `lanes` numbers to skip."""
     name = hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
     bits = np.random.Philox(key=np.frombuffer(name, np.uint64))
     bits.advance(position // lanes)
@@ -23,7 +23,7 @@ def _generator(key: tuple[str | int, ...], position: int, lanes: int = _LANES) -
 
 
 def number(key: tuple[str | int, ...]) -> int:
-    """One number in [0, 2**63) named by `key`, to seed generators of other libraries."""
+    """One number in [0, 2**63) derived from `key`, to seed generators of other libraries."""
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "big") >> 1
 
 
@@ -40,9 +40,9 @@ def uniform32(key: tuple[str | int, ...], start: int, count: int) -> np.ndarray:
 
 
 def uniform_rows(key: tuple[str | int, ...], rows: range, width: int) -> np.ndarray:
-    """Consecutive rows of a matrix with `width` columns, which stream `key` fills row by row.
+    """Consecutive rows of a matrix with `width` columns that stream `key` fills row by row.
 
-    Whoever holds some rows, of a side or of a batch, draws these alone and has the same numbers as one who draws all.
+    A worker that holds some rows draws only these and gets the same numbers as one that draws all rows.
 
     Returns:
         `[len(rows), width]` float32 in [0, 1), two from each 64-bit number.
@@ -51,7 +51,7 @@ def uniform_rows(key: tuple[str | int, ...], rows: range, width: int) -> np.ndar
 
 
 def integers(key: tuple[str | int, ...], start: int, count: int, bound: int) -> np.ndarray:
-    """Elements `start : start + count` of stream `key` as int64 in [0, bound); `bound` at most 2**31."""
+    """Elements `start : start + count` of stream `key`: int64 in [0, bound), where `bound` is at most 2**31."""
     return (uniform(key, start, count) * bound).astype(np.int64)
 
 
@@ -62,6 +62,6 @@ def normal(key: tuple[str | int, ...], start: int, count: int) -> np.ndarray:
 
 
 def permutation(key: tuple[str | int, ...], count: int) -> np.ndarray:
-    """A permutation of `range(count)`, int64, named by `key`."""
+    """A random permutation of `range(count)`, int64, derived from `key`."""
     generator, _ = _generator(key, 0)
     return generator.permutation(count)

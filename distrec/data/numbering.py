@@ -1,9 +1,10 @@
-"""Which index a user or item gets.
+"""Rules that number users and items.
 
 * `sorted`: ascending original ids (strings by their UTF-8 bytes).
-* `first_seen`: in the order of the kept interactions in the source; items without one follow in catalogue order.
+* `first_seen`: in the order in which the kept interactions first name them; items without one follow in catalogue
+  order.
 * `given`: the original ids are the indices, so they must be 0 to n - 1 with none left out.
-* `shuffled`: a permutation drawn from the seed, so that blocks of rows are alike in popularity.
+* `shuffled`: a permutation drawn from the seed, so that all blocks of rows have similar popularity.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _LARGEST = 2**31 - 1
 def number(
     rule: IdOrder, what: str, ids: pa.Array, kept: np.ndarray, rows: np.ndarray, later: np.ndarray, seed: int
 ) -> np.ndarray:
-    """The codes that get index 0, 1, 2, ….
+    """Put the kept codes in index order.
 
     Args:
         rule: The id order.
@@ -31,14 +32,14 @@ def number(
         ids: `[codes]` original ids, ascending.
         kept: Codes that get an index, ascending.
         rows: `[interactions]` codes in source order, for `first_seen`.
-        later: `[codes]` rank of codes without an interaction, for `first_seen`.
-        seed: Names the draw of `shuffled`.
+        later: `[codes]` sort key of codes without an interaction, for `first_seen`.
+        seed: Seed of `shuffled`.
 
     Returns:
-        `kept` in index order.
+        The elements of `kept`; the one at position i gets index i.
 
     Raises:
-        InputError: `given` with ids that are not 0 to n - 1.
+        InputError: the rule is `given` and the ids are not 0 to n - 1.
     """
     if rule == "given":
         _check_given(what, ids.take(pa.array(kept)))
@@ -62,6 +63,6 @@ def _check_given(what: str, ids: pa.Array) -> None:
     if values[-1] != len(values) - 1:
         absent = int(np.flatnonzero(values != np.arange(len(values)))[0])
         raise InputError(
-            f"key 'id_order' is 'given' but {what} id {absent} is absent among the {len(values)} kept (largest "
+            f"key 'id_order' is 'given' but {what} id {absent} is absent among the {len(values)} kept ids (largest "
             f"{values[-1]}); choose 'sorted'."
         )

@@ -1,4 +1,4 @@
-"""Rows of a prepared dataset, cut into Parquet files (parts)."""
+"""Divide the rows of a prepared dataset into Parquet files (parts)."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ BYTES_PER_PART = 64 << 20
 
 
 def items_per_part(row_bytes: int) -> int:
-    """Items in a part whose rows take `row_bytes` each."""
+    """Number of items in a part whose rows have `row_bytes` each."""
     return max(1, min(ITEMS_PER_PART, BYTES_PER_PART // row_bytes))
 
 
 class Parts:
-    """Files `<place>/part-00000.parquet`, `part-00001.parquet`, … of a dataset, each written when its rows are there.
+    """Writes `<place>/part-00000.parquet`, `part-00001.parquet`, … of a dataset, each as soon as its rows are complete.
 
     Attributes:
-        rows: of every part but the last, unless `most_bytes` ends one before.
+        rows: rows per part. The last part may have fewer, and so may any part that reaches `most_bytes`.
         files: manifest entries by name, in order.
 
     Args:
-        folder: of the dataset.
-        place: the parts' folder inside it.
-        group_rows: rows of a row group.
-        most_bytes: of rows in memory; a part ends with the table that reaches it. None: parts end by rows only.
-        dictionary: as in `parquet_bytes`.
-        known: entries of files that stand there. Names then carry a piece of the checksum, so that no file is ever
-            overwritten, and a file that is known is not written again.
+        folder: the dataset's folder.
+        place: the folder of the parts inside it.
+        rows: rows per part.
+        group_rows: rows per row group.
+        most_bytes: a part also ends once its rows take this many bytes in memory; None: no limit.
+        dictionary: see `parquet_bytes`.
+        known: entries of existing files. File names then contain the start of the checksum, so that no file is ever
+            overwritten, and a known file is not written again.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Parts:
         self._held = 0
 
     def add(self, table: pa.Table) -> None:
-        """Append rows, and write each part that is full."""
+        """Append rows and write every part that is full."""
         self._waiting.append(table)
         self._held += table.num_rows
         while self._held >= self.rows:
@@ -64,7 +65,7 @@ class Parts:
             self._write(self._held)
 
     def close(self) -> dict[str, FileEntry]:
-        """Write the rows that are left. Returns `files`."""
+        """Write the remaining rows and return `files`."""
         if self._held:
             self._write(self._held)
         return self.files

@@ -1,8 +1,8 @@
-"""`distrec prepare`: from raw files to the prepared dataset of `distrec.data.dataset`.
+"""`distrec prepare`: turn raw files into the prepared dataset that `distrec.data.dataset` describes.
 
-In this order: read (importer), keep ratings at or above `min_rating`, drop duplicates, k-core, split, number users and
-items, write. The result depends on the config and the source alone, down to the bytes. The manifest comes last, so
-that an interrupted prepare leaves nothing that could be taken for a dataset; the same command again starts over.
+The steps, in order: read (importer), keep ratings of at least `min_rating`, drop duplicates, apply the k-core, split,
+number users and items, write. Config and source alone determine the result, down to the bytes. The manifest is written
+last, so nobody can mistake the output of an interrupted prepare for a dataset. The same command starts it over.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from distrec.data.splits import LEFT_OUT, SplitSection
 from distrec.data.storage import Folder, open_folder
 from distrec.errors import InputError
 
-_MARK = "prepare.unfinished"  # in a folder that a prepare has begun to fill and may clear
+_MARK = "prepare.unfinished"  # marks a folder that a prepare has started to fill and may therefore clear
 _WRITTEN = ("interactions", "features", "content", "users.parquet", "items.parquet")
 _CONTENT_ROWS = 200  # items per row group
 
 
 class KCore(Section):
-    """Fewest interactions of a kept user and a kept item; both again until nothing changes. 0 keeps all."""
+    """Fewest interactions per user and per item. Both filters repeat until nothing changes; 0 switches one off."""
 
     users: int = Field(0, ge=0, description="fewest interactions of a user that is kept; 0 keeps all")
     items: int = Field(0, ge=0, description="fewest interactions of an item that is kept; 0 keeps all")
@@ -82,7 +82,7 @@ class DataConfig(Section):
 
 @dataclass
 class _Chosen:
-    """What remains of the source, numbered: rows sorted by user, time, order in the source."""
+    """The rows and ids that are kept, numbered. Rows are sorted by user, then time, then order in the source."""
 
     user: np.ndarray  # [rows] int32 index
     item: np.ndarray
@@ -90,7 +90,7 @@ class _Chosen:
     label: np.ndarray  # [rows] int8
     users: np.ndarray  # [users] codes in index order
     items: np.ndarray  # [items] codes in index order
-    dropped: list[str]  # what was left out and why
+    dropped: list[str]  # what was dropped and why, in words
 
 
 def prepare(config: str, source: str, out: str, overrides: Sequence[str] = ()) -> Dataset:
@@ -99,12 +99,13 @@ def prepare(config: str, source: str, out: str, overrides: Sequence[str] = ()) -
     Args:
         config: Path of a data config.
         source: Folder of the raw files, local or `s3://`.
-        out: Folder of the result, local or `s3://`. An unfinished prepare there is started over; a dataset of the same
-            config and source is left as it is if whole and made again if damaged; anything else is refused.
-        overrides: `dotted.key=value` in the config.
+        out: Folder of the result, local or `s3://`. An unfinished prepare in it is started over. A dataset of the same
+            config and source stays unchanged if it is intact and is rebuilt if it is damaged. Any other content is
+            refused.
+        overrides: Changes to the config, each `dotted.key=value`.
 
     Raises:
-        InputError: the config, the source or `out` is not usable; the message says where and how to mend it.
+        InputError: the config, the source or `out` is not usable; the message says where and how to fix it.
     """
     settings = decode(DataConfig, apply_overrides(load_file(config), overrides))
     importer, section = choose_importer(settings.importer)
@@ -145,7 +146,7 @@ def prepare(config: str, source: str, out: str, overrides: Sequence[str] = ()) -
 
 
 def _choose(raw: RawDataset, config: DataConfig) -> _Chosen:
-    """Filter, split and number."""
+    """Filter and split the interactions, and number users and items."""
     source = raw.interactions
     rows = np.arange(len(source))
     dropped: list[str] = []
@@ -220,19 +221,19 @@ def _check_split(raw: RawDataset, config: DataConfig, user: np.ndarray, label: n
 
 
 def _named(label: np.ndarray) -> list[tuple[int, str]]:
-    """Label and name of every set of rows that is written: the splits, and the context if there is one."""
+    """Label and name of every set of rows to write: the splits, and the context if there is one."""
     return [*enumerate(SPLITS), *([(splits.CONTEXT, CONTEXT)] if (label == splits.CONTEXT).any() else [])]
 
 
 def _index(codes: np.ndarray, total: int) -> np.ndarray:
-    """From code to index, -1 for a code without one."""
+    """The index of each code, `[total]` int32; -1 for a code that was dropped."""
     index = np.full(total, -1, np.int32)
     index[codes] = np.arange(len(codes), dtype=np.int32)
     return index
 
 
 def _claim(folder: Folder, out: str, config: DataConfig, digest: str) -> Dataset | None:
-    """Make `folder` ready to be written, or return the dataset that is already there."""
+    """Prepare `folder` for writing, or return the intact dataset that is already in it."""
     try:
         names = folder.names()
         if "manifest.json" in names:
@@ -245,10 +246,10 @@ def _claim(folder: Folder, out: str, config: DataConfig, digest: str) -> Dataset
             print(f"{out} is damaged ({damage}); preparing it again.")
         elif names and _MARK not in names:
             raise InputError(f"out '{out}' holds other files ({names[0]}, …); give an empty or new folder.")
-        folder.write_bytes(b"distrec prepare has begun here and not finished; run it again\n", _MARK)
+        folder.write_bytes(b"distrec prepare has started here but not finished; run it again\n", _MARK)
         folder.remove("manifest.json")
         for name in folder.names():
-            if name in _WRITTEN or name.endswith(".part"):  # the latter: drafts of single files
+            if name in _WRITTEN or name.endswith(".part"):  # .part: partly written files
                 folder.remove(name)
     except InputError:
         raise
@@ -272,7 +273,7 @@ def _check_same(manifest: Manifest, out: str, config: DataConfig, digest: str) -
 
 
 def _write_tables(folder: Folder, files: dict[str, FileEntry], raw: RawDataset, chosen: _Chosen) -> None:
-    """Users, items and interactions."""
+    """Write users, items and interactions; add their entries to `files`."""
     source = raw.interactions
 
     def ids(all_ids: pa.Array, codes: np.ndarray) -> dict[str, pa.Array]:
@@ -296,7 +297,7 @@ def _write_tables(folder: Folder, files: dict[str, FileEntry], raw: RawDataset, 
 def _write_feature(
     folder: Folder, files: dict[str, FileEntry], name: str, feature: RawFeature, rows: np.ndarray
 ) -> FeatureEntry:
-    """One feature set in item order; `rows` are the items' catalogue rows."""
+    """Write one feature set in item order; `rows` `[items]` are the items' catalogue rows."""
     dtype = stored_type(feature.values)
     width = feature.values.shape[1]
     out = parts.Parts(folder, f"features/{name}", parts.items_per_part(width * dtype.itemsize))
@@ -315,7 +316,11 @@ def _write_feature(
 
 
 def _write_content(folder: Folder, files: dict[str, FileEntry], raw: RawDataset, rows: np.ndarray) -> dict[str, int]:
-    """Texts and images in item order, streamed, one part in memory at a time. Returns how many items have each."""
+    """Write texts and images in item order, with one part in memory at a time.
+
+    Returns:
+        How many items have a text and how many have an image; empty if the source has neither.
+    """
     if raw.texts is None and raw.images is None:
         return {}
     count = {"text": 0, "image": 0}

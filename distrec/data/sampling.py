@@ -1,9 +1,9 @@
-"""The global sample order: what every step trains on, without reference to the number of workers.
+"""The global sample order: what each step trains on, whatever the number of workers.
 
-An epoch is a list of samples; sample `order[position]` is trained at `position`, and step `s` of global batch `B`
-covers positions `s B` to `(s + 1) B`, the last step fewer. Everything drawn is keyed by (seed, epoch, position).
+An epoch is a permutation of the samples. Step `s` with global batch size `B` trains on those at positions `s B` to
+`(s + 1) B`; the last step may have fewer. All random draws are keyed by seed, epoch and position.
 
-Samples are of two kinds: interactions with a negative each (`PairSampler`), and windows of users' histories
+There are two kinds of samples: interactions with one negative each (`PairSampler`), and windows of users' histories
 (`UserWindows`, `RandomWindows`).
 """
 
@@ -26,7 +26,7 @@ _ATTEMPTS = 32
 
 @dataclass(frozen=True)
 class Triples:
-    """One global batch of pairs with a negative each: int64 `[B]`, and the training rows they come from."""
+    """One global batch of pairs with one negative each, int64 `[B]`, and the training rows of the pairs."""
 
     users: np.ndarray
     positives: np.ndarray
@@ -36,12 +36,12 @@ class Triples:
 
 @dataclass(frozen=True)
 class Windows:
-    """One global batch of stretches of histories.
+    """One global batch of windows of histories.
 
     Attributes:
         users: int64 `[B]`.
-        items: int64 `[B, L]`, the newest item last, -1 where a history is shorter.
-        rows: which of the epoch's samples these are, for the ledger `[B]`.
+        items: int64 `[B, L]`, oldest item first, with -1 in front of shorter histories.
+        rows: indices of the samples within the epoch, for the ledger, `[B]`.
     """
 
     users: np.ndarray
@@ -53,7 +53,7 @@ Samples = Triples | Windows
 
 
 def cut(samples: Samples, pieces: int) -> list[Samples]:
-    """`samples` in order as at most `pieces` of nearly equal length, none of them empty."""
+    """Divide `samples`, in order, into at most `pieces` pieces of nearly equal length, none of them empty."""
     bounds = [share(len(samples.users), piece, pieces) for piece in range(pieces)]
     columns = [field.name for field in fields(samples)]
     return [
@@ -64,11 +64,11 @@ def cut(samples: Samples, pieces: int) -> list[Samples]:
 
 
 class Sampler(ABC):
-    """Deals an epoch's samples.
+    """Deals out the samples of an epoch, batch by batch.
 
     Args:
-        samples: of an epoch.
-        seed: of the run.
+        samples: number of samples in an epoch.
+        seed: the run's seed.
     """
 
     def __init__(self, samples: int, seed: int):
@@ -79,7 +79,7 @@ class Sampler(ABC):
         return self.samples
 
     def batch(self, epoch: int, step: int, global_batch: int) -> Samples:
-        """The whole global batch of `step`."""
+        """The global batch of `step`: the rows of all workers."""
         if epoch != self._epoch:
             self._epoch, self._order = epoch, keyed.permutation(("order", self.seed, epoch), self.samples)
         start = step * global_batch
@@ -87,18 +87,18 @@ class Sampler(ABC):
 
     @abstractmethod
     def _samples(self, epoch: int, start: int, rows: np.ndarray) -> Samples:
-        """Samples `rows` `[B]`, which stand at position `start` of the epoch and after."""
+        """The samples with indices `rows` `[B]`, which are at positions `start` and following of the epoch."""
 
 
 class PairSampler(Sampler):
-    """Batches of (user, positive, negative): each row of the training split once an epoch.
+    """Batches of (user, positive, negative): each row of the training split once per epoch.
 
     Args:
         train: the training split.
         items: number of items.
-        seed: of the run.
-        negatives_from: draw negatives uniformly among the items that occur in training, or among all items. Never one
-            of the user's training items; items held out for validation or test can be drawn.
+        seed: the run's seed.
+        negatives_from: draw negatives uniformly from the items that occur in training, or from all items. A user's
+            training items are never drawn for that user; items held out for validation or test can be.
 
     Raises:
         InputError: a user has every candidate item, so no negative exists.
@@ -134,7 +134,7 @@ class PairSampler(Sampler):
             left = left[taken]
             if not len(left):
                 return chosen
-        for place in left:  # users with nearly every item: choose among what is left, by the same keyed number
+        for place in left:  # users who have nearly every item: draw from the remaining ones
             own = self._pairs[
                 slice(*np.searchsorted(self._pairs, [users[place] * self._items, (users[place] + 1) * self._items]))
             ]
@@ -150,7 +150,7 @@ class PairSampler(Sampler):
 
 
 class UserWindows(Sampler):
-    """The newest `length` items of each user's history: each user with at least two items once an epoch."""
+    """The newest `length` items of each history: once per epoch for each user with at least two items."""
 
     def __init__(self, histories: Histories, length: int, seed: int):
         self._histories, self._length = histories, length
@@ -163,10 +163,10 @@ class UserWindows(Sampler):
 
 
 class RandomWindows(Sampler):
-    """Windows that end in a random item: a user, then one of its positions from number `first` on, both uniformly.
+    """Windows that end at a random item: draw a user, then one of its positions from `first` on, both uniformly.
 
-    Drawn with replacement (docs/methods/bivrec.md section 2), so what is counted once an epoch is the draw. An epoch
-    has as many draws as there are such positions.
+    Windows are drawn with replacement (docs/methods/bivrec.md section 2), so the ledger counts draws, not windows. An
+    epoch has as many draws as there are such positions.
     """
 
     def __init__(self, histories: Histories, length: int, first: int, seed: int):

@@ -1,17 +1,18 @@
-"""How interactions are divided into train, valid and test.
+"""Rules that divide interactions into train, valid and test.
 
-* `given`: by a column of the source.
-* `per_user_time`: in time order, the last ones of each user are test, those before them valid; equal times in ascending
-  order of the original item id. Of n rows, fewer than 10 give 1 + 1; otherwise h = n // 5 are held out, h // 2 valid.
-* `per_user_random`: the same numbers, in an order drawn from the seed; independent of the order of the source.
+* `given`: a column of the source says the split.
+* `per_user_time`: in time order, the last rows of each user are test and those before them valid. Rows with equal times
+  are ordered by original item id, ascending. Users with fewer than 10 rows give 1 row to valid and 1 to test. For users
+  with n >= 10 rows, h = n // 5 are held out: h // 2 are valid, the others test.
+* `per_user_random`: the same counts, in an order drawn from the seed that does not depend on the source's order.
 * `leave_last_out`: the last row of each user is test, the one before it valid.
-* `by_user`: users are dealt out in an order drawn from the seed until train has 80 % of rows and valid 10 %; test has
-  the rest. Of a valid or test user with n rows the first floor(0.8 n) in time order are context, known when ranking and
-  never trained; those after them are held out (docs/methods/bivrec.md section 2).
-* `global_time`: two points in time for everybody; rows of one time never part. Valid and test rows of users who have no
-  row before the first point are left out.
+* `by_user`: users go to train, in an order drawn from the seed, until it has 80 % of the rows, then to valid until it
+  has 10 %; the other users go to test. Of a valid or test user with n rows, the first floor(0.8 n) in time order are
+  context: rankings may read them, training must not. The others are held out (docs/methods/bivrec.md section 2).
+* `global_time`: the same two points in time for all users. Rows with equal times are in the same split. Valid and test
+  rows of users who have no row before the first point are left out.
 
-Where the rule counts per user, users with fewer than 3 rows keep them all in train.
+If the rule counts rows per user, users with fewer than 3 rows keep all of them in train.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from distrec.data import keyed
 from distrec.errors import InputError
 
 TRAIN, VALID, TEST, CONTEXT, LEFT_OUT = 0, 1, 2, 3, -1
-_Counts = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # from a user's rows to its valid and test rows
+_Counts = Callable[
+    [np.ndarray], tuple[np.ndarray, np.ndarray]
+]  # users' numbers of rows -> their numbers of valid and of test rows
 
 
 class SplitSection(Section):
@@ -53,24 +56,24 @@ def assign(
     label: np.ndarray | None,
     seed: int,
 ) -> np.ndarray:
-    """The split of every row.
+    """Assign a split to every row.
 
     Args:
         split: The rule.
         user: `[rows]` codes in ascending order of the original ids.
         item: `[rows]` codes in ascending order of the original ids.
-        time: `[rows]`, or None where the source has none.
+        time: `[rows]`, or None if the source has no times.
         label: `[rows]` labels of a given split, or None.
-        seed: Names the draws of `per_user_random` and `by_user`.
+        seed: Seed of `per_user_random` and `by_user`.
 
     Returns:
         `[rows]` int8: TRAIN, VALID, TEST, CONTEXT or LEFT_OUT.
 
     Raises:
-        InputError: the rule needs times or labels that the source does not give, or shares that leave nothing.
+        InputError: the rule needs times or labels that the source lacks, or its shares leave no train rows.
     """
     if split.name != "global_time" and (split.valid is not None or split.test is not None):
-        raise InputError(f"keys 'split.valid' and 'split.test' mean nothing to split '{split.name}'; remove them.")
+        raise InputError(f"keys 'split.valid' and 'split.test' do not apply to split '{split.name}'; remove them.")
     if split.name == "given":
         if label is None:
             raise InputError(
@@ -95,12 +98,12 @@ def assign(
 
 
 def users_unknown(user: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Codes of the users who have held-out rows but none in train or context, ascending."""
+    """Codes of users who have held-out rows but no rows in train or context, ascending."""
     return np.setdiff1d(user[np.isin(label, (VALID, TEST))], user[np.isin(label, (TRAIN, CONTEXT))])
 
 
 def _benchmark_counts(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Valid and test rows of users with `rows` rows: 1 + 1 below 10, else h = n // 5 as h // 2 and the rest."""
+    """Numbers of valid and test rows of users with `rows` rows: 1 and 1 below 10, else h // 2 and h - h // 2."""
     held = rows // 5
     few = rows < 10
     return np.where(few, 1, held // 2), np.where(few, 1, held - held // 2)
@@ -111,7 +114,7 @@ def _leave_last_out_counts(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _per_user(user: np.ndarray, keys: tuple[np.ndarray, ...], counts: _Counts) -> np.ndarray:
-    """Labels from each row's place among its user's rows, sorted by `keys` (the last one first)."""
+    """Label each row by its place among its user's rows, sorted by `keys`, of which the last is the primary key."""
     order = np.lexsort((*keys, user))
     rows = np.bincount(user)
     valid, test = counts(rows)
@@ -126,7 +129,7 @@ def _per_user(user: np.ndarray, keys: tuple[np.ndarray, ...], counts: _Counts) -
 def _by_user(user: np.ndarray, item: np.ndarray, time: np.ndarray, seed: int) -> np.ndarray:
     rows = np.bincount(user)
     dealt = np.argsort(keyed.uniform(("split by user", seed), 0, len(rows)), kind="stable")
-    before = np.empty(len(rows), np.int64)  # rows of the users dealt out before each
+    before = np.empty(len(rows), np.int64)  # rows of the users drawn before each user
     before[dealt] = np.cumsum(rows[dealt]) - rows[dealt]
     group = np.digitize(before / len(user), [0.8, 0.9])
     group[rows < 3] = TRAIN

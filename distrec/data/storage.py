@@ -1,4 +1,4 @@
-"""One filesystem function for every path of the project: local folders and `s3://` prefixes alike."""
+"""The project's only access to files: one interface for local folders and `s3://` prefixes."""
 
 from __future__ import annotations
 
@@ -27,57 +27,61 @@ class Folder:
     local: bool
 
     def at(self, *parts: str) -> str:
-        """The filesystem path of something inside."""
+        """The filesystem path of a file or folder inside this one."""
         return posixpath.join(self.path, *parts)
 
     def folder(self, *parts: str) -> Folder:
-        """A folder inside."""
+        """A subfolder."""
         return Folder(self.fs, self.at(*parts), self.local)
 
     def exists(self, *parts: str) -> bool:
-        """Whether the folder, or something inside it, exists now (object listings are not cached)."""
+        """Whether the folder, or the given path inside it, exists now; listings are not cached.
+
+        Raises:
+            InputError: the object store cannot be reached.
+        """
         self.fs.invalidate_cache()
         try:
             return bool(self.fs.exists(self.at(*parts)))
-        except BotoCoreError as error:  # no credentials, no endpoint: not the OSErrors that a refused request is
+        except BotoCoreError as error:  # no credentials or no endpoint; a refused request is an OSError
             raise InputError(
                 f"'{self}' cannot be reached ({error}); check the endpoint and credentials in AWS_… variables."
             ) from None
 
     def names(self, *parts: str) -> list[str]:
-        """Sorted names of what lies directly inside; empty where nothing does."""
+        """Sorted names of the files and folders directly inside; empty if there are none."""
         if not self.exists(*parts):
             return []
         where = self.at(*parts)
         return sorted(posixpath.basename(path.rstrip("/")) for path in self.fs.ls(where, detail=False))
 
     def make(self) -> None:
-        """Create the folder on a local disk. Object stores have no folders, and a bucket is not ours to create."""
+        """Create the folder on a local disk. Object stores have no folders, and we never create a bucket."""
         if self.local:
             self.fs.makedirs(self.path, exist_ok=True)
 
     def remove(self, *parts: str) -> None:
-        """Delete a file or folder inside, if it is there."""
+        """Delete a file or folder inside this one, if it exists."""
         if self.exists(*parts):
             self.fs.rm(self.at(*parts), recursive=True)
 
     def copy(self, target: Folder, name: str) -> None:
-        """Copy a file or folder inside, if it is there, to the same name in a folder of the same filesystem."""
+        """Copy the file or folder `name`, if it exists, into folder `target` of the same filesystem."""
         if not self.exists(name):
             return
         source = self.at(name)
-        for path in self.fs.find(source):  # not fs.copy, which takes '[' and '*' in paths for patterns
+        for path in self.fs.find(source):  # fs.copy would treat '[' and '*' in paths as patterns
             copied = target.at(name) + path[len(source) :]
             if self.local:
                 os.makedirs(os.path.dirname(copied), exist_ok=True)
             self.fs.cp_file(path, copied)
 
     def read_bytes(self, *parts: str) -> bytes:
-        """The whole content of a file inside."""
+        """The whole content of a file."""
         return bytes(self.fs.cat_file(self.at(*parts)))
 
     def write_bytes(self, data: bytes, *parts: str) -> None:
-        """Write a file inside so that readers see the old content or the new, never a part."""
+        """Write a file atomically: readers see the old content or the new, never a part of it."""
         target = self.at(*parts)
         if not self.local:  # a PUT of one object is atomic
             self.fs.pipe_file(target, data)
@@ -91,11 +95,11 @@ class Folder:
         os.replace(draft, target)
 
     def read_json(self, *parts: str) -> Any:
-        """The JSON value of a file inside."""
+        """The value in a JSON file."""
         return json.loads(self.read_bytes(*parts))
 
     def write_json(self, value: Any, *parts: str) -> None:
-        """Write a JSON file inside, atomically."""
+        """Write a JSON file atomically."""
         self.write_bytes((json.dumps(value, indent=2) + "\n").encode(), *parts)
 
     def __str__(self) -> str:
@@ -103,10 +107,10 @@ class Folder:
 
 
 def open_folder(path: str) -> Folder:
-    """The folder that a local path or an `s3://` URL names; it need not exist.
+    """The folder at a local path or an `s3://` URL; it need not exist.
 
     Raises:
-        InputError: the URL's protocol is not known or its package is missing.
+        InputError: the URL's protocol is unknown, or the package for it is not installed.
     """
     if "://" not in path:
         return Folder(fsspec.filesystem("file"), os.path.abspath(os.path.expanduser(path)), local=True)
@@ -118,7 +122,7 @@ def open_folder(path: str) -> Folder:
 
 
 def located(path: str) -> str:
-    """`path` for processes that do not share this one's working folder: absolute, or the URL it is."""
+    """Make a local path absolute, for processes with another working folder. A URL stays unchanged."""
     return path if "://" in path else os.path.abspath(path)
 
 
@@ -128,12 +132,12 @@ def sha256(data: bytes) -> str:
 
 
 def parquet_bytes(table: pa.Table, row_group_rows: int = 65_536, dictionary: bool = True) -> bytes:
-    """`table` as one Parquet file in memory; without `dictionary`, values are written as they come."""
+    """The bytes of a Parquet file with `table`; `dictionary` stores repeated values once."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", row_group_size=row_group_rows, use_dictionary=dictionary)
     return sink.getvalue().to_pybytes()
 
 
 def open_parquet(folder: Folder, *parts: str) -> pq.ParquetFile:
-    """A Parquet file inside `folder`, read lazily by row group."""
+    """Open a Parquet file inside `folder`; row groups are read when asked for."""
     return pq.ParquetFile(folder.fs.open(folder.at(*parts), "rb"))

@@ -1,11 +1,11 @@
-"""`distrec synth graph`: a prepared dataset of any size, for measuring.
+"""`distrec synth graph`: generate a prepared dataset of any size, for benchmarks.
 
-Users' numbers of interactions are lognormal and items' popularity follows a shifted power law. Items belong to
-clusters, which their vectors show; a user prefers a few of them, so that content tells something about choices. A
-user's interactions follow one another in time: the last tenth is test, the tenth before it valid, at least one each.
+Users' numbers of interactions are lognormal, and items' popularity follows a shifted power law. Each item belongs to a
+cluster, which its vectors reveal, and each user prefers a few clusters, so item content helps to predict choices. In
+time order, the last tenth of a user's interactions is test and the tenth before it valid, at least one each.
 
-Users are made block by block and items part by part. Every draw is keyed by its place, so the bytes do not depend on
-the blocks; memory is a few numbers per user and item and one block of interactions.
+Users are generated block by block and items part by part. Every draw is keyed by its position, so the bytes do not
+depend on the block size. Memory holds a few numbers per user and item, and one block of interactions.
 """
 
 from __future__ import annotations
@@ -32,25 +32,32 @@ from distrec.data.dataset import (
 from distrec.data.storage import Folder, open_folder
 from distrec.errors import InputError
 
-FEWEST = 3  # interactions of a user: one of each split
+FEWEST = 3  # interactions of a user: one in each split
 
-_BLOCK = 1 << 20  # interactions made at a time
-_SPREAD = 0.9  # of the logarithm of a user's activity
-_EXPONENT, _SHIFT = 0.8, 10.0  # the item of rank r is chosen in proportion to (r + shift) ** -exponent
-_CLUSTER_ITEMS, _CLUSTERS = 50, 1000  # fewest items of a cluster, most clusters
-_TASTES = (0.4, 0.6, 0.7)  # chances, added up, of a choice within the user's first, second, third cluster
-_ATTEMPTS, _TASTEFUL = 16, 6  # draws of an interaction until its item is a new one; so many of them heed tastes
-_NOISE = {"text": 0.8, "image": 1.6}  # of a vector's entries, beside 1 for those of its cluster
+_BLOCK = 1 << 20  # interactions generated at a time
+_SPREAD = 0.9  # standard deviation of the logarithm of a user's activity
+_EXPONENT, _SHIFT = 0.8, 10.0  # the item of rank r has weight (r + shift) ** -exponent
+_CLUSTER_ITEMS, _CLUSTERS = 50, 1000  # minimum items per cluster, maximum number of clusters
+_TASTES = (0.4, 0.6, 0.7)  # cumulative probabilities of a choice from the user's first, second and third cluster
+_ATTEMPTS, _TASTEFUL = 16, 6  # maximum draws until an item is new to its user; how many of them follow tastes
+_NOISE = {"text": 0.8, "image": 1.6}  # standard deviation of an entry; that of the cluster's vector is 1
 _START, _SPAN = 1_704_067_200, 366 * 86_400  # 2024 UTC
 
 
 @dataclass(frozen=True)
 class GraphSize:
-    """What is asked for.
+    """Sizes of the dataset to generate.
 
     Attributes:
+        users: number of users.
+        items: number of items.
+        edges: number of interactions.
         dim: width of feature set `text`.
         image_dim: width of feature set `image`.
+        seed: determines all draws.
+
+    Raises:
+        InputError: a size is out of range, or the sizes do not fit together.
     """
 
     users: int
@@ -98,11 +105,11 @@ def write_graph(out: str, size: GraphSize, block: int = _BLOCK) -> Dataset:
     """Write a prepared dataset of `size` to a new folder and print a summary.
 
     Args:
-        out: a folder or `s3://` prefix at which nothing lies yet.
-        block: about so many interactions are made at a time; the result does not depend on it.
+        out: a folder or `s3://` prefix that does not exist yet.
+        block: approximate number of interactions generated at a time; the result does not depend on it.
 
     Raises:
-        InputError: something is at `out`, or it cannot be written.
+        InputError: `out` already exists or cannot be written.
     """
     folder = open_folder(out)
     if folder.exists():
@@ -152,7 +159,10 @@ def _ids(prefix: str, count: int) -> pa.Table:
 
 
 def degrees(size: GraphSize) -> np.ndarray:
-    """Interactions of each user, `[users]` int64: lognormal above `FEWEST`, at most half the items, `edges` in all."""
+    """Number of interactions of each user, `[users]` int64, with sum `edges`.
+
+    The part above `FEWEST` is lognormal; no user has more than half the items.
+    """
     share = np.empty(size.users)
     for start in range(0, size.users, _BLOCK):
         stop = min(start + _BLOCK, size.users)
@@ -170,7 +180,7 @@ def degrees(size: GraphSize) -> np.ndarray:
         middle = (low + high) / 2
         low, high = (middle, high) if above(middle).sum() <= spare else (low, middle)
     count = above(low)
-    while left := spare - int(count.sum()):  # equal shares, and what rounding left over
+    while left := spare - int(count.sum()):  # equal shares, or what rounding left over
         count[np.flatnonzero(count < room)[:left]] += 1
     return count + FEWEST
 
@@ -178,7 +188,7 @@ def degrees(size: GraphSize) -> np.ndarray:
 def _write_interactions(
     folder: Folder, files: dict[str, FileEntry], size: GraphSize, ranked: np.ndarray, block: int
 ) -> dict[str, int]:
-    """All parts of all splits; rows of each."""
+    """Write the parts of all splits; return the number of rows of each split."""
     degree = degrees(size)
     splits = [parts.Parts(folder, f"interactions/{name}", parts.ROWS_PER_PART) for name in SPLITS]
     total = np.zeros(len(SPLITS), np.int64)
@@ -187,7 +197,7 @@ def _write_interactions(
         user = np.repeat(np.arange(first, first + len(count), dtype=np.int32), count)
         seconds = (keyed.uniform(("synth-time", size.seed), offset, len(user)) * _SPAN).astype(np.int64)
         seconds += (user - first).astype(np.int64) * _SPAN
-        seconds.sort()  # within each user
+        seconds.sort()  # sorts within each user
         time = _START + seconds % _SPAN
         held = np.maximum(count // 10, 1)
         sizes = np.stack([count - 2 * held, held, held], 1)
@@ -202,7 +212,7 @@ def _write_interactions(
 
 
 def _blocks(degree: np.ndarray, block: int) -> Iterator[tuple[int, int, np.ndarray]]:
-    """First user, interactions before it, and the degrees of consecutive users with about `block` together."""
+    """Blocks of consecutive users with about `block` interactions: first user, interactions before it, degrees."""
     ends = np.cumsum(degree)
     first = 0
     while first < len(degree):
@@ -213,7 +223,15 @@ def _blocks(degree: np.ndarray, block: int) -> Iterator[tuple[int, int, np.ndarr
 
 
 def _chosen(size: GraphSize, ranked: np.ndarray, first: int, offset: int, count: np.ndarray) -> np.ndarray:
-    """Different items for each interaction of a user, `[interactions]` int32; users follow one another from `first`."""
+    """An item for each interaction, `[interactions]` int32, all different within a user.
+
+    Args:
+        size: the dataset's sizes.
+        ranked: the item of each popularity rank, `[items]`.
+        first: first user of the block.
+        offset: number of interactions before that user.
+        count: numbers of interactions of the block's users, `[users]`.
+    """
     total = int(count.sum())
     owner = np.repeat(np.arange(len(count)), count)
     draws = keyed.integers(("synth-taste", size.seed), first * len(_TASTES), len(count) * len(_TASTES), size.clusters)
@@ -231,7 +249,7 @@ def _chosen(size: GraphSize, ranked: np.ndarray, first: int, offset: int, count:
         left = left[item[left] < 0]
         if not len(left):
             return item.astype(np.int32)
-    for user in np.unique(owner[left]).tolist():  # has most of the popular items: any of those left
+    for user in np.unique(owner[left]).tolist():  # this user has most popular items already: take any others
         mine = slice(*np.searchsorted(taken, [user * size.items, (user + 1) * size.items]))
         free = np.ones(size.items, bool)
         free[taken[mine] - user * size.items] = False
@@ -243,7 +261,10 @@ def _chosen(size: GraphSize, ranked: np.ndarray, first: int, offset: int, count:
 
 
 def _ranks(size: GraphSize, draw: np.ndarray, tastes: np.ndarray | None) -> np.ndarray:
-    """Popularity ranks `[draws]` from uniform numbers `[draws, 2]`: among all items, or in a preferred cluster."""
+    """Turn uniform numbers `[draws, 2]` into popularity ranks `[draws]`: of any item, or of one in a preferred cluster.
+
+    `tastes` `[draws, 3]` are the preferred clusters of each draw's user; None: draw from all items.
+    """
     everywhere = _power_law(draw[:, 1], size.items, _SHIFT)
     if tastes is None:
         return everywhere
@@ -255,7 +276,7 @@ def _ranks(size: GraphSize, draw: np.ndarray, tastes: np.ndarray | None) -> np.n
 
 
 def _power_law(uniform: np.ndarray, count: int | np.ndarray, shift: float) -> np.ndarray:
-    """Whole numbers below `count`, r with a density of (r + shift) ** -exponent, by the inverse of its integral."""
+    """Draw integers r below `count` with a density of (r + shift) ** -exponent, by inverting its integral."""
     power = 1 - _EXPONENT
     low, high = shift**power, (count + shift) ** power
     drawn = ((low + uniform * (high - low)) ** (1 / power) - shift).astype(np.int64)
@@ -265,10 +286,12 @@ def _power_law(uniform: np.ndarray, count: int | np.ndarray, shift: float) -> np
 def _write_feature(
     folder: Folder, files: dict[str, FileEntry], size: GraphSize, name: str, width: int, cluster: np.ndarray
 ) -> FeatureEntry:
-    """One feature set: an item's vector is its cluster's and noise, with entries of about `dim ** -0.5`."""
+    """Write one feature set: a vector is its cluster's vector plus noise, with entries of about `width ** -0.5`."""
     centres = keyed.normal(("synth-centre", size.seed, name), 0, size.clusters * width).reshape(-1, width)
     centres = centres.astype(np.float32)
-    out = parts.Parts(folder, f"features/{name}", parts.items_per_part(4 * width))  # float32 while they are made
+    out = parts.Parts(
+        folder, f"features/{name}", parts.items_per_part(4 * width)
+    )  # sized by float32, in which a part is generated
     amplitude = 12**0.5 * _NOISE[name]
     for start in range(0, size.items, out.rows):
         stop = min(start + out.rows, size.items)

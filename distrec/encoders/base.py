@@ -1,8 +1,8 @@
-"""The one interface behind which every frozen encoder stands.
+"""The interface of all frozen encoders.
 
-The modules of this package import torch and transformers inside the functions that compute, and so they do with `tail`,
-whose classes need torch. A process that only names, hashes and checks encoders, as the one that starts the workers
-does, then starts at once.
+The modules of this package import torch, transformers and `tail` (whose classes need torch) inside the functions that
+compute. A process that only names, hashes and checks encoders, such as the one that starts the workers, thus starts
+quickly.
 """
 
 from __future__ import annotations
@@ -19,35 +19,36 @@ import numpy as np
 from distrec.config import digest
 from distrec.data.dataset import TOKENS
 
-# Weights come from packages and local folders. transformers reads both when it is imported.
+# Weights come only from packages and local folders. transformers reads both variables when it is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 Modality = Literal["text", "image"]
 MODALITIES: tuple[Modality, ...] = ("text", "image")
 ENCODED = "encoder "
-"""How the source of a feature set that was encoded begins."""
+"""Prefix of the `source` of feature sets that `distrec encode` wrote."""
 
 
 def cut_name(modality: str, cut: int) -> str:
-    """The name of a modality's token set: the last layer's, or what stands before the last `cut` layers."""
+    """Name of a modality's token set: of the last layer's states, or of those before the last `cut` layers."""
     return f"{modality}{TOKENS}" + (f"-cut{cut}" if cut else "")
 
 
 class Encoder(ABC):
-    """Raw content in, one vector per item out, or several: the tokens of the model's last layer.
+    """Turns raw content into one vector per item, or into several: the tokens of the model's last layer.
 
-    Making one reads no weights, so that it can be named, hashed and sent to another process; the first `encode` does.
+    The constructor reads no weights, so an encoder can be named, hashed and sent to another process cheaply. The first
+    `encode` loads them.
 
     Attributes:
         modality: What it reads: `text` (str) or `image` (the bytes of an image file).
-        name: How the user names it, for messages.
-        tokens: Vectors per item.
-        width: Length of a vector.
-        batch: How many items it likes to take at once on a CPU.
-        settings: Everything besides the weights that changes its vectors.
-        cut: Layers that are left out at the end; its vectors are what stands before them.
-        side: Cells a side to which a feature map is averaged down; None: it stays as it is.
+        name: The name that the user gave, for messages.
+        tokens: Number of vectors per item.
+        width: Length of each vector.
+        batch: Default number of items per forward pass, chosen for speed on a CPU.
+        settings: All settings, besides the weights, that change the vectors.
+        cut: Number of layers removed from the end of the model; its vectors are the hidden states before them.
+        side: Feature maps are averaged down to `side` x `side` cells; None: they are not.
     """
 
     modality: ClassVar[Modality]
@@ -62,31 +63,31 @@ class Encoder(ABC):
 
     @property
     def key(self) -> str:
-        """Hash of the weights and settings: two encoders with one key give the same vectors."""
+        """Hash of weights and settings: encoders with the same key give the same vectors."""
         return digest({"weights": self.weights_hash(), "width": self.width, **self.settings})[:16]
 
     @property
     def source(self) -> str:
-        """What a manifest says of a feature set made by it, from which `distrec.encoders.stored` finds it again."""
+        """The manifest's `source` of this encoder's feature sets. `distrec.encoders.stored` finds the encoder by it."""
         pool = f" pool={self.side}" if self.side else ""
         return f"{ENCODED}{self.name} {self.key}" + (f" cut={self.cut}{pool}" if self.cut else "")
 
     @property
     def last_width(self) -> int:
-        """Length of the last layer's vectors, which `tail` makes; `width` unless it was cut."""
+        """Length of the last layer's vectors; equal to `width` unless layers were cut off."""
         return self.width
 
     def tail(self) -> Any:
-        """The layers that were cut off, a new `distrec.encoders.tail.Tail` on the CPU in evaluation mode.
+        """The layers that were cut off, as a new `distrec.encoders.tail.Tail` on the CPU in evaluation mode.
 
         Raises:
-            InputError: it cannot be loaded.
+            InputError: the model cannot be loaded.
         """
         raise NotImplementedError
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one item's vectors in float16, as they are kept."""
+        """Bytes of one item's vectors, stored as float16."""
         return 2 * self.tokens * self.width
 
     @abstractmethod
@@ -95,20 +96,20 @@ class Encoder(ABC):
 
     @abstractmethod
     def load(self) -> Any:
-        """The model, ready to be used by `encode`."""
+        """Load the model, which `encode` passes to `forward`."""
 
     @abstractmethod
     def forward(self, model: Any, batch: Sequence[Any]) -> np.ndarray:
-        """Vectors `[len(batch), tokens * width]` float32 of one batch, an item's tokens one after another.
+        """Vectors `[len(batch), tokens * width]` float32 of one batch; a row is the concatenation of an item's tokens.
 
-        NaN marks what is not there: a whole row where the content cannot be decoded, and what lies behind the last
-        real token of content that is shorter than `tokens`.
+        NaN marks missing values: the whole row of content that cannot be decoded, and all places after the last real
+        token of an item with fewer than `tokens`.
         """
 
     def encode(self, contents: Sequence[Any], batch: int | None = None) -> np.ndarray:
-        """Vectors `[len(contents), tokens * width]` float32 with NaN as in `forward`.
+        """Vectors `[len(contents), tokens * width]` float32 in the order of `contents`, with NaN as in `forward`.
 
-        Contents of like size go through the model together, which spares padding; the order of the rows is kept.
+        Contents of similar size share a forward pass, which saves padding. `batch` is the number of items per pass.
         """
         if self._model is None:
             self._model = self.load()
@@ -122,7 +123,7 @@ class Encoder(ABC):
 
 
 def hash_files(paths: Sequence[str | Path]) -> str:
-    """SHA-256 over names and bytes of files, in the order given."""
+    """SHA-256 over the names and bytes of files, in the given order."""
     whole = hashlib.sha256()
     for path in paths:
         whole.update(Path(path).name.encode())
@@ -133,7 +134,7 @@ def hash_files(paths: Sequence[str | Path]) -> str:
 
 
 def device() -> str:
-    """Where encoders run: the GPU this process was given, otherwise the CPU."""
+    """The device on which encoders run: this process's GPU if it has one, otherwise the CPU."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

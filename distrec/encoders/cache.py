@@ -1,9 +1,8 @@
-"""Vectors kept by what they were made from: `<cache>/<encoder key>/part-*.parquet`.
+"""A cache of vectors, keyed by the content they were made from: `<cache>/<encoder key>/part-*.parquet`.
 
-A part holds the vectors of one shard of contents, each under the hash of its content. Parts are written once and never
-changed, so a part that is there is complete: what an interrupted run had finished is found again, and so is what an
-earlier run, another prepare or another item with the same content has already paid for. Deleting a cache only
-costs time.
+A part holds the vectors of one shard of contents, each with the hash of its content. Parts are written atomically and
+never changed, so every existing part is complete. An interrupted run finds its finished parts again. Equal content is
+encoded once, also across items, runs and datasets. Deleting a cache costs only time.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ HASH_BYTES = 16
 
 
 def content_hash(content: str | bytes) -> bytes:
-    """The 16 bytes under which the vector of a text or an image file is kept."""
+    """The 16-byte key of a text or an image file in the cache."""
     data = content.encode() if isinstance(content, str) else content
     return hashlib.blake2b(data, digest_size=HASH_BYTES).digest()
 
@@ -32,9 +31,14 @@ def content_hash(content: str | bytes) -> bytes:
 def keep_part(
     folder: Folder, hashes: Sequence[bytes], values: np.ndarray, missing: np.ndarray, count: np.ndarray | None = None
 ) -> str:
-    """Keep `values` `[n, length]` float16 of contents with `hashes`; `missing` marks those that could not be encoded.
+    """Write one part of a cache and return its file name.
 
-    `count` `[n]` int32 are the real tokens of each, where an encoder gives several vectors.
+    Args:
+        folder: the cache folder of one encoder.
+        hashes: `[n]` content hashes.
+        values: `[n, length]` float16 vectors.
+        missing: `[n]` bool, true for contents that could not be encoded.
+        count: `[n]` int32, number of real tokens; only for encoders that give several vectors.
     """
     name = f"part-{hashlib.blake2b(b''.join(hashes), digest_size=12).hexdigest()}.parquet"
     table: dict[str, Any] = {
@@ -50,7 +54,13 @@ def keep_part(
 
 
 class Cache:
-    """What is kept for an encoder of `tokens` vectors of `width` per item, found by hash. Opening reads only hashes."""
+    """The cached vectors of one encoder, found by content hash. Opening it reads only the hashes.
+
+    Args:
+        folder: the cache folder of the encoder.
+        tokens: vectors per item.
+        width: length of each vector.
+    """
 
     def __init__(self, folder: Folder, tokens: int, width: int):
         self.folder, self._length = folder, tokens * width
@@ -62,7 +72,7 @@ class Cache:
                 self.add(name)
 
     def add(self, name: str) -> None:
-        """Take a part that has been written into account."""
+        """Add part `name`, which has been written to the folder."""
         hashes = self._read(name, ["hash"])["hash"].to_pylist()
         self._where.update({key: (len(self._parts), row) for row, key in enumerate(hashes)})
         self._parts.append(name)
@@ -71,11 +81,11 @@ class Cache:
         return key in self._where
 
     def rows(self, hashes: Sequence[bytes | None]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """What is kept under the hashes.
+        """Look up hashes, which must be in the cache. A hash of None counts as missing.
 
         Returns:
-            Vectors `[n, tokens * width]` float16, zeros where missing; missing `[n]` bool, which a hash of None also
-            is; and, of several tokens, how many are real, `[n]` int32, none where missing.
+            Vectors `[n, tokens * width]` float16, zeros where missing; missing `[n]` bool; and the number of real
+            tokens `[n]` int32, 0 where missing, or None for an encoder with one vector per item.
         """
         values = np.zeros((len(hashes), self._length), np.float16)
         missing = np.ones(len(hashes), bool)

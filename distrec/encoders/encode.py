@@ -1,9 +1,10 @@
-"""`distrec encode`: frozen encoders over the raw content of a prepared dataset, to one feature set per modality: a
-vector per item, or a token set, which is all of the last layer.
+"""`distrec encode`: turn the raw content of a prepared dataset into one feature set per modality, with frozen encoders.
 
-The content is streamed once. What the cache (see `distrec.encoders.cache`) does not hold is encoded in shards, in
-parallel; then the feature's parts are put together from the cache and the manifest is written. A run that is killed
-leaves the dataset as it was and its finished shards in the cache; the same command again goes on from there.
+A feature set has one vector per item, or all token vectors of the encoder's last layer (a token set).
+
+The content is streamed once. Contents that are not in the cache (`distrec.encoders.cache`) are encoded in shards, in
+parallel. Then the feature's parts are assembled from the cache, and the manifest is written. A killed run leaves the
+dataset unchanged and its finished shards in the cache; the same command continues from there.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from distrec.encoders.pool import Job, Pool, Shard
 from distrec.encoders.registry import DEFAULTS, make_encoder
 from distrec.errors import InputError
 
-_NAMED = 5  # damaged items named in the report
+_NAMED = 5  # maximum number of damaged items that are printed
 
 
 @dataclass
 class Counts:
-    """What became of the items of one modality."""
+    """How many items of one modality were encoded, and how the others were handled."""
 
     items: int
     present: int = 0
@@ -55,33 +56,36 @@ def encode(
 ) -> dict[str, Counts]:
     """Encode the raw content of the prepared dataset `data` into its feature sets `text` and `image`.
 
-    With `tokens`, into `text-tokens` and `image-tokens` instead; with `cut` N, into `text-tokens-cutN` and so on.
+    With `tokens`, the sets are `text-tokens` and `image-tokens` instead; with `cut` N, `text-tokens-cutN` and
+    `image-tokens-cutN`.
 
     Args:
         data: A prepared dataset, local or `s3://`.
-        text: Text encoder: `all-minilm-l6-v2` or the folder of a `transformers` model. None: the default, where the
-            dataset has texts. `none`: leave texts alone.
-        image: Image encoder, likewise; default `efficientnet-lite0`.
-        max_tokens: Where texts are cut that become one vector.
-        workers: Ray actors; 0 encodes in this process.
+        text: Text encoder: `all-minilm-l6-v2` or the folder of a `transformers` model. None: the default encoder, if
+            the dataset has texts. `none`: do not encode texts.
+        image: Image encoder, likewise; the default is `efficientnet-lite0`.
+        max_tokens: Maximum tokens of a text that becomes one vector; longer texts are truncated.
+        workers: Number of Ray actors; 0 encodes in this process.
         threads: CPU threads, and CPUs of the cluster, per worker.
-        batch: Items per forward pass; None: what suits the encoder on a CPU.
-        shard: Contents encoded and kept together, fewer where their tokens take more than 64 MiB: what a killed worker
-            can lose.
-        cache: Folder of vectors kept by content, local or `s3://`; None: `encoded` inside the dataset. A cache outside
-            serves several datasets.
-        tokens: Keep the vectors of an item's tokens, neither averaged nor scaled: of a text its word pieces, special
-            ones among them; of an image a class token and patches, or the mean of the feature map and its cells.
-        text_tokens: Tokens of a text, the longest kept; None: 30.
-        image_pool: Feature maps are averaged down to so many cells a side; None: as they are.
-        cut: With `tokens`, keep what stands before the last so many layers, for a method that trains these. A feature
-            map is then kept whole, and averaged down behind them.
+        batch: Items per forward pass; None: the encoder's default.
+        shard: Contents that are encoded and cached together; fewer if their vectors take more than 64 MiB. A killed
+            worker loses at most its current shard.
+        cache: Cache folder, local or `s3://`; None: `encoded` inside the dataset. A folder outside the dataset can
+            serve several datasets.
+        tokens: Keep the vectors of all tokens, neither averaged nor scaled. The tokens of a text are its word pieces,
+            including special ones. Those of an image are a class token and patches, or the mean and the cells of the
+            feature map.
+        text_tokens: With `tokens`, maximum tokens of a text; None: 30.
+        image_pool: With `tokens`, average feature maps down to this many cells per side; None: do not.
+        cut: With `tokens`, keep the hidden states before this many last layers, for a method that trains these layers.
+            A feature map is then kept whole; it is averaged down after the layers.
 
     Returns:
-        By feature name, what was done.
+        Counts of the items, by feature name.
 
     Raises:
-        InputError: no content, an unknown encoder, a feature of that name that was imported, too many CPUs asked.
+        InputError: there is no content, an encoder is unknown, the feature set was imported, an option is out of range,
+            or the cluster has too few CPUs.
     """
     for name, value, least in (
         ("workers", workers, 0),
@@ -106,7 +110,7 @@ def encode(
         if encoder.tokens > 1:
             size = dataset.manifest.content[encoder.modality] * encoder.row_bytes
             print(
-                f"{name}: {encoder.tokens} tokens x {encoder.width} of {dataset.items:,} items, up to "
+                f"{name}: {encoder.tokens} tokens x {encoder.width} for {dataset.items:,} items, up to "
                 f"{size / 1e6:,.0f} MB and as much again in the cache"
             )
     kept = open_folder(cache) if cache is not None else dataset.folder.folder("encoded")
@@ -130,7 +134,7 @@ def encode(
 def _choose(
     dataset: Dataset, asked: dict[Modality, str | None], names: dict[Modality, str], options: dict[str, Any]
 ) -> dict[str, Encoder]:
-    """The encoder of each feature set to be written under one of `names`; `options` go to `make_encoder`."""
+    """Choose the encoder of each feature set to write; `names` are the sets' names, `options` go to `make_encoder`."""
     chosen: dict[str, Encoder] = {}
     for modality in MODALITIES:
         name, there = asked[modality], dataset.manifest.content.get(modality, 0)
@@ -160,7 +164,11 @@ def _choose(
 def _encode_missing(
     dataset: Dataset, pool: Pool, job: Job, cache: Cache, shard: int
 ) -> tuple[list[bytes | None], Counts]:
-    """Encode what the cache lacks. Returns each item's content hash, None without content, and the counts."""
+    """Encode the contents that are not in the cache.
+
+    Returns:
+        Each item's content hash, None without content, and the counts.
+    """
     modality = job.encoder.modality
     counts = Counts(items=dataset.items)
     hashes: list[bytes | None] = []
@@ -208,14 +216,14 @@ def _write_feature(
     hashes: list[bytes | None],
     counts: Counts,
 ) -> Dataset:
-    """Write the feature's parts from the cache, then the manifest, then remove parts that no manifest names any more.
+    """Write the feature's parts from the cache, then the manifest; then remove the parts it no longer lists.
 
-    A part's name ends in a piece of its checksum: a part is never overwritten, so that the manifest on disk, old or
-    new, always describes the files beside it.
+    A part's name contains the start of its checksum, so no part is ever overwritten. The manifest on disk, old or new,
+    therefore always matches the files.
     """
     old, step, several = dataset.manifest, parts.items_per_part(encoder.row_bytes), encoder.tokens > 1
     group = group_rows(encoder.row_bytes) if several else step
-    # token values hardly repeat: without a dictionary a part is smaller, written in half the time, read in a third
+    # Token values hardly repeat. Without a dictionary, parts are smaller, written in half the time and read in a third.
     out = parts.Parts(
         dataset.folder, f"features/{name}", step, group_rows=group, dictionary=not several, known=old.files
     )
@@ -253,8 +261,8 @@ def _print(dataset: Dataset, name: str, encoder: Encoder, counts: Counts) -> Non
     lacking, modality = counts.items - counts.present, encoder.modality
     each = f"{encoder.width} wide" if encoder.tokens == 1 else f"{encoder.tokens} tokens, {encoder.width} wide"
     print(
-        f"{name}: {counts.items:,} items by {encoder.name} ({each}); {counts.encoded:,} encoded, "
-        f"{counts.cached:,} kept from before, {counts.repeated:,} repeated, {lacking:,} without {modality}, "
+        f"{name}: {counts.items:,} items encoded by {encoder.name} ({each}); {counts.encoded:,} encoded, "
+        f"{counts.cached:,} from the cache, {counts.repeated:,} repeated, {lacking:,} without {modality}, "
         f"{len(counts.damaged):,} damaged"
     )
     if counts.damaged:

@@ -1,4 +1,4 @@
-"""A local folder of a `transformers` model: what it is, what identifies it, and how it is loaded."""
+"""A local folder of a `transformers` model: read its config, hash it and load it."""
 
 from __future__ import annotations
 
@@ -17,19 +17,28 @@ LAYERS: dict[Modality, dict[str, tuple[str, str | None]]] = {
         "clip": ("vision_model.encoder.layers", None),
     },
 }
-"""Where models have their layers, and a normalisation behind them, by `model_type`; their layers need nothing besides
-the states before them and which tokens are real."""
+"""By `model_type`, attribute paths of a model's layers and of the normalisation after them (None: it has none).
+
+The layers of these models need only the hidden states before them and the mask of real tokens."""
 
 
 class ModelFolder:
-    """`config.json`, `*.safetensors` or `*.bin` weights, and whatever the tokenizer or image processor needs."""
+    """A folder with `config.json`, `*.safetensors` or `*.bin` weights, and the tokenizer's or image processor's files.
+
+    Raises:
+        InputError: `config.json` cannot be read.
+    """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.config = self.read_json("config.json")
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """One of the folder's JSON files."""
+        """Read one of the folder's JSON files, which must hold an object.
+
+        Raises:
+            InputError: the file cannot be read or holds no object.
+        """
         try:
             value = json.loads((self.path / name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -38,11 +47,15 @@ class ModelFolder:
                 "saved with save_pretrained."
             ) from None
         if not isinstance(value, dict):
-            raise InputError(f"encoder '{self.path}': {name} holds no object; save the model again.")
+            raise InputError(f"encoder '{self.path}': {name} does not hold an object; save the model again.")
         return value
 
     def width(self, tower: dict[str, Any], pooled: bool = True) -> int:
-        """Length of a tower's vectors (a part of the config): pooled, that of the shared space where there is one."""
+        """Length of the vectors of `tower`, a part of the config; with `pooled`, of a two-tower model's shared space.
+
+        Raises:
+            InputError: the config does not say.
+        """
         shared = self.config.get("projection_dim") if pooled else None
         width = shared or tower.get("hidden_size") or (tower.get("hidden_sizes") or [None])[-1] or tower.get("dim")
         if not isinstance(width, int):
@@ -53,7 +66,7 @@ class ModelFolder:
         return width
 
     def hash(self) -> str:
-        """SHA-256 over the files that can change an output."""
+        """SHA-256 over all files that can change the model's output."""
         return hash_files(
             sorted(
                 path
@@ -63,23 +76,27 @@ class ModelFolder:
         )
 
     def open(self, loader: Any, **options: Any) -> Any:
-        """What `loader.from_pretrained` makes of the folder, without the network."""
+        """Call `loader.from_pretrained` on the folder, without network access.
+
+        Raises:
+            InputError: the folder cannot be loaded.
+        """
         from transformers.utils import logging
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         try:
             return loader.from_pretrained(self.path, local_files_only=True, **options)
-        except Exception as error:  # each file format raises errors of its own
+        except Exception as error:  # each file format raises its own errors
             reason = (
                 f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason'}"
             )
             raise InputError(
-                f"encoder '{self.path}' cannot be loaded ({reason}); give the folder of a whole transformers model."
+                f"encoder '{self.path}' cannot be loaded ({reason}); give the folder of a complete transformers model."
             ) from None
 
     def outline(self) -> Any:
-        """The model without weights, in evaluation mode: its outputs have shapes and no values."""
+        """The model without weights, in evaluation mode; its outputs have shapes but no values."""
         import torch
         from transformers import AutoConfig, AutoModel
 
@@ -88,7 +105,10 @@ class ModelFolder:
             return AutoModel.from_config(config).eval()
 
     def model(self, modality: Modality = "text", cut: int = 0) -> Any:
-        """The model without its last `cut` layers (of a modality), for evaluation, fp32, on this process's device."""
+        """The model without its last `cut` layers, in evaluation mode and fp32, on this process's device.
+
+        `modality` says which tower of a two-tower model is cut.
+        """
         return self._split(modality, cut)[0].to(device())
 
     def tail(self, modality: Modality, cut: int) -> Any:
@@ -96,10 +116,10 @@ class ModelFolder:
         return self._split(modality, cut)[1]
 
     def check_cut(self, modality: Modality, cut: int) -> None:
-        """Refuse to leave out the last layers of a model that has none of a known kind, or fewer.
+        """Check that the last `cut` layers of the model can be cut off.
 
         Raises:
-            InputError: it is so.
+            InputError: its layers are of an unknown kind, or it has fewer.
         """
         from transformers import AutoConfig
 
@@ -107,14 +127,14 @@ class ModelFolder:
         if config.model_type not in LAYERS[modality] or getattr(config, "is_decoder", False):
             raise InputError(
                 f"encode: --cut is {cut} but '{self.path}' is a {modality} model of type '{config.model_type}', whose "
-                f"last layers cannot be taken off; give one of {', '.join(LAYERS[modality])}, or leave out --cut."
+                f"last layers cannot be cut off; give one of {', '.join(LAYERS[modality])}, or leave out --cut."
             )
         layers = getattr(config, "vision_config", config).num_hidden_layers
         if cut > layers:
             raise InputError(f"encode: --cut is {cut} but '{self.path}' has {layers} layers; give 1 to {layers}.")
 
     def _split(self, modality: Modality, cut: int) -> tuple[Any, Any]:
-        """The model without its last layers, and these."""
+        """The model without its last `cut` layers, and these layers, None if `cut` is 0."""
         from transformers import AutoModel
 
         model = self.open(AutoModel, dtype="float32").eval()

@@ -1,4 +1,4 @@
-"""Image encoders: EfficientNet-Lite0 from its packages, and any `transformers` vision model by folder."""
+"""Image encoders: EfficientNet-Lite0 from its packages, and any `transformers` vision model from a folder."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from distrec.errors import InputError
 
 
 def decode(data: bytes) -> Image.Image | None:
-    """The first frame of an image file as RGB; None if it is none."""
+    """The first frame of an image file as RGB; None if the file cannot be decoded."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             return image.convert("RGB")
-    except Exception:  # Pillow's decoders raise errors of many kinds on damaged files, and none may end the job
+    except Exception:  # on damaged files Pillow's decoders raise many kinds of errors, none of which may end the job
         return None
 
 
 class ImageEncoder(Encoder):
-    """What image encoders share: decode each file, run those that are images."""
+    """Base of the image encoders: decodes the files and runs the model on those that are images."""
 
     modality = "image"
 
@@ -43,17 +43,17 @@ class ImageEncoder(Encoder):
 
     @abstractmethod
     def run(self, model: Any, images: list[Image.Image]) -> Any:
-        """The tensor of vectors `[len(images), width]` or `[len(images), tokens, width]` of RGB images."""
+        """Encode RGB images: a tensor `[len(images), width]` or `[len(images), tokens, width]`."""
 
 
 def _count_tokens(name: str, shape: tuple[int, int], side: int | None) -> int:
-    """How many tokens `distrec.encoders.tail.map_tokens` makes of maps of a shape."""
+    """Number of tokens that `distrec.encoders.tail.map_tokens` returns for feature maps of size `shape`."""
     if side is None:
         return 1 + shape[0] * shape[1]
     if not 2 <= side <= min(shape):
         raise InputError(
             f"encode: --image-pool is {side} but the feature map of image encoder '{name}' is {shape[0]} x {shape[1]}; "
-            f"give 2 to {min(shape)}, or leave it out."
+            f"give 2 to {min(shape)}, or leave --image-pool out."
         )
     return 1 + side * side
 
@@ -63,18 +63,20 @@ def _token_settings(side: int | None) -> dict[str, Any]:
 
 
 class EfficientNetLite0(ImageEncoder):
-    """Global average of the last feature map; ImageNet weights; 224 x 224 bicubic, (pixel - 127) / 128.
+    """EfficientNet-Lite0 with ImageNet weights: the global average of its last feature map.
+
+    Images are resized to 224 x 224 with bicubic interpolation and scaled to (pixel - 127) / 128.
 
     Args:
-        pooled: If false, the map itself instead: 7 x 7 tokens after their mean.
-        side: The map averaged down to `side` x `side` tokens.
-        cut: With `pooled` false, layers left out at the end: the last convolution with its normalisation, and `cut` - 1
-            blocks before it. The tokens are then the cells of the map in between, whatever `side`.
+        pooled: If false, return the feature map instead: a token for its mean, then 7 x 7 tokens.
+        side: With `pooled` false, average the map down to `side` x `side` tokens.
+        cut: With `pooled` false, remove this many layers from the end: the last convolution with its normalisation, and
+            `cut` - 1 blocks before it. The tokens are then the cells of the map before them; `side` does not change it.
     """
 
     name = "efficientnet-lite0"
     width = 1280
-    batch = 4  # feature maps of more images leave the CPU's caches: half the speed at 32
+    batch = 4  # larger batches overflow the CPU's caches: half the speed at 32
 
     def __init__(self, pooled: bool = True, side: int | None = None, cut: int = 0) -> None:
         self.settings = {"size": 224, "resample": "bicubic", "mean": 127, "scale": 128, "pooling": "mean"}
@@ -100,7 +102,7 @@ class EfficientNetLite0(ImageEncoder):
         return 1280
 
     def _shape(self) -> tuple[int, int]:
-        """Cells and channels of the map before the last layers."""
+        """Numbers of cells and channels of the feature map before the layers that are cut off."""
         import torch
         from efficientnet_lite_pytorch import EfficientNet
 
@@ -115,7 +117,7 @@ class EfficientNetLite0(ImageEncoder):
         return shape[2] * shape[3], shape[1]
 
     def _loaded(self) -> Any:
-        """All layers, one after another, in evaluation mode."""
+        """All layers in sequence, with weights, in evaluation mode."""
         import torch
         from efficientnet_lite_pytorch import EfficientNet
 
@@ -134,7 +136,9 @@ class EfficientNetLite0(ImageEncoder):
 
         from distrec.encoders.tail import ConvolutionTail
 
-        blocks = self._loaded()[-self.cut :].to(memory_format=torch.contiguous_format)  # what partitions weights wants
+        blocks = self._loaded()[-self.cut :].to(
+            memory_format=torch.contiguous_format
+        )  # ZeRO partitions contiguous weights
         return ConvolutionTail(blocks, self.side).eval()
 
     def run(self, model: Any, images: list[Image.Image]) -> Any:
@@ -152,7 +156,7 @@ class EfficientNetLite0(ImageEncoder):
 
 
 def _layers(model: Any) -> Any:
-    """An EfficientNet as stem, blocks and last convolution, in sequence. Drop-connect, for training, is left out."""
+    """The layers of an EfficientNet in sequence: stem, blocks, last convolution. Drop-connect is left out."""
     from torch.nn import Sequential
 
     stem = Sequential(model._conv_stem, model._bn0, model._swish)
@@ -160,7 +164,7 @@ def _layers(model: Any) -> Any:
 
 
 def _fold_norms(model: Any) -> None:
-    """Fold each batch normalisation into the convolution before it: the same function, a fifth faster."""
+    """Fold each batch normalisation into the convolution before it, which gives the same function 20 % faster."""
     import torch
     from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -180,17 +184,21 @@ def _fold_norms(model: Any) -> None:
 
 
 class TransformerImage(ImageEncoder):
-    """Mean of the last layer's patch vectors or feature map. A two-tower model (CLIP) gives its own image vector.
+    """A `transformers` vision model: the mean of its last layer's patch vectors or of its feature map.
 
-    With `pooled` false: a transformer's last layer as it is, in its own order (class token, patches), or a feature map
-    as the tokens of `map_tokens`.
+    A two-tower model (CLIP) gives its own image vector. With `pooled` false, the tokens are all vectors of the last
+    layer in the model's order (class token, patches), or those that `map_tokens` makes from a feature map.
 
     Args:
-        name: How the user named it.
+        name: The name that the user gave.
         path: A folder with the model and its `preprocessor_config.json`.
-        pooled: Whether one vector per image is wanted.
-        side: A feature map averaged down to `side` x `side` tokens.
-        cut: With `pooled` false, layers of a transformer left out at the end, and the normalisation behind them.
+        pooled: Whether to return one vector per image.
+        side: With `pooled` false, average a feature map down to `side` x `side` tokens.
+        cut: With `pooled` false, remove this many layers from the end of a transformer, and the normalisation after
+            them.
+
+    Raises:
+        InputError: a file of the folder cannot be read, or the model does not support these options.
     """
 
     batch = 8
@@ -198,7 +206,7 @@ class TransformerImage(ImageEncoder):
     def __init__(self, name: str, path: str, pooled: bool = True, side: int | None = None, cut: int = 0):
         self.name, self.folder = name, ModelFolder(path)
         config = self.folder.config
-        self.folder.read_json("preprocessor_config.json")  # refused here, before any worker starts
+        self.folder.read_json("preprocessor_config.json")  # fail here, before any worker starts
         self.side = side
         if pooled:
             self.width = self.folder.width(config.get("vision_config") or config)
@@ -214,14 +222,14 @@ class TransformerImage(ImageEncoder):
         return self.folder.hash()
 
     def _shape(self) -> tuple[int, int]:
-        """Tokens and width: no config tells them for every kind of model, so that its outline is run on one image."""
+        """Number of tokens and their width, from a run without weights: not every config states them."""
         try:
             last = _output((self._processor(), self.folder.outline()), [Image.new("RGB", (224, 224))]).last_hidden_state
         except (InputError, ImportError):
             raise
-        except Exception as error:  # a model that asks for more than an image, or for values where an outline has none
+        except Exception as error:  # the model needs more than an image, or reads values that an outline lacks
             raise InputError(
-                f"image encoder '{self.name}' has no outputs that can be told without weights "
+                f"image encoder '{self.name}' cannot be run without weights to count its tokens "
                 f"({type(error).__name__}); give another model, or leave out --tokens."
             ) from None
         if last.ndim == 4:
@@ -233,7 +241,7 @@ class TransformerImage(ImageEncoder):
     def _processor(self) -> Any:
         from transformers import AutoImageProcessor
 
-        # the Pillow backend needs no torchvision, which has no build for every torch
+        # The Pillow backend does not need torchvision, which is not built for every version of torch.
         return self.folder.open(AutoImageProcessor, backend="pil")
 
     def load(self) -> Any:
@@ -254,14 +262,14 @@ class TransformerImage(ImageEncoder):
         tokens = last if last.ndim == 3 else map_tokens(last, self.side)
         if tokens.shape[1] != self.tokens:
             raise InputError(
-                f"image encoder '{self.name}' makes {tokens.shape[1]} tokens of an image and {self.tokens} of another; "
-                "give one whose processor brings all images to one size."
+                f"image encoder '{self.name}' makes {tokens.shape[1]} tokens of one image and {self.tokens} of "
+                "another; give an encoder whose processor resizes all images to one size."
             )
         return tokens
 
 
 def _output(model: Any, images: list[Image.Image]) -> Any:
-    """What a processor and network make of images; of a two-tower model, its image tower."""
+    """The output of `model` (processor and network) for images; of a two-tower model, that of its image tower."""
     import torch
 
     processor, network = model

@@ -1,4 +1,4 @@
-"""Encoding shards side by side: Ray actors that each hold the encoders, or this process."""
+"""Encode shards in parallel in Ray actors, each of which holds the encoders, or in this process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from distrec.runtime import ray_cluster
 
 @dataclass(frozen=True)
 class Shard:
-    """Contents that are encoded and kept together."""
+    """Contents that are encoded and cached together, and their hashes."""
 
     hashes: list[bytes]
     contents: list[Any]
@@ -27,15 +27,19 @@ class Shard:
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker has to know besides the shard."""
+    """What a worker needs to know besides the shard."""
 
     encoder: Encoder
-    cache: str  # folder of this encoder's parts
+    cache: str  # cache folder of the encoder
     batch: int | None
 
     def run(self, shard: Shard) -> tuple[str, int]:
-        """Encode a shard and keep it; the name of the cache part and its rows."""
-        with np.errstate(over="ignore"):  # beyond float16: infinite, hence missing
+        """Encode a shard and write it to the cache.
+
+        Returns:
+            File name of the new part, and its number of rows.
+        """
+        with np.errstate(over="ignore"):  # values too large for float16 become infinite, hence missing
             values = self.encoder.encode(shard.contents, self.batch).astype(np.float16)
         tokens = values.reshape(len(values), self.encoder.tokens, self.encoder.width)
         count = np.logical_not(np.isnan(tokens).all(axis=2)).sum(axis=1, dtype=np.int32)
@@ -47,7 +51,7 @@ class Job:
 
 
 class _Worker:
-    """What encodes: a Ray actor, or an object of this process."""
+    """Encodes shards, as a Ray actor or in this process."""
 
     def __init__(self, threads: int):
         import torch
@@ -56,16 +60,17 @@ class _Worker:
         self._jobs: dict[str, Job] = {}
 
     def run(self, job: Job, shard: Shard) -> tuple[str, int]:
-        """As `Job.run`, with the model loaded once however often the job comes."""
+        """As `Job.run`, but the model is loaded only once, however often the job is sent."""
         return self._jobs.setdefault(job.cache, job).run(shard)
 
 
 class Pool:
-    """Workers that are started with the first shard, so that a run with nothing to encode costs nothing.
+    """Workers that start with the first shard, so a run with nothing to encode starts none.
 
     Args:
-        workers: Ray actors; 0 encodes in this process.
-        threads: CPU threads, and CPUs of the cluster, per worker. Each also takes a GPU where the cluster has enough.
+        workers: Number of Ray actors; 0 encodes in this process.
+        threads: CPU threads, and CPUs of the cluster, per worker. Each worker also takes a GPU if the cluster has
+            enough of them.
     """
 
     def __init__(self, workers: int, threads: int):
@@ -80,12 +85,12 @@ class Pool:
         self._cluster.close()
 
     def run(self, job: Job, shards: Iterator[Shard]) -> Iterator[tuple[str, int]]:
-        """Encode `shards` and yield what `Job.run` returns, in any order.
+        """Encode `shards` and yield the results of `Job.run`, in any order.
 
-        Shards are read as fast as they are used up, two per worker ahead, which bounds memory.
+        At most two shards per worker are in flight, which bounds memory.
 
         Raises:
-            InputError: more CPUs asked than the cluster has.
+            InputError: the workers need more CPUs than the cluster has.
         """
         first = next(shards, None)
         if first is None:
@@ -100,7 +105,7 @@ class Pool:
 
         import ray
 
-        free = self._actors * 2  # each works on one shard while its next one is on the way
+        free = self._actors * 2  # each actor works on one shard while its next one is sent
         running: dict[Any, Any] = {}
 
         def finished() -> tuple[str, int]:

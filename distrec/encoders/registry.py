@@ -1,4 +1,4 @@
-"""From the name or path that a user gives to an encoder."""
+"""Make an encoder from the name or path that a user gives."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def make_encoder(
     """The encoder called `name`: a shipped one, or the local folder of a `transformers` model.
 
     Args:
-        modality: What it shall read.
-        name: `all-minilm-l6-v2`, `efficientnet-lite0` (whose weights come with their packages) or a path.
-        max_tokens: Where a text encoder cuts a text.
-        pooled: One vector per item; if false, the tokens of the last layer.
-        image_pool: Without pooling, a feature map averaged down to so many cells a side.
-        cut: Without pooling, layers that are left out at the end.
+        modality: What the encoder reads.
+        name: `all-minilm-l6-v2` or `efficientnet-lite0`, whose weights come with their packages, or a path.
+        max_tokens: Maximum tokens of a text; a text encoder truncates longer texts.
+        pooled: Whether to return one vector per item instead of the tokens of the last layer.
+        image_pool: With `pooled` false, average a feature map down to this many cells per side.
+        cut: With `pooled` false, remove this many layers from the end.
 
     Raises:
-        InputError: no such encoder, its package is not installed, or it has no such tokens or layers.
+        InputError: there is no such encoder, its package is not installed, or it does not support these options.
     """
     try:
         if name == DEFAULTS[modality]:
@@ -49,7 +49,7 @@ def make_encoder(
             "a transformers model."
         )
     path = os.path.expanduser(name)
-    if cut:  # who trains the layers looks for the folder again, from a working folder of its own
+    if cut:  # a run that trains the layers opens the folder again, perhaps from another working folder
         name = path = os.path.abspath(path)
     if modality == "text":
         return TransformerText(name, path, max_tokens, pooled, cut)

@@ -1,4 +1,4 @@
-"""From a token set that `distrec encode --tokens --cut N` wrote back to its encoder, whose last layers then train."""
+"""Find the encoder of a token set that `distrec encode --tokens --cut N` wrote, so that its last layers can train."""
 
 from __future__ import annotations
 
@@ -9,26 +9,30 @@ from distrec.encoders.base import ENCODED, Encoder, Modality, cut_name
 from distrec.encoders.registry import make_encoder
 from distrec.errors import InputError
 
-# `Encoder.source`, as it stands in a manifest.
+# The form of `Encoder.source` in a manifest.
 _SOURCE = re.compile(rf"{ENCODED}(?P<encoder>.+) (?P<key>[0-9a-f]{{16}}) cut=(?P<cut>\d+)(?: pool=(?P<pool>\d+))?")
 
 
 def cut_of(entry: FeatureEntry) -> int:
-    """Before how many last layers the states of a feature set stand; 0: behind them, or of no known encoder."""
+    """Number of layers that were cut off when the feature set was encoded; 0 if none were, or the set was imported."""
     found = _SOURCE.fullmatch(entry.source)
     return int(found["cut"]) if found else 0
 
 
 def stored_encoder(data: Dataset, key: str, name: str, modality: Modality, layers: int) -> Encoder:
-    """The encoder whose states before its last `layers` layers are token set `name`; `tail()` gives those layers.
+    """The encoder that made token set `name` with its last `layers` layers cut off; its `tail()` is those layers.
 
-    Reads the encoder's files, no network.
+    Reads the encoder's files, without network access.
 
     Args:
-        key: of the config, which names the set.
+        data: the dataset with the set.
+        key: the config key that names the set, for messages.
+        name: the token set.
+        modality: what the encoder reads.
+        layers: number of layers to train.
 
     Raises:
-        InputError: no such set or one that was not cut there, the encoder is gone, or it is not what it was.
+        InputError: there is no such set, it was cut at another layer, or its encoder is missing or has changed.
     """
     entry, command = data.manifest.features.get(name), f"'distrec encode {data.folder} --tokens --cut {layers}'"
     if entry is None:
@@ -49,8 +53,8 @@ def stored_encoder(data: Dataset, key: str, name: str, modality: Modality, layer
         same = encoder.key == found["key"]
     except (InputError, OSError) as error:
         raise InputError(
-            f"key '{key}' is '{name}', whose encoder '{found['encoder']}' is not there any more ({error}); bring it "
-            f"back, or run {command} with another one."
+            f"key '{key}' is '{name}', whose encoder '{found['encoder']}' is not there any more ({error}); restore "
+            f"it, or run {command} with another one."
         ) from None
     if not same:
         raise InputError(

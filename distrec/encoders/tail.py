@@ -1,9 +1,11 @@
-"""The last layers of an encoder as a module that trains: from the hidden states that `distrec encode --tokens --cut N`
-keeps to the last hidden states that `--tokens` keeps.
+"""The last layers of an encoder as a trainable module.
 
-Transformer layers keep the dropout of their own config, in training mode. In EfficientNet the statistics of batch
+They turn the hidden states that `distrec encode --tokens --cut N` stores into the last hidden states, those that
+`--tokens` alone would store.
+
+In training mode, transformer layers use the dropout of their config. In EfficientNet, the statistics of each batch
 normalisation are frozen and folded, with its scale and shift, into the weight and bias of the convolution before it,
-which train: what an item becomes never depends on the others of its batch.
+which train. An item's output thus never depends on the other items of its batch.
 """
 
 from __future__ import annotations
@@ -18,40 +20,43 @@ from torch.nn import functional
 
 
 class Tail(nn.Module):
-    """The last layers of one encoder: `[items, tokens, width]` to `[items, tokens of the last layer, its width]`."""
+    """Base of the last layers of an encoder: from `[items, tokens, width]` to the last layer's tokens and width."""
 
     recompute: ClassVar[bool] = True
-    """With activation checkpointing, its inner values are computed anew for the backward pass."""
+    """With activation checkpointing, this module is computed again in the backward pass."""
 
     def forward(self, states: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Last hidden states, zeros where they are not real, and where they are.
+        """Compute the last hidden states.
 
         Args:
-            states: hidden states before the last layers `[items, tokens, width]`.
-            real: tokens that are not padding, bool `[items, tokens]`; an item without any lacks the modality, and its
-                first token, a zero vector, stands in as its only one.
+            states: hidden states before the last layers, `[items, tokens, width]`.
+            real: which tokens are not padding, bool `[items, tokens]`. An item without real tokens lacks the modality.
+
+        Returns:
+            Last hidden states `[items, last tokens, last width]`, zeros for padding, and which tokens are real, bool
+            `[items, last tokens]`. An item without real tokens gets one, its first, whose state is zero.
         """
         items = len(states)
         if not items:
-            # A worker without items takes part in every exchange of weights and gradients. Not every layer runs on no
-            # item, so it gets a made-up one.
+            # A worker without items must still take part in the collectives for weights and gradients. Some layers
+            # cannot run on an empty batch, so it runs on a dummy item.
             states, real = states.new_zeros(1, *states.shape[1:]), real.new_ones(1, real.shape[1])
         there = real.any(1, keepdim=True)
-        # Attention over no token at all has no value, so that such an item's first token stands in on the way, too.
+        # Attention over no token is undefined, so an item without real tokens attends to its first token.
         last, known = self.run(states, real | _first(real))
         known = known & there
         return (last * known.unsqueeze(2))[:items], (known | _first(known))[:items]
 
     def run(self, states: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `forward`, where every item has a real token; values of the others may be any finite ones."""
+        """As `forward`, but every item has a real token, and states of padding may be any finite values."""
         raise NotImplementedError
 
 
 class TransformerTail(Tail):
-    """The last layers of a `transformers` model, and the normalisation that stands behind them, if one does.
+    """The last layers of a `transformers` model, and the normalisation after them, if there is one.
 
-    Their keys lose their bias: it adds the same to all of a query's logits, which softmax does not see, so that its
-    gradient is rounding alone, of which Adam would make whole steps that differ by the number of workers.
+    The bias of the attention keys is removed. It adds the same number to all logits of a query, so softmax cancels it,
+    and its gradient is only rounding error. Adam would turn that into full steps that depend on the number of workers.
     """
 
     def __init__(self, layers: nn.ModuleList, norm: nn.Module):
@@ -69,15 +74,16 @@ class TransformerTail(Tail):
 
 
 class ConvolutionTail(Tail):
-    """The last blocks of a convolutional network over its feature map, whose cells come as tokens, row by row.
+    """The last blocks of a convolutional network. Its tokens are the cells of a square feature map, row by row.
 
     Args:
-        side: the last map averaged down to `side` x `side` tokens.
+        blocks: the last blocks, in sequence.
+        side: average the last map down to `side` x `side` tokens; None: keep all cells.
     """
 
     def __init__(self, blocks: nn.Sequential, side: int | None):
         super().__init__()
-        self.blocks, self.side = blocks.requires_grad_(), side  # biases from folding come without
+        self.blocks, self.side = blocks.requires_grad_(), side  # folding makes biases that require no gradient
 
     def run(self, states: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         height = isqrt(states.shape[1])
@@ -87,25 +93,30 @@ class ConvolutionTail(Tail):
 
 
 def map_tokens(maps: torch.Tensor, side: int | None) -> torch.Tensor:
-    """Feature maps `[n, width, height, breadth]` as tokens `[n, 1 + cells, width]`: the mean, then the cells by rows.
+    """Feature maps `[n, width, rows, columns]` as tokens `[n, 1 + cells, width]`: the mean, then the cells row by row.
 
-    With `side`, the cells are those of the map averaged down to `side` x `side`.
+    With `side`, the map is first averaged down to `side` x `side` cells.
     """
     cells = maps if side is None else functional.adaptive_avg_pool2d(maps, side)
     return torch.cat([maps.mean((2, 3)).unsqueeze(1), cells.flatten(2).transpose(1, 2)], 1)
 
 
 def _first(real: torch.Tensor) -> torch.Tensor:
-    """The first token of every item, bool `[1, tokens]`."""
+    """A mask of the first token, bool `[1, tokens]`."""
     return torch.arange(real.shape[1], device=real.device).unsqueeze(0) == 0
 
 
 def split_transformer(model: Any, layers: str, norm: str | None, cut: int) -> Tail:
-    """Take the last `cut` layers off a `transformers` model, whose last hidden states then are those before them.
+    """Cut the last `cut` layers off a `transformers` model, which then returns the hidden states before them.
 
     Args:
-        layers: where the model has its layers, dotted.
-        norm: where it has the normalisation behind them; None: nowhere.
+        model: the model, which is changed.
+        layers: dotted attribute path of the model's layers.
+        norm: dotted attribute path of the normalisation after them; None: there is none.
+        cut: number of layers to cut off.
+
+    Returns:
+        The layers that were cut off and the normalisation, in evaluation mode.
     """
     owner, name = _place(model, layers)
     stack = getattr(owner, name)

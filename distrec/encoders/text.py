@@ -1,4 +1,4 @@
-"""Text encoders: any `transformers` model, its token vectors averaged and brought to unit length, or all of them."""
+"""Text encoders: any `transformers` model, with its token vectors averaged and scaled to unit length, or all kept."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ from distrec.encoders.folder import ModelFolder
 
 
 class TransformerText(Encoder):
-    """Mean of the last layer's token vectors, unit length. A two-tower model (CLIP) gives its own text vector instead.
+    """A `transformers` text model: the mean of its last layer's token vectors, scaled to unit length.
 
-    With `pooled` false: the last layer's vectors of the first `max_tokens` word pieces, special ones among them, as
-    they are.
+    A two-tower model (CLIP) gives its own text vector instead of the mean. With `pooled` false, the tokens are the last
+    layer's vectors of the first `max_tokens` word pieces, including special ones, neither averaged nor scaled.
 
     Args:
-        name: How the user named it.
+        name: The name that the user gave.
         path: A folder with the model and its tokenizer.
-        max_tokens: A longer text is cut here, or where the model's positions end.
-        cut: With `pooled` false, layers left out at the end.
+        max_tokens: Maximum tokens of a text, at most the model's number of positions; longer texts are truncated.
+        pooled: Whether to return one vector per text.
+        cut: With `pooled` false, remove this many layers from the end.
+
+    Raises:
+        InputError: a file of the folder cannot be read, or its last layers cannot be cut off.
     """
 
     modality = "text"
@@ -72,7 +76,11 @@ class TransformerText(Encoder):
         return result
 
     def _spread(self, states: np.ndarray, real: np.ndarray) -> np.ndarray:
-        """The real ones of the states `[n, length, width]` at the start of each row, whichever side was padded."""
+        """Move the real states of `[n, length, width]` to the start of each row, on whichever side the padding is.
+
+        Returns:
+            `[n, tokens * width]` float32, NaN after the real tokens.
+        """
         rows = np.full((len(states), self.tokens, self.width), np.nan, np.float32)
         for row, state, kept in zip(rows, states, real):
             row[: kept.sum()] = state[kept]

@@ -1,4 +1,4 @@
-"""What a run and a sweep have in common: a folder with its identity, its attempts and the config of the last one."""
+"""What runs and sweeps share: a folder with an identity, a list of attempts, and the config of the last attempt."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ F = TypeVar("F", bound="AttemptFolder")
 
 
 class Config(Protocol):
-    """The config of a run or of a sweep, as far as they are alike."""
+    """The parts that the configs of runs and sweeps share."""
 
     @property
     def run(self) -> RunSection: ...
@@ -32,11 +32,11 @@ class Config(Protocol):
 
 
 class AttemptFolder:
-    """A folder `<run.storage>/<run.name>` whose record is written again with every attempt.
+    """A folder `<run.storage>/<run.name>` with a record that every attempt extends.
 
     Attributes:
-        record_file: JSON with `identity`, `attempts` and what else is told of the whole.
-        config_file: YAML, the resolved config of the last attempt.
+        record_file: name of the JSON file with `identity`, `attempts` and other facts about the run or sweep.
+        config_file: name of the YAML file with the resolved config of the last attempt.
     """
 
     record_file: ClassVar[str]
@@ -47,7 +47,7 @@ class AttemptFolder:
 
     @classmethod
     def of(cls: type[F], config: Config) -> F:
-        """The folder of a config."""
+        """The folder that a config names."""
         return cls(open_folder(config.run.storage).folder(config.run.name))
 
     @property
@@ -61,12 +61,12 @@ class AttemptFolder:
         self.folder.write_json({**self.record, **fields}, self.record_file)
 
     def _opened(self) -> dict[str, Any] | None:
-        """Make the folder. Returns its record, or None where there is none yet."""
+        """Create the folder if needed. Returns its record, or None if there is none yet."""
         self.folder.make()
         return self.record if self.folder.exists(self.record_file) else None
 
     def _write_attempt(self, config: Config, record: dict[str, Any], **attempt: Any) -> None:
-        """Write the config, and the record with one more attempt, which starts now."""
+        """Write the config, and add an attempt that starts now to the record."""
         self.folder.write_bytes(to_yaml(config), self.config_file)
         record["attempts"].append({"started": now(), **attempt})
         self.folder.write_json(record, self.record_file)
@@ -74,10 +74,10 @@ class AttemptFolder:
 
 @contextmanager
 def writing_to(storage: str) -> Iterator[None]:
-    """Turn an error of the file system into a sentence about key `run.storage`, whose value is `storage`.
+    """Turn errors of the file system into an `InputError` about key `run.storage`, whose value is `storage`.
 
     Raises:
-        InputError: there was one.
+        InputError: the file system raised an error.
     """
     try:
         yield
@@ -88,33 +88,33 @@ def writing_to(storage: str) -> Iterator[None]:
 
 
 def with_absolute_paths(config: C) -> C:
-    """`config` with absolute local paths, since workers and trials do not share this process's working folder."""
-    graphs = config.run.graphs and located(config.run.graphs)  # of runs: a sweep's trials share one in its folder
+    """Make the local paths of a config absolute, because workers and trials may have another working folder."""
+    graphs = config.run.graphs and located(config.run.graphs)  # only runs set it; a sweep's trials share a folder
     run = config.run.model_copy(update={"storage": located(config.run.storage), "graphs": graphs})
     return config.model_copy(update={"data": located(config.data), "run": run})
 
 
 def to_yaml(config: Config) -> bytes:
-    """The text of a config file, keys in the order of the sections."""
+    """A config as YAML, with the keys in the order of the sections."""
     return yaml.safe_dump(config.model_dump(), sort_keys=False).encode()
 
 
 def now() -> str:
-    """The time, in UTC."""
+    """The current time in UTC, such as 2026-01-31T12:00:00Z."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def first_difference(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, Any, Any] | None:
-    """The first dotted key at which two identities differ, its old value and its new one; None where they are equal."""
+    """The first dotted key at which two identities differ, with its old and new value; None if they are equal."""
     before, after = flat(old), flat(new)
-    for key in {**after, **before}:  # a section that became null, such as lr_decay, has keys on one side only
+    for key in {**after, **before}:  # a section set to null, such as lr_decay, has keys on one side only
         if before.get(key) != after.get(key):
             return key, before.get(key), after.get(key)
     return None
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested sections by dotted key."""
+    """The leaf values of nested sections, by dotted key."""
     out: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):

@@ -1,6 +1,6 @@
-"""What a person sees of a run: the banner, a progress bar, a line per epoch, the final table.
+"""The printed output of a run: the banner, a progress bar, one line per epoch, the final table.
 
-Workers note their progress in the run folder; the driver shows it from there, wherever the workers are.
+Workers write their progress to the run folder, and the driver reads it there, wherever the workers run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from distrec.training.run_folder import RunFolder
 
 
 def banner(config: RunConfig, title: str, data: Dataset, run: RunFolder, degradations: list[str]) -> str:
-    """The lines at the start of a run; every slower or approximate path taken is one of them."""
+    """The lines printed at the start of a run; each degradation is one of them."""
     train, manifest = config.train, data.manifest
     workers = f"{train.workers} Ray Train workers" if train.workers else "in this process"
     lines = [
@@ -35,7 +35,8 @@ class Display:
     """Shows the progress of a run until the block ends.
 
     Args:
-        on_epoch: called with each epoch's record of `metrics.jsonl`, also those of earlier attempts.
+        run: the run's folder.
+        on_epoch: called with each epoch's record in `metrics.jsonl`, including those of earlier attempts.
     """
 
     def __init__(self, run: RunFolder, on_epoch: Callable[[dict[str, Any]], None] | None = None):
@@ -50,7 +51,7 @@ class Display:
         before = self._run.read_metrics()
         self._shown = len(before)
         for record in before:
-            self._told(record)
+            self._report(record)
         if self._shown:
             print(f"continuing after epoch {self._shown}", flush=True)
         self._thread.start()
@@ -84,15 +85,15 @@ class Display:
         for record in self._run.read_metrics()[self._shown :]:
             tqdm.write(epoch_line(record))
             self._shown += 1
-            self._told(record)
+            self._report(record)
 
-    def _told(self, record: dict[str, Any]) -> None:
+    def _report(self, record: dict[str, Any]) -> None:
         if self._on_epoch is not None:
             self._on_epoch(record)
 
 
 def epoch_line(record: dict[str, Any]) -> str:
-    """One finished epoch on one line."""
+    """The line printed for a finished epoch."""
     loss = "  ".join(f"{name} {value:.4f}" for name, value in record["loss"].items())
     valid = record.get("valid", {})
     shown = [name for name in ("recall@20", "ndcg@20") if name in valid] or list(valid)[:2]
@@ -106,7 +107,7 @@ def epoch_line(record: dict[str, Any]) -> str:
 
 
 def summary_table(summary: dict[str, Any]) -> str:
-    """The end of a run: the chosen epoch and its metrics."""
+    """The lines printed at the end of a run: the best epoch and its metrics."""
     best = f"best epoch {summary['best_epoch']} of {summary['epochs']}" if summary["best_epoch"] else "nothing to train"
     splits = [split for split in ("valid", "test") if split in summary]
     lines = [f"{summary['method']}: {best}", "  " + "metric".ljust(14) + "".join(split.rjust(9) for split in splits)]

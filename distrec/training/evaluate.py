@@ -1,4 +1,4 @@
-"""`distrec evaluate RUN`: the full ranking of a split with the best weights of a trained run."""
+"""`distrec evaluate RUN`: rank all items for the users of a split, with the best weights of a trained run."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from distrec.training.run_folder import RunFolder
 
 
 def evaluate(path: str, split: str = "test", workers: int = 0) -> dict[str, Any]:
-    """Rank `split`, write `<run>/evaluation/<split>.json`, print the table, and return the JSON value.
+    """Evaluate a run on `split`, print a table, write `<run>/evaluation/<split>.json` and return its value.
 
-    Beside it come `<split>-users.parquet`, every metric of every user, and `<split>-examples.json`, what six users of
-    different activity have had and are recommended; the same users in every run on the same data.
+    Also writes `<split>-users.parquet`, every metric of every user, and `<split>-examples.json`, the histories and
+    recommendations of six users of different activity. They are the same users in every run on the same data.
 
     Args:
         path: the run's folder, `<run.storage>/<run.name>`.
         split: "valid" or "test".
-        workers: Ray Train workers; 0 evaluates in this process.
+        workers: number of Ray Train workers; 0 evaluates in this process.
 
     Raises:
-        InputError: no such run, no finished training, or data that is not the run's.
+        InputError: there is no such run, its training has not finished, or its dataset has changed.
     """
     check_stack()
     quiet()
@@ -47,10 +47,11 @@ def evaluate(path: str, split: str = "test", workers: int = 0) -> dict[str, Any]
     data = Dataset.open(config.data)
     if data.hash != identity["data"]:
         raise InputError(
-            f"run '{path}' was trained on another dataset than '{config.data}' now holds; restore that data or train again."
+            f"run '{path}' was trained on another dataset than the one now at '{config.data}'; restore that dataset or "
+            "train again."
         )
     check_inputs(config)
-    data.users_table()  # the examples name users: a damaged file is told before any worker starts
+    data.users_table()  # the examples need it: report a damaged file before any worker starts
     best = run.folder.read_json("summary.json")["best_checkpoint"]
     if best is not None:
         require_complete(run.checkpoints.folder(best))
@@ -62,14 +63,16 @@ def evaluate(path: str, split: str = "test", workers: int = 0) -> dict[str, Any]
 
 
 def compare(paths: Sequence[str], split: str, workers: int, beside: str | None) -> None:
-    """Evaluate several runs and print one table of them.
+    """Evaluate several runs and print one table that compares them.
 
     Args:
-        paths, split, workers: as `evaluate` takes them.
-        beside: a JSON file of further metrics to show, `{split: {name: {metric: value}}}`.
+        paths: the runs' folders.
+        split: as in `evaluate`.
+        workers: as in `evaluate`.
+        beside: a JSON file of further metrics for the table, `{split: {name: {metric: value}}}`; None: no file.
 
     Raises:
-        InputError: as `evaluate`, or `beside` cannot be read.
+        InputError: as in `evaluate`, or `beside` cannot be read.
     """
     from distrec.evaluation.report import comparison
 
@@ -79,7 +82,7 @@ def compare(paths: Sequence[str], split: str, workers: int, beside: str | None) 
             reference = json.loads(Path(beside).read_text())[split]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"file '{beside}' has no metrics of split '{split}' ({error!r}); give a JSON file of them."
+                f"file '{beside}' has no metrics of split '{split}' ({error!r}); give a JSON file that has them."
             ) from None
     results = {}
     for path in paths:
@@ -90,7 +93,7 @@ def compare(paths: Sequence[str], split: str, workers: int, beside: str | None) 
 
 
 def evaluate_worker(config: RunConfig, path: str, split: str) -> None:
-    """One worker's part; the process group stands."""
+    """Evaluate as one worker of an initialised process group."""
     import torch
 
     from distrec.evaluation.recommend import RECOMMENDED, examples, recommend, spread_users

@@ -1,4 +1,4 @@
-"""From a config to a finished run: checks before anything starts, then the workers, in this process or on Ray Train."""
+"""Run a config: check it and its data first, then start the workers, in this process or on Ray Train."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def train(
     Args:
         config: a run config, or the path of its YAML file.
         overrides: `dotted.key=value` settings, applied to a file.
-        on_epoch: called, from another thread, with the record of each epoch that is done.
+        on_epoch: called, in another thread, with the record of each finished epoch.
 
     Raises:
-        InputError: bad input, before any worker starts.
+        InputError: the config or the data is invalid; raised before any worker starts.
         NonFiniteLoss: a loss term became NaN or infinite.
-        Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved.
+        Interrupted: Ctrl-C or SIGTERM stopped the run after it saved a checkpoint.
     """
     check_stack()
     quiet()
@@ -64,29 +64,31 @@ def train(
 
 
 def _check_graphs(config: RunConfig) -> None:
-    """Refuse a `run.graphs` where nothing can be kept: every run would silently compute its lists."""
+    """Refuse a `run.graphs` that cannot be written: every run would silently compute its neighbour lists again."""
     if config.run.graphs is not None:
         try:
             open_folder(config.run.graphs).write_json(NOTE, "about.json")
         except OSError as error:
             raise InputError(
-                f"key 'run.graphs' is '{config.run.graphs}', which cannot be written ({error}); give a writable folder or leave it out."
+                f"key 'run.graphs' is '{config.run.graphs}', which cannot be written ({error}); give a writable "
+                "folder or leave the key out."
             ) from None
 
 
 def check_inputs(config: RunConfig) -> tuple[Dataset, Method, list[str]]:
-    """Everything that can be wrong with a resolved config and its data, looked at without a worker.
+    """Check a resolved config and its data, without a worker.
 
     Returns:
-        The dataset, the method, and the degradations this run will take.
+        The dataset, the method, and the run's degradations: its slower or approximate choices, one sentence each.
 
     Raises:
-        InputError: the first thing that is wrong.
+        InputError: names the first problem found.
     """
     train = config.train
     if train.global_batch < max(train.workers, 1):
         raise InputError(
-            f"key 'train.global_batch' is {train.global_batch} but there are {train.workers} workers; give each at least one row."
+            f"key 'train.global_batch' is {train.global_batch} but there are {train.workers} workers; "
+            "give each at least one row."
         )
     cutoff = int(train.metric.partition("@")[2])
     if cutoff not in config.evaluate.ks:
@@ -95,7 +97,8 @@ def check_inputs(config: RunConfig) -> tuple[Dataset, Method, list[str]]:
         )
     if config.tracking.mlflow and find_spec("mlflow") is None:
         raise InputError(
-            "key 'tracking.mlflow' is set but MLflow is not installed; 'pip install mlflow-skinny' or remove the key."
+            "key 'tracking.mlflow' is set but MLflow is not installed; run 'pip install mlflow-skinny' or remove the "
+            "key."
         )
     data = Dataset.open(config.data)
     method = build_method(config, data)
@@ -105,28 +108,32 @@ def check_inputs(config: RunConfig) -> tuple[Dataset, Method, list[str]]:
     splits = {split: data.interactions(split) for split in SPLITS if split != "test" or config.evaluate.test}
     for split, rows in splits.items():
         if not len(rows):
-            raise InputError(f"data '{config.data}' has no {split} rows; prepare it with a split that leaves some.")
+            raise InputError(f"data '{config.data}' has no {split} rows; prepare it with another split.")
     if method.trainable:
         sampler = method.sampler(splits["train"], train.seed)
         if not len(sampler):
             raise InputError(
-                f"data '{config.data}' has no user with a training history long enough for {method.title()}; prepare it with "
-                "a larger 'k_core.users'."
+                f"data '{config.data}' has no user with a training history long enough for {method.title()}; prepare "
+                "it with a larger 'k_core.users'."
             )
     degradations = ["no CUDA device is used: tensors and exchanges run on the CPU over gloo"]
     if config.optimizer.tables == "sparse":
         degradations.append(
-            "sparse tables: row-wise Adagrad on looked-up rows in place of the dense optimizer (fbgemm has no fused Adam on CPU)"
+            "sparse tables: row-wise Adagrad on looked-up rows replaces the dense optimizer (fbgemm has no fused Adam "
+            "on the CPU)"
         )
     if config.dense.precision == "bf16":
         degradations.append(
-            "dense modules compute in bfloat16: results agree between numbers of workers to its rounding only"
+            "dense modules compute in bfloat16: results for different numbers of workers agree only to its rounding"
         )
     return data, method, degradations + method.degradations()
 
 
 def train_worker(config: RunConfig) -> None:
-    """One worker's run; the process group stands. What ends it is noted for the driver, since Ray would try it again."""
+    """Train as one worker of an initialised process group.
+
+    Errors that a retry cannot fix are recorded for the driver in place of being raised, because Ray would retry them.
+    """
     from distrec.parallel.world import World
     from distrec.training.loop import fit
 
@@ -149,7 +156,11 @@ def _raise_outcome(run: RunFolder) -> None:
 
 @contextmanager
 def workers_for(config: RunConfig) -> Iterator[Callable[[Work, RunConfig], None]]:
-    """A function that runs `work` on the configured workers; resources are checked on entry."""
+    """A context with a function that runs `work` on the configured workers.
+
+    Raises:
+        InputError: the workers need more CPUs than the cluster offers.
+    """
     if config.train.workers == 0:
         yield _run_here
         return
@@ -159,14 +170,15 @@ def workers_for(config: RunConfig) -> Iterator[Callable[[Work, RunConfig], None]
         asked, offered = config.train.workers * config.train.cpus_per_worker, ray.cluster_resources().get("CPU", 0)
         if asked > offered:
             raise InputError(
-                f"key 'train.workers' is {config.train.workers} with 'train.cpus_per_worker' {config.train.cpus_per_worker:g}, "
-                f"which is {asked:g} CPUs, but the cluster offers {offered:g}; lower one of them or add nodes."
+                f"key 'train.workers' is {config.train.workers} with 'train.cpus_per_worker' "
+                f"{config.train.cpus_per_worker:g}, which is {asked:g} CPUs, but the cluster offers {offered:g}; "
+                "lower one of them or add nodes."
             )
         yield _run_on_ray
 
 
 def _run_here(work: Work, config: RunConfig) -> None:
-    """Run in this process, as a group of one."""
+    """Run in this process, as a process group of size 1."""
     import torch.distributed as dist
 
     from distrec.training.dense import leave_group
@@ -178,11 +190,11 @@ def _run_here(work: Work, config: RunConfig) -> None:
             work(config)
         finally:
             leave_group()
-            gc.collect()  # DeepSpeed's engine is part of cycles; uncollected, its tensors add up over runs in one process
+            gc.collect()  # DeepSpeed's engine is in reference cycles; its tensors would add up over runs in one process
 
 
 def _run_on_ray(work: Work, config: RunConfig) -> None:
-    """Run on Ray Train, which restarts the workers from the last checkpoint when one dies."""
+    """Run on Ray Train, which restarts the workers when one dies; they continue from the last checkpoint."""
     from pyarrow.fs import FSSpecHandler, PyFileSystem
     from ray.train import FailureConfig, ScalingConfig
     from ray.train import RunConfig as RayRunConfig
@@ -205,7 +217,7 @@ def _run_on_ray(work: Work, config: RunConfig) -> None:
             worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},  # type: ignore[call-arg]  # typed as the old config
         ),
     )
-    on_cluster(trainer.fit)  # a stop saves a checkpoint first, by `on_stop_signal`
+    on_cluster(trainer.fit)  # `on_stop_signal` makes a stop save a checkpoint first
 
 
 def _ray_worker(payload: dict[str, Any]) -> None:

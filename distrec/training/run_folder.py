@@ -1,8 +1,11 @@
-"""A run at rest: `<storage>/<run name>/` and what lies in it.
+"""The folder of a run, `<run.storage>/<run.name>/`, and its files (docs/data.md section 5).
 
-`config.yaml` the resolved config of the last attempt; `run.json` identity, attempts, plan, versions, degradations;
-`metrics.jsonl` one object per epoch of the trajectory that survived; `summary.json` best epoch and test metrics;
-`progress.json` where training stands now; `checkpoints/`, `evaluation/`, `tensorboard/`.
+* `config.yaml`: the resolved config of the last attempt.
+* `run.json`: identity, attempts, plan, versions, degradations.
+* `metrics.jsonl`: one object per epoch; steps that a crash undid leave no trace.
+* `progress.json`: the current epoch and step.
+* `summary.json`: the best epoch, and its metrics.
+* `checkpoints/`, `evaluation/`, `tensorboard/`.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ _REMOTE_SECONDS = 5.0
 
 
 class RunFolder(AttemptFolder):
-    """Files of one run."""
+    """The folder of one run."""
 
     record_file, config_file = "run.json", "config.yaml"
 
@@ -37,10 +40,10 @@ class RunFolder(AttemptFolder):
 
     @classmethod
     def existing(cls, path: str) -> tuple[RunFolder, RunConfig]:
-        """The run at `path` and its config.
+        """Open the run at `path`; return its folder and its config.
 
         Raises:
-            InputError: there is no run.
+            InputError: there is no run at `path`.
         """
         run = cls(open_folder(path))
         if not run.folder.exists("config.yaml"):
@@ -53,7 +56,7 @@ class RunFolder(AttemptFolder):
         """Record a new attempt and return the contents of `run.json`.
 
         Raises:
-            InputError: the run exists with another identity, or the storage cannot be written.
+            InputError: the folder holds a run with another identity, or the storage cannot be written.
         """
         identity = config.identity(manifest_hash)
         changes = [change.model_dump() for change in config.changes]
@@ -100,7 +103,7 @@ class RunFolder(AttemptFolder):
             )
 
     def trained(self) -> int:
-        """Epochs that have checkpoints, the one under way among them."""
+        """Number of epochs that the checkpoints cover, including one that is only partly trained."""
         places = [checkpoint_place(name) for name in self.checkpoints.names() if name.startswith("epoch-")]
         return max((epoch + (step > 0) for epoch, step in places), default=0)
 
@@ -109,24 +112,24 @@ class RunFolder(AttemptFolder):
         self.folder.write_bytes(str(os.getpid()).encode(), STOP_REQUEST)
 
     def note_outcome(self, outcome: dict[str, Any]) -> None:
-        """Add how the running attempt ended to its entry."""
+        """Record in `run.json` how the current attempt ended."""
         attempts = self.record["attempts"]
         attempts[-1].update(outcome)
         self.update_record(attempts=attempts)
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
-        """Write `metrics.jsonl` whole, so that it always tells one trajectory."""
+        """Write all of `metrics.jsonl` anew, so that it always holds a single trajectory."""
         self.folder.write_bytes("".join(json.dumps(record) + "\n" for record in history).encode(), "metrics.jsonl")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The epochs in `metrics.jsonl`; none where there is no such file yet."""
+        """The epochs in `metrics.jsonl`; empty if the file does not exist yet."""
         try:
             return [json.loads(line) for line in self.folder.read_bytes("metrics.jsonl").splitlines()]
         except (OSError, ValueError):
             return []
 
     def write_progress(self, progress: dict[str, Any]) -> None:
-        """Note where training stands: every step on a local disk, now and then on an object store."""
+        """Write `progress.json`: on every call on a local disk, at most every 5 s on an object store."""
         if self.folder.local:
             if self._progress_file is None:
                 self._progress_file = os.open(self.folder.at("progress.json"), os.O_CREAT | os.O_WRONLY, 0o644)
@@ -136,7 +139,7 @@ class RunFolder(AttemptFolder):
             self.folder.write_json(progress, "progress.json")
 
     def read_progress(self) -> dict[str, Any]:
-        """The last progress note; empty where there is none (or it is being written)."""
+        """The content of `progress.json`; empty if it does not exist or is just being written."""
         try:
             progress = self.folder.read_json("progress.json")
         except (OSError, ValueError):
@@ -145,11 +148,11 @@ class RunFolder(AttemptFolder):
 
 
 def checkpoint_name(epoch: int, step: int) -> str:
-    """The name of the checkpoint before `step` of `epoch` (both from 0); names sort in the order of training."""
+    """The name of the checkpoint before `step` of `epoch`, both counted from 0. Names sort in training order."""
     return f"epoch-{epoch:06d}-step-{step:09d}"
 
 
 def checkpoint_place(name: str) -> tuple[int, int]:
-    """The (epoch, step) of a checkpoint's name."""
+    """The epoch and step in a checkpoint's name."""
     _, epoch, _, step = name.split("-")
     return int(epoch), int(step)

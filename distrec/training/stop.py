@@ -1,7 +1,7 @@
-"""Asking a run to stop: the driver leaves a note in the run folder, workers look for it now and then.
+"""Stopping a run: the driver writes a file `stop-request` to the run folder, and the workers poll for it.
 
-A note works over any storage and any cluster. Rank 0 looks; the engine's per-step reduction tells the others, so that all
-ranks stop after the same step.
+A file works with any storage and any cluster. Only rank 0 polls. The engine's all-reduce in every step passes the
+request on, so all ranks stop after the same step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from distrec.training.run_folder import STOP_REQUEST, RunFolder
 
 
 class StopWatch:
-    """Looks for the stop request in the background while the run trains."""
+    """Polls for the stop request in a background thread of rank 0 while the run trains."""
 
     def __init__(self, run: RunFolder, world: World):
         self._run, self._rank = run, world.rank
@@ -43,9 +43,10 @@ class StopWatch:
 
 @contextmanager
 def on_stop_signal(ask: Callable[[], None]) -> Iterator[None]:
-    """On Ctrl-C or SIGTERM call `ask`, which asks whoever trains to save and stop; a second Ctrl-C ends this process at once.
+    """On Ctrl-C or SIGTERM call `ask`, which asks the workers to save a checkpoint and stop.
 
-    Outside the main thread, as in a trial of a sweep, signals are somebody else's.
+    A second Ctrl-C ends this process at once. Does nothing outside the main thread, as in a trial of a sweep, because
+    only the main thread can handle signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -57,7 +58,7 @@ def on_stop_signal(ask: Callable[[], None]) -> Iterator[None]:
         if asked and signum == signal.SIGINT:
             raise KeyboardInterrupt
         asked = True
-        print("\nstopping: saving a checkpoint first (Ctrl-C again to stop without)", flush=True)
+        print("\nstopping: saving a checkpoint first (press Ctrl-C again to stop without one)", flush=True)
         ask()
 
     before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}

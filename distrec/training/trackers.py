@@ -1,4 +1,4 @@
-"""Experiment trackers beside the run folder, through the libraries' own writers: TensorBoard, and MLflow by config."""
+"""Experiment trackers: TensorBoard and, if configured, MLflow, each through its own library."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from distrec.training.run_folder import RunFolder
 
 
 class Trackers:
-    """Writes each epoch's numbers; does nothing unless `enabled` (rank 0)."""
+    """Writes the numbers of each epoch to the configured trackers; does nothing unless `enabled` (on rank 0)."""
 
     def __init__(self, run: RunFolder, config: RunConfig, enabled: bool):
         self._board: Any = None
@@ -40,7 +40,7 @@ class Trackers:
             self._mlflow.log_metrics({_plain(name): value for name, value in numbers.items()}, step=record["epoch"])
 
     def close(self, summary: dict[str, Any] | None = None) -> None:
-        """Write the summary, where the run has ended, and flush."""
+        """Write the summary, if the run has finished, and close the trackers."""
         if self._board is not None:
             self._board.close()
         if self._mlflow is not None:

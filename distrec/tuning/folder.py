@@ -1,9 +1,14 @@
-"""A sweep at rest: `<run.storage>/<run.name>/` and what lies in it.
+"""The folder of a sweep, `<run.storage>/<run.name>/`, and its files (docs/data.md section 6).
 
-`sweep.yaml` the resolved config of the last attempt; `sweep.json` identity, attempts, dataset, methods, state;
-`trials/<id>/` the search's runs and `final/<id>/` the winners' seeds, ordinary run folders with a `trial.json` beside
-what `distrec.training.run_folder` writes; `winners/<method>.yaml` run configs; `graphs/` neighbour lists that trials
-share; `tune/` Ray Tune's own logs. The driver alone writes `sweep.json` and every `trial.json`.
+* `sweep.yaml`: the resolved config of the last attempt.
+* `sweep.json`: identity, attempts, dataset, methods, state.
+* `trials/<id>/`: the runs of the search; `final/<id>/`: the winners' runs with new seeds. Both are run folders as
+  `distrec.training.run_folder` writes them, with an additional `trial.json`.
+* `winners/<method>.yaml`: run configs.
+* `graphs/`: neighbour lists that trials share.
+* `tune/`: Ray Tune's own logs.
+
+Only the driver writes `sweep.json` and `trial.json`.
 """
 
 from __future__ import annotations
@@ -21,12 +26,17 @@ from distrec.tuning.sweep import Entry, SweepConfig
 
 Status = Literal["waiting", "running", "done", "stopped", "failed"]
 Phase = Literal["trials", "final"]
-ERROR_FILE = "error.txt"  # written by a trial that raised, read by the driver
+ERROR_FILE = "error.txt"  # a trial that raises an error writes it, the driver reads it
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Epochs of a trial before its present settings: where they end, and the settings then."""
+    """Earlier epochs of a trial that used other settings.
+
+    Attributes:
+        until: number of epochs after which these settings ended.
+        values: the settings.
+    """
 
     until: int
     values: Values
@@ -34,10 +44,10 @@ class Stretch:
 
 @dataclass
 class Trial:
-    """One trial; `trial.json`. "stopped": by the scheduler, before its last epoch.
+    """One trial, as in `trial.json`. Status "stopped" means that the scheduler stopped it before its last epoch.
 
-    With population-based training a trial that has paused is "waiting", and a clone has its donor's `past`, and the
-    `number` of the trial whose place it took.
+    With population-based training, a paused trial is "waiting". A clone has the `past` of its donor and the `number` of
+    the trial that it replaced.
     """
 
     id: str
@@ -52,15 +62,15 @@ class Trial:
     failures: int = 0
     seconds: float = 0.0
     last: float | None = None  # newest validation metric
-    pause: int | None = None  # epochs after which it pauses next; None: not before its end
-    paused: int = 0  # epochs after which it paused last
+    pause: int | None = None  # number of epochs after which it pauses next; None: it does not pause
+    paused: int = 0  # number of epochs after which it paused last
     past: list[Stretch] = field(default_factory=list)
     parent: str | None = None
-    born: int = 0  # epochs after which the clone began
+    born: int = 0  # number of epochs after which the clone started
 
     @property
     def settings(self) -> list[tuple[int, Values]]:
-        """Its values, and after how many epochs they begin to hold."""
+        """All settings of the trial in order: the number of epochs after which they apply, and their values."""
         return list(
             zip(
                 [0, *(stretch.until for stretch in self.past)],
@@ -70,16 +80,16 @@ class Trial:
 
     @property
     def between_stretches(self) -> bool:
-        """Paused until its population has been compared."""
+        """Whether the trial is paused until the trials of its population have been compared."""
         return self.status == "waiting" and self.pause == self.paused
 
     @property
     def replaced(self) -> bool:
-        """Its place is a clone's: it does not count as a trial of its own any more."""
+        """Whether a clone replaced the trial, which then no longer counts as a trial of its own."""
         return self.status == "stopped" and self.pause is not None
 
     def finish(self, epochs: int) -> None:
-        """Note that a training run of the trial came to its end after `epochs`."""
+        """Set the status after a training run of the trial that ended after `epochs` epochs."""
         if self.pause is not None and epochs == self.pause:
             self.status, self.paused = "waiting", epochs
         else:
@@ -91,20 +101,20 @@ class Trial:
 
     @property
     def finished(self) -> bool:
-        """Ended with a value that selection can use."""
+        """Whether the trial ended with a value that selection can use."""
         return self.status in ("done", "stopped") and self.value is not None
 
 
 class SweepFolder(AttemptFolder):
-    """Files of one sweep."""
+    """The folder of one sweep."""
 
     record_file, config_file = "sweep.json", "sweep.yaml"
 
     def open_attempt(self, sweep: SweepConfig, entries: dict[str, Entry], data_hash: str) -> bool:
-        """Record an attempt; returns whether the sweep is a new one.
+        """Record a new attempt; return whether the sweep is new.
 
         Raises:
-            InputError: the folder holds another sweep or something else, or it cannot be written.
+            InputError: the folder holds another sweep or other files, or it cannot be written.
         """
         identity = _identity(sweep, entries, data_hash)
         with writing_to(sweep.run.storage):
@@ -113,7 +123,8 @@ class SweepFolder(AttemptFolder):
             if record is None:
                 if names := self.folder.names():
                     raise InputError(
-                        f"'{self.folder}' holds {names[0]!r} but no sweep; choose another 'run.name', or clear it."
+                        f"'{self.folder}' holds {names[0]!r} but no sweep; choose another 'run.name', or empty the "
+                        "folder."
                     )
                 record = {"identity": identity, "attempts": [], "seconds": 0.0, "closed": None, "done": None}
             else:
@@ -130,7 +141,7 @@ class SweepFolder(AttemptFolder):
             )
 
     def trials(self, phase: Phase) -> list[Trial]:
-        """Every trial of a phase, by method and number; one whose record was torn has never started."""
+        """All trials of a phase, by method and number. A trial with a torn record never started, so it is left out."""
         out = []
         for name in self.folder.names(phase):
             try:
@@ -152,14 +163,14 @@ class SweepFolder(AttemptFolder):
         return RunFolder(self.folder.folder(phase, trial.id))
 
     def error(self, phase: Phase, trial: Trial) -> str | None:
-        """The last error that the trial raised, where it could still write it: one line."""
+        """The last line of the error that the trial raised and wrote; None if it wrote none."""
         if not self.folder.exists(phase, trial.id, ERROR_FILE):
             return None
         lines = self.folder.read_bytes(phase, trial.id, ERROR_FILE).decode().strip().splitlines()
         return lines[-1] if lines else None
 
     def read_result(self, phase: Phase, trial: Trial, metric: str) -> None:
-        """Bring a trial that another attempt left unended up to what its run folder says."""
+        """Update a trial that an earlier attempt left unfinished from its run folder."""
         run = self.run(phase, trial)
         trial.status = "waiting"
         values = [record["valid"][metric] for record in run.read_metrics() if "valid" in record]
@@ -167,13 +178,13 @@ class SweepFolder(AttemptFolder):
         if run.folder.exists("summary.json"):
             summary = run.folder.read_json("summary.json")
             values.append(summary["valid"][metric])
-            of_pause = trial.paused and summary["epochs"] <= trial.paused  # written then: not this stretch's
+            of_pause = trial.paused and summary["epochs"] <= trial.paused  # written at the pause, not in this stretch
             if not of_pause and (phase == "trials" or run.folder.exists("evaluation", "test.json")):
                 trial.finish(summary["epochs"])
         trial.value = max(values, default=None)
 
     def clone(self, loser: Trial, clone: Trial) -> None:
-        """Put a clone of another trial, with that one's checkpoints, in the place of `loser`. Can be done again."""
+        """Replace trial `loser` by `clone`, which gets its parent's checkpoints. Safe to repeat after a crash."""
         assert clone.parent is not None
         donor, target = self.folder.folder("trials", clone.parent), self.folder.folder("trials", clone.id)
         target.remove()
@@ -183,22 +194,22 @@ class SweepFolder(AttemptFolder):
         if donor.exists("run.json"):
             record = donor.read_json("run.json")
             target.write_json({**record, "attempts": []}, "run.json")
-        self.write_trial("trials", clone)  # from here on the place is the clone's
+        self.write_trial("trials", clone)  # from here on the clone replaces `loser`, even if we crash
         self.replace(loser)
 
     def replace(self, trial: Trial) -> None:
-        """Note that a trial's place is a clone's."""
+        """Record that a clone replaced a trial."""
         trial.status = "stopped"
         self.write_trial("trials", trial)
 
     def write_winners(self, winners: dict[str, str], configs: dict[str, RunConfig]) -> None:
-        """Note each method's winner and write its run config, ready to run."""
+        """Record each method's winner and write its run config for `distrec train`."""
         for label, config in configs.items():
             self.folder.write_bytes(to_yaml(config), "winners", f"{label}.yaml")
         self.update_record(winners=winners, closed=now())
 
     def prune(self, trials: Iterable[Trial]) -> None:
-        """Delete the checkpoints of every finished or failed trial but each method's best so far."""
+        """Delete the checkpoints of all trials that ended, except those of each method's best one so far."""
         trials = list(trials)
         best = best_trials(trials)
         for trial in trials:
@@ -207,14 +218,15 @@ class SweepFolder(AttemptFolder):
 
 
 def in_place(trials: Iterable[Trial]) -> list[Trial]:
-    """Without those whose place is a clone's: as many as were begun afresh."""
+    """The trials without those that a clone replaced; there are as many as the plan started."""
     return [trial for trial in trials if not trial.replaced]
 
 
 def best_trials(trials: Iterable[Trial]) -> dict[str, str]:
-    """Each method's best trial by validation value; of equal ones the earliest. Methods without a finished trial lack.
+    """The id of each method's best trial by validation value, by method; among equal ones, the earliest.
 
-    A clone has its donor's best value where it did not find a better one, and is later than any donor.
+    Methods without a finished trial are left out. A clone that finds no better value has its donor's value, so the
+    donor, being earlier, wins.
     """
     best: dict[str, Trial] = {}
     for trial in sorted(trials, key=lambda trial: (trial.born, trial.number)):
@@ -226,7 +238,7 @@ def best_trials(trials: Iterable[Trial]) -> dict[str, str]:
 
 
 def _identity(sweep: SweepConfig, entries: dict[str, Entry], data_hash: str) -> dict[str, Any]:
-    """What makes two attempts the same sweep. Budget, seeds, resources and retries may change between them."""
+    """The settings that all attempts of a sweep share. Budget, seeds, resources and retries may change."""
     return {
         "data": data_hash,
         "metric": sweep.metric,

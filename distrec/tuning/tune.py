@@ -1,9 +1,9 @@
-"""`distrec tune SWEEP`: from a sweep config to the winners' results; the same command again continues.
+"""`distrec tune SWEEP`: run a sweep config up to the winners' test results. The same command again continues a sweep.
 
-1. Everything is checked, and the dataset made where `prepare` says how.
-2. The search: trials chosen by `plan`, run by `execute`, seen on validation only. At its end each method's winner is
-   fixed in the folder.
-3. Each winner is trained with fresh seeds, and then, for the first time, the test split is read.
+1. Check the config, and make the dataset if section `prepare` says how.
+2. Search: `plan` chooses trials, `execute` runs them, and only the validation split judges them. At the end of the
+   search, each method's winner is written to the folder and never changes again.
+3. Train each winner with new seeds. Only now is the test split read.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def tune(config: SweepConfig | str | Path, overrides: Sequence[str] = ()) -> Swe
         overrides: `dotted.key=value` settings, applied to a file.
 
     Raises:
-        InputError: bad input, before any trial starts.
-        Interrupted: Ctrl-C or SIGTERM; running trials saved checkpoints.
+        InputError: the config or the data is invalid (raised before any trial starts), or no trial gave a result.
+        Interrupted: Ctrl-C or SIGTERM stopped the sweep after the running trials saved checkpoints.
     """
     check_stack()
     quiet()
@@ -63,7 +63,7 @@ def tune(config: SweepConfig | str | Path, overrides: Sequence[str] = ()) -> Swe
 
 
 def prepare_data(section: PrepareSection, out: str) -> None:
-    """Make the dataset at `out` as far as it is not there: prepare, then encode what content it has."""
+    """Make the dataset at `out`: prepare it and encode its content, except for the parts that exist already."""
     from distrec.data.demo import write_demo
     from distrec.data.prepare import prepare
     from distrec.encoders.encode import encode
@@ -71,7 +71,7 @@ def prepare_data(section: PrepareSection, out: str) -> None:
     if not open_folder(out).exists("manifest.json"):
         with tempfile.TemporaryDirectory() as shop:
             if section.source == "demo":
-                print("making the demo shop", flush=True)
+                print("generating the demo shop", flush=True)
                 write_demo(shop)
             prepare(section.config, shop if section.source == "demo" else section.source, out)
     manifest = Dataset.open(out).manifest
@@ -83,7 +83,7 @@ def prepare_data(section: PrepareSection, out: str) -> None:
 
 
 def _check_data(entries: dict[str, Entry]) -> dict[str, Any]:
-    """Every method looked at with the data; returns `entries` of `sweep.json`."""
+    """Check every method with the data; return the value of `entries` in `sweep.json`."""
     described = {}
     for label, entry in entries.items():
         try:
@@ -99,10 +99,10 @@ def _check_data(entries: dict[str, Entry]) -> dict[str, Any]:
 
 
 def _concurrent(sweep: SweepConfig) -> tuple[float, int]:
-    """The cluster's CPUs, and how many trials they hold at once.
+    """The number of CPUs of the cluster, and how many trials can run at once.
 
     Raises:
-        InputError: not even one.
+        InputError: the cluster has too few CPUs for one trial.
     """
     import ray
 
@@ -129,7 +129,15 @@ def _about(data: Dataset) -> dict[str, Any]:
 
 
 class Search:
-    """The two phases over one folder."""
+    """The two phases of a sweep: the search, and the winners' training with new seeds.
+
+    Args:
+        sweep: the sweep config.
+        entries: its methods, by label.
+        folder: the sweep's folder.
+        concurrent: how many trials can run at once.
+        new: whether the folder is new, so that it has no trials to read.
+    """
 
     def __init__(self, sweep: SweepConfig, entries: dict[str, Entry], folder: SweepFolder, concurrent: int, new: bool):
         self.sweep, self.entries, self.folder, self.concurrent = sweep, entries, folder, concurrent
@@ -141,7 +149,7 @@ class Search:
         self.started = time.monotonic()
 
     def run(self) -> None:
-        """Search, choose, and train the winners' seeds, as far as that is not done."""
+        """Search, fix the winners, and train them with new seeds; skip what earlier attempts have done."""
         with Live(self.sweep, self.folder) as live:
             if self.folder.record["closed"] is None:
                 live.phase("trials", self.plan.total(), self.trials)
@@ -167,14 +175,23 @@ class Search:
                 self.folder.read_result(phase, trial, self.sweep.metric)
                 if asdict(trial) != before:
                     self.folder.write_trial(phase, trial)
-        newest = {(trial.entry, trial.number): trial for trial in trials}  # clones come after whom they replace
+        newest = {
+            (trial.entry, trial.number): trial for trial in trials
+        }  # a clone comes after the trial that it replaces
         for trial in trials:
             if not trial.ended and newest[trial.entry, trial.number] is not trial:
                 self.folder.replace(trial)
         return trials
 
     def _next(self) -> Next:
-        """First what an earlier attempt left unended, then what populations or the plan say, while there is time."""
+        """The next trial to run, with its config.
+
+        Trials that an earlier attempt left unfinished come first, then those that a population continues or the plan
+        starts.
+
+        Returns:
+            The trial and its config; "later" if a running trial must pause first; None if there are no more trials.
+        """
         trial = (
             self.waiting.pop(0)
             if self.waiting
@@ -186,7 +203,7 @@ class Search:
         return trial, self._config("trials", trial)
 
     def _begun(self) -> Trial | None:
-        """A new trial."""
+        """Start a new trial; None if the plan has no more, or the time is over."""
         hours = self.sweep.budget.hours
         if hours is not None and self.seconds >= hours * 3600 and self._all_begun():
             return None
@@ -198,7 +215,10 @@ class Search:
         return trial
 
     def _advanced(self, *, closed: bool) -> Trial | None:
-        """A paused trial of a population that goes on; `closed`: no trial will join any more, so all are complete."""
+        """A paused trial that its population continues, or None.
+
+        `closed` says that no new trial will start, so every population is complete.
+        """
         size = self.sweep.budget.min_trials
         groups: dict[tuple[str, int], list[Trial]] = {}
         for trial in self.trials:
@@ -221,7 +241,7 @@ class Search:
         return None
 
     def _all_begun(self) -> bool:
-        """Whether each method has had its minimum; the time cannot be so short that a method is left out."""
+        """Whether each method has its minimum number of trials. The time limit ends the search only after that."""
         count = {label: sum(t.entry == label for t in in_place(self.trials)) for label in self.entries}
         least = self.sweep.budget.min_trials
         return all(count[label] >= min(least, self.plan.points(label)) for label in self.entries)
@@ -241,7 +261,7 @@ class Search:
 
     @property
     def seconds(self) -> float:
-        """How long the search has taken over all attempts."""
+        """Duration of the search in seconds, summed over all attempts."""
         return float(self.before + time.monotonic() - self.started)
 
     def _ended(self, trial: Trial) -> None:
@@ -250,7 +270,11 @@ class Search:
             self.folder.prune(self.trials)
 
     def _close(self) -> None:
-        """Fix the winners by validation; from here on the search does not go on."""
+        """Choose the winners by validation and end the search for good.
+
+        Raises:
+            InputError: no trial has a result.
+        """
         winners = best_trials(self.trials)
         if not winners:
             reasons = sorted({trial.reason for trial in self.trials if trial.reason})
@@ -268,7 +292,10 @@ class Search:
         self.folder.write_winners(winners, configs)
 
     def _finals(self) -> list[Trial]:
-        """Every winner's seeds, as far as they stand; the methods take turns, so an early report has all of them."""
+        """One trial per winner and seed, existing or new.
+
+        Methods take turns, so that a report made before the end already has all of them.
+        """
         known = {trial.id: trial for trial in self._read("final")}
         winners = {trial.id: trial for trial in self._read("trials")}
         out = []
@@ -283,11 +310,11 @@ class Search:
 
 
 def _populations(sweep: SweepConfig, entries: dict[str, Entry]) -> dict[str, Population]:
-    """Of those methods whose spaces have parameters that may change while a run trains."""
+    """The populations of the methods whose spaces have a parameter that may change while a run trains."""
     if sweep.scheduler != "pbt":
         return {}
     found = {label: Population.of(entry, sweep.pbt, sweep.seed) for label, entry in entries.items()}
     for label, population in found.items():
         if population is None:
-            print(f"{label}: no parameter of its space may change while it trains, so its trials are not compared")
+            print(f"{label}: no parameter of its space may change while a run trains, so its trials are not compared")
     return {label: population for label, population in found.items() if population is not None}

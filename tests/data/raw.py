@@ -17,7 +17,7 @@ SOURCE = {"user": "u", "item": "i", "rating": "r", "timestamp": "t"}
 
 
 def interactions(seed: int, users: int = 40, items: int = 25, rows: int = 600) -> dict[str, np.ndarray]:
-    """Random rows without repeated pairs; every user has at least 3; many equal times; ids with holes, unsorted."""
+    """Random rows without repeated pairs, in random order: at least 3 per user, many equal times, ids with gaps."""
     rng = np.random.default_rng(seed)
     first = np.stack(
         [np.repeat(np.arange(users), 3), np.concatenate([rng.permutation(items)[:3] for _ in range(users)])]
@@ -31,7 +31,7 @@ def interactions(seed: int, users: int = 40, items: int = 25, rows: int = 600) -
 
 
 def write(path: Path, columns: dict[str, Any]) -> None:
-    """A table as .parquet, .csv or .tsv, as its name says."""
+    """Write a table as .parquet, .csv or .tsv, depending on the suffix of `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.table(columns)
     if path.suffix == ".parquet":
@@ -44,7 +44,7 @@ def write(path: Path, columns: dict[str, Any]) -> None:
 
 
 def config(path: Path, importer: dict[str, Any] | None = None, **keys: Any) -> Path:
-    """A data config file; by default `tables` over `interactions.parquet` of `interactions()`, split by time."""
+    """Write a data config; by default it imports `interactions.parquet` (see `interactions`) and splits by time."""
     importer = importer or {"interactions": {"files": "interactions.parquet", **SOURCE}}
     tree = {"name": "small", "importer": {"name": "tables", **importer}, "split": {"name": "per_user_time"}, **keys}
     path.parent.mkdir(parents=True, exist_ok=True)

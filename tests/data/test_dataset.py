@@ -22,7 +22,7 @@ def write(
 ) -> tuple[Folder, np.ndarray, np.ndarray]:
     """A dataset whose train split has 2 parts and whose feature has parts of 9, 0, 5 and 9 rows in groups of 4.
 
-    A token set's items have 1, 2, … real tokens by turns, and values also where none belong.
+    In a token set, the numbers of real tokens cycle through 1, 2, …, and padding has values too.
     """
     folder, rng = open_folder(where), np.random.default_rng(0)
     files = {}
@@ -89,9 +89,9 @@ def test_any_range_of_token_rows_equals_the_whole(where: str):
 def test_the_other_kind_of_set_is_refused(tmp_path: Path):
     write(str(tmp_path / "plain"))
     write(str(tmp_path / "tokens"), np.float16, tokens=2)
-    with pytest.raises(InputError, match="'text' has one vector per item where several are read"):
+    with pytest.raises(InputError, match="'text' has one vector per item but several are needed"):
         Dataset.open(str(tmp_path / "plain")).token_rows("text", 0, 1)
-    with pytest.raises(InputError, match="'text' has 2 vectors per item where one is read"):
+    with pytest.raises(InputError, match="'text' has 2 vectors per item but one is needed"):
         Dataset.open(str(tmp_path / "tokens")).feature_rows("text", 0, 1)
 
 

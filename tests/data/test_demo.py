@@ -142,7 +142,7 @@ def test_tastes_are_worth_much_more_than_popularity_also_for_cold_items(shop: Pa
 
 
 def test_descriptions_do_not_give_all_away(shop: Path) -> None:
-    """Each attribute is named in some descriptions and left out in others; no description is a list of all five."""
+    """Each attribute is named in some descriptions and omitted from others; no description names all five."""
     values = demo.attributes(SEED)
     texts = [row["description"].lower() for row in rows(shop / "items.csv")]
     said = {

@@ -7,7 +7,7 @@ from distrec.data.sampling import RandomWindows, UserWindows
 
 
 def split(rng: np.random.Generator, users: int, rows: int, times: int) -> Interactions:
-    """Rows sorted by user and time, with many equal times and some users without any."""
+    """Rows sorted by user and time, with many equal times and some users without rows."""
     user, time = rng.integers(0, users, rows), rng.integers(0, times, rows)
     order = np.lexsort((time, user))
     item = rng.integers(0, 50, rows)
@@ -15,7 +15,7 @@ def split(rng: np.random.Generator, users: int, rows: int, times: int) -> Intera
 
 
 def plainly(splits: list[Interactions], user: int) -> list[int]:
-    """A user's items by a stable sort of what the splits hold, one after the other."""
+    """A user's items: the concatenated splits, stably sorted by time."""
     rows = [(int(t), int(i)) for s in splits for u, i, t in zip(s.user, s.item, s.timestamp, strict=True) if u == user]
     return [item for _, item in sorted(rows, key=lambda row: row[0])]
 

@@ -20,7 +20,7 @@ ITEMS = {"files": "items.parquet", "id": "i"}
 
 @pytest.fixture
 def raw(tmp_path: Path) -> dict[str, np.ndarray]:
-    """Random interactions and a table of their items, in descending order of the ids, plus one item without a row."""
+    """Random interactions and a table of their items, by descending id, with one item that has no interaction."""
     columns = interactions(seed=1)
     write(tmp_path / "raw/interactions.parquet", columns)
     columns["items"] = np.append(np.unique(columns["i"])[::-1], 1000)
@@ -38,7 +38,7 @@ def original(dataset: Dataset) -> list[int]:
 
 
 def refuse(tmp: Path, match: str, **importer: Any) -> None:
-    """Preparing stops with one sentence that matches and leaves no dataset behind."""
+    """Assert that prepare fails with one matching sentence and leaves no dataset behind."""
     with pytest.raises(InputError, match=match) as caught:
         tables(tmp, out="refused", **importer)
     assert "\n" not in str(caught.value)
@@ -49,7 +49,7 @@ def refuse(tmp: Path, match: str, **importer: Any) -> None:
 
 
 def rewrite(tmp: Path, suffix: str, **columns: Any) -> dict[str, Any]:
-    """Interactions with some columns replaced, as a file of another kind; its `interactions` section."""
+    """Write interactions with some columns replaced to a file of another kind; return its `interactions` section."""
     write(tmp / f"raw/log{suffix}", {**interactions(seed=1), **columns})
     return {"interactions": {"files": f"log{suffix}", **SOURCE}}
 
@@ -129,9 +129,9 @@ def test_files_that_are_missing_corrupt_or_of_another_kind(tmp_path: Path, raw: 
         "broken.parquet": r"'broken.parquet' is not readable as parquet",
         "ragged.csv": r"'ragged.csv' is not readable as csv .*Expected 4 columns, got 3",
         "binary.csv": r"'binary.csv' is not readable as csv",
-        "none.csv": r"'none.csv' holds no interactions",
+        "none.csv": r"'none.csv' has no interactions",
         "empty.csv": r"'empty.csv' is not readable as csv",
-        "log.xlsx": r"'log.xlsx' is no table that can be read",
+        "log.xlsx": r"'log.xlsx' is not a table of a known kind",
     }.items():
         refuse(tmp_path, message, interactions={"files": name, **SOURCE})
     section = {"files": "interactions.parquet", **SOURCE, "user": "user"}
@@ -224,7 +224,7 @@ def test_texts_of_a_csv_become_content(tmp_path: Path, raw: dict) -> None:
 
 
 def pictures(raw: dict, seed: int) -> dict[int, bytes | None]:
-    """Bytes for two thirds of the items."""
+    """Image bytes for two thirds of the items."""
     rng = np.random.default_rng(seed)
     return {int(i): rng.bytes(int(rng.integers(1, 4000))) if rng.random() < 0.66 else None for i in raw["items"]}
 
@@ -289,7 +289,8 @@ def test_bad_images(tmp_path: Path, raw: dict) -> None:
         tmp_path, "has no column 'png'", items=ITEMS, images={"files": "twice.parquet", "id": "key", "column": "png"}
     )
     refuse(tmp_path, r"'pics/\{i\}.jpg' names no file", items={**ITEMS, "image": "pics/{i}.jpg"})
-    refuse(tmp_path, "both give images", items={**ITEMS, "image": "{i}"}, images={"files": "other.parquet", "id": "key", "column": "jpeg"})  # fmt: skip
+    images = {"files": "other.parquet", "id": "key", "column": "jpeg"}
+    refuse(tmp_path, "both give images", items={**ITEMS, "image": "{i}"}, images=images)
 
 
 # --- features ----------------------------------------------------------------------------------------------------
@@ -365,7 +366,7 @@ def test_bad_feature_arrays(tmp_path: Path, raw: dict) -> None:
     np.save(tmp_path / "raw/cut.npy", good)
     (tmp_path / "raw/cut.npy").write_bytes((tmp_path / "raw/cut.npy").read_bytes()[:-9])
     refuse(tmp_path, "'cut.npy' is not readable as NumPy array", items=ITEMS, features={"f": {"files": "cut.npy"}})
-    refuse(tmp_path, "gives features by row, but there is no items table", features={"f": {"files": "nan.npy"}})
+    refuse(tmp_path, "gives features by row, but no items table", features={"f": {"files": "nan.npy"}})
     refuse(tmp_path, "no file 'nope.npy'", items=ITEMS, features={"f": {"files": "nope.npy"}})
 
 
@@ -373,10 +374,10 @@ def test_bad_feature_tables(tmp_path: Path, raw: dict) -> None:
     keys, count = [int(i) for i in raw["items"]], len(raw["items"])
     good = [[float(i), 1.0] for i in keys]
     cases: dict[str, tuple[dict[str, Any], str]] = {
-        "width": ({"v": [*good[:-1], [1.0]]}, rf"row {count - 1}: 'v' has width 1, others have 2"),
+        "width": ({"v": [*good[:-1], [1.0]]}, rf"row {count - 1}: 'v' has width 1 but others have 2"),
         "twice": ({"k": [*keys[:-1], keys[0]]}, rf"row {count - 1}: a second vector for k {keys[0]}"),
         "nan": ({"v": [*good[:2], [0.0, float("nan")], *good[3:]]}, r"row \d+: feature 1 is nan"),
-        "hole": ({"v": [[None, 1.0], *good[1:]]}, "holds an empty number"),
+        "hole": ({"v": [[None, 1.0], *good[1:]]}, "contains an empty number"),
         "words": ({"v": ["x"] * count}, "column 'v' holds string; features must be lists of floats"),
         "other": ({"k": [k + 1 for k in keys]}, "no k is among the"),
         "null": ({"v": pa.nulls(count, pa.list_(pa.float32()))}, "'v' is empty"),
@@ -394,14 +395,15 @@ def test_bad_feature_tables(tmp_path: Path, raw: dict) -> None:
     feature = {"files": ["a.parquet", "b.parquet"], "id": "k", "column": "v"}
     refuse(tmp_path, f"'b.parquet' row 0: a second vector for k {keys[8]}", items=ITEMS, features={"f": feature})
     write(tmp_path / "raw/b.parquet", {"k": keys[9:], "v": [[*row, 1.0] for row in good[9:]]})
-    refuse(tmp_path, "'b.parquet' row 0: a vector of 3 float64 where others have 2 float64", items=ITEMS, features={"f": feature})  # fmt: skip
+    message = "'b.parquet' row 0: a vector of 3 float64 but others have 2 float64"
+    refuse(tmp_path, message, items=ITEMS, features={"f": feature})
 
 
 # --- mmrec -------------------------------------------------------------------------------------------------------
 
 
 def toolbox(tmp: Path, seed: int = 3, **columns: Any) -> dict[str, np.ndarray]:
-    """A folder as MMRec lays it out: dense ids, labels, features with one item that has no interaction."""
+    """A folder in MMRec's layout: dense ids, labels, and features, with one item that has no interaction."""
     raw = interactions(seed)
     user, item = raw["u"] // 3 - 1, raw["i"] // 7
     label = np.random.default_rng(seed).integers(0, 3, len(user))

@@ -100,7 +100,7 @@ def test_permutations_are_equally_likely():
 
 
 def test_golden_values():
-    """A change of numpy or of the keys would change every trajectory; this notices it."""
+    """Pinned numbers: a change of numpy or of the keys would change every trajectory."""
     assert keyed.uniform(("golden", 1), 2, 3).tolist() == GOLDEN_UNIFORM
     assert keyed.integers(("golden", 1), 2, 6, 1000).tolist() == GOLDEN_INTEGERS
     assert keyed.normal(("golden", 1), 2, 3) == pytest.approx(GOLDEN_NORMAL, abs=1e-12)

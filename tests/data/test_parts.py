@@ -1,4 +1,4 @@
-"""Rows cut into Parquet files: the files depend on the rows alone, not on how they came."""
+"""Rows divided into Parquet files: the files depend only on the rows, not on the tables in which they arrive."""
 
 from __future__ import annotations
 

@@ -228,7 +228,7 @@ def test_a_damaged_dataset_is_made_again(tmp_path: Path, raw: dict, capsys) -> N
 
 
 def _killed(tmp: Path, file: str) -> None:
-    """Prepare, and die by SIGKILL at the moment `file` is to be written."""
+    """Prepare, and die by SIGKILL when `file` is about to be written."""
     import distrec.data.storage as storage
 
     write_bytes = storage.Folder.write_bytes
@@ -262,7 +262,7 @@ def test_a_killed_prepare_is_no_dataset_and_the_same_command_finishes_it(tmp_pat
     assert left == right
 
 
-def test_a_prepare_killed_while_it_mends_a_damaged_dataset(tmp_path: Path, raw: dict) -> None:
+def test_a_prepare_killed_while_it_repairs_a_damaged_dataset(tmp_path: Path, raw: dict) -> None:
     first = prepared(tmp_path)
     (tmp_path / "out/items.parquet").write_bytes(b"damage")
     process = multiprocessing.get_context("fork").Process(target=_killed, args=(tmp_path, "items.parquet"))
@@ -311,7 +311,7 @@ def test_straight_to_and_from_an_object_store(tmp_path: Path, raw: dict, s3: str
     prepare(path, f"{s3}/raw", f"{s3}/deep/out")
     assert "nothing to do" in capsys.readouterr().out
     fsspec.filesystem("s3").rm(f"{s3}/deep/out/manifest.json")
-    with pytest.raises(InputError, match="holds other files"):  # no mark: this folder is not known to be a prepare's
+    with pytest.raises(InputError, match="holds other files"):  # no mark says that a prepare made this folder
         prepare(path, f"{s3}/raw", f"{s3}/deep/out")
     with pytest.raises(InputError, match=r"source 's3://.*' does not exist"):
         prepare(path, f"{s3}/none", f"{s3}/other")
@@ -370,7 +370,7 @@ def test_the_time_rule_gives_the_published_counts_and_split(tmp_path: Path, shar
     given = prepare(path, source, str(tmp_path / "given"))
     by_rule = prepare(path, source, str(tmp_path / "rule"), ["split.name=per_user_time"])
     assert by_rule.manifest.interactions == given.manifest.interactions
-    if name == "movielens-benchmark":  # Baby's equal times were ordered by its file, which the rule does not look at
+    if name == "movielens-benchmark":  # the published Baby split keeps its file's order of equal times
         assert original_rows(by_rule) == original_rows(given)
 
 

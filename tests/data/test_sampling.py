@@ -8,7 +8,7 @@ from distrec.errors import InputError
 
 
 def drawn(rows: int, users: int, items: int, seed: int) -> Interactions:
-    """Distinct pairs, sorted by user; most items occur, the last ones never."""
+    """Distinct pairs, sorted by user; the last items never occur."""
     rng = np.random.default_rng(seed)
     keys = np.sort(rng.choice(users * (items - 2), rows, replace=False))
     user, item = keys // (items - 2), keys % (items - 2)
@@ -40,7 +40,7 @@ def test_every_row_is_trained_exactly_once_an_epoch(case: tuple[int, ...], globa
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_batch_depends_on_nothing_but_seed_epoch_and_place(case: tuple[int, ...]):
-    """Any sampler, asked in any order and in batches of any size, gives each position the same triple."""
+    """Each position has the same triple, whatever the order of the calls and the batch size."""
     train, items = drawn(*case), case[2]
 
     def epoch(global_batch: int, reverse: bool) -> np.ndarray:
@@ -75,12 +75,12 @@ def test_a_negative_is_never_a_training_item_of_the_user(case: tuple[int, ...], 
 
 @pytest.mark.parametrize("attempts", [0, 1, 32])
 def test_negatives_are_uniform_over_the_candidates(attempts: int, monkeypatch: pytest.MonkeyPatch):
-    """For a user with few and one with nearly all items; with few attempts the exhaustive branch does the work."""
+    """For a user with few items and one with nearly all; with few attempts the exhaustive branch draws."""
     monkeypatch.setattr(sampling, "_ATTEMPTS", attempts)
     items, few, many = 30, [4, 9], [item for item in range(30) if item not in (0, 13, 29)]
     user = np.array([0] * len(few) + [1] * len(many) + [2] * items)
     item = np.array(few + many + list(range(items)))
-    keep = ~((user == 2) & (item == 5))  # user 2 makes every item occur, and lacks one
+    keep = ~((user == 2) & (item == 5))  # user 2 has all items but one
     train = Interactions(user[keep].astype(np.int32), item[keep].astype(np.int32), np.zeros(keep.sum(), np.int64))
     sampler = PairSampler(train, items, 1, "train")
     counts = np.zeros((3, items))
@@ -96,7 +96,7 @@ def test_negatives_are_uniform_over_the_candidates(attempts: int, monkeypatch: p
 
 
 def test_the_exhaustive_branch_is_reached_by_a_user_with_nearly_all_items():
-    """500 items, all but one the user's own: 32 uniform draws find the free one in 6 % of rows only."""
+    """A user with 499 of 500 items: 32 uniform draws find the free item in only 6 % of rows."""
     user, item = np.array([0] * 499 + [1] * 500), np.append(np.arange(499), np.arange(500))
     keep = ~((user == 1) & (item == 7))
     train = Interactions(user[keep].astype(np.int32), item[keep].astype(np.int32), np.zeros(keep.sum(), np.int64))
@@ -121,7 +121,7 @@ def test_a_user_with_every_candidate_is_refused():
 
 
 def test_an_item_held_out_for_validation_can_be_a_negative():
-    """Item 2 is another user's training item only, so it may be drawn for user 0 whatever the other splits hold."""
+    """Item 2 is only another user's training item, so it may be drawn for user 0, whatever is in the other splits."""
     train = Interactions(np.array([0, 1], np.int32), np.array([0, 2], np.int32), np.zeros(2, np.int64))
     batch = PairSampler(train, 3, 1, "train").batch(0, 0, 2)
     assert batch.negatives[batch.users == 0].tolist() == [2]
@@ -137,7 +137,7 @@ def test_seeds_epochs_and_uses_are_different_streams():
 
 
 def test_golden_batch():
-    """One batch, pinned: the order is keyed by (order, seed, epoch), negatives by (negatives, seed, epoch, attempt)."""
+    """Pinned batch: the order is keyed by (order, seed, epoch), negatives by (negatives, seed, epoch, attempt)."""
     train = drawn(60, 20, 9, 0)
     batch = PairSampler(train, 9, seed=5, negatives_from="train").batch(3, 1, 8)
     order = keyed.permutation(("order", 5, 3), 60)

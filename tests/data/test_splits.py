@@ -9,7 +9,7 @@ from distrec.errors import InputError
 
 
 def rows(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Users with 1 to 40 distinct items each, tied times, in random order."""
+    """Users with 1 to 40 distinct items each and tied times, in random order."""
     rng = np.random.default_rng(seed)
     counts = rng.integers(1, 41, 60)
     user = np.repeat(np.arange(60), counts)
@@ -79,7 +79,7 @@ def test_by_user_deals_out_whole_users_and_holds_out_the_last_fifth_of_some(seed
         known = len(mine) if group == TRAIN else int(0.8 * len(mine))
         before = TRAIN if group == TRAIN else CONTEXT
         assert label[in_order].tolist() == [before] * known + [group] * (len(mine) - known)
-    largest = np.bincount(user).max()  # a user is never divided, so a share is exact up to one
+    largest = np.bincount(user).max()  # users are never divided, so a share is exact up to one user
     for group, share in ((TRAIN, 0.8), (VALID, 0.1), (TEST, 0.1)):
         assert abs(shares[group] - share * len(user)) <= largest
     other = assign(SplitSection(name="by_user"), user, item, time, None, seed + 1)
@@ -89,7 +89,7 @@ def test_by_user_deals_out_whole_users_and_holds_out_the_last_fifth_of_some(seed
 @pytest.mark.parametrize("seed", range(3))
 def test_global_time_parts_no_moment_and_leaves_out_late_users(seed: int) -> None:
     user, item, time = rows(seed)
-    time = time + np.where(user < 57, 0, 28)  # three users come late
+    time = time + np.where(user < 57, 0, 28)  # three users start late
     label = assign(SplitSection(name="global_time", valid=0.2, test=0.1), user, item, time, None, 1)
     trained = np.unique(user[label == TRAIN])
     assert time[label == TRAIN].max() < time[label == VALID].min()
@@ -101,7 +101,7 @@ def test_global_time_parts_no_moment_and_leaves_out_late_users(seed: int) -> Non
 
 def test_shares_need_global_time_and_must_leave_train_rows() -> None:
     user, item, time = rows(0)
-    with pytest.raises(InputError, match="mean nothing to split 'per_user_time'"):
+    with pytest.raises(InputError, match="do not apply to split 'per_user_time'"):
         assign(SplitSection(name="per_user_time", test=0.2), user, item, time, None, 1)
     with pytest.raises(InputError, match="leaves no train rows"):
         assign(SplitSection(name="global_time", valid=0.5, test=0.5), user, item, time, None, 1)

@@ -37,7 +37,7 @@ def test_it_passes_check_and_has_the_size_asked_for(folder: Path, capsys: pytest
         "text": (16, "float16"),
         "image": (24, "float16"),
     }
-    for split in SPLITS:  # the fewest interactions of a user are one of each
+    for split in SPLITS:  # each user has at least one interaction in each split
         assert len(np.unique(data.interactions(split).user)) == 900
 
 
@@ -89,7 +89,7 @@ def test_degrees_are_skewed_on_both_sides(folder: Path) -> None:
 
 
 def test_content_tells_something_about_choices(folder: Path) -> None:
-    """Items that a user trained on are more like the user's test items than like any items."""
+    """A user's training items resemble the user's test items more than they resemble random items."""
     data = Dataset.open(str(folder))
     train, test = data.interactions("train"), data.interactions("test")
     draw = np.random.default_rng(0).permutation(len(test))
@@ -99,7 +99,7 @@ def test_content_tells_something_about_choices(folder: Path) -> None:
         taste = np.zeros((data.users, vectors.shape[1]))
         np.add.at(taste, train.user, vectors[train.item])
         own = (taste[test.user] * vectors[test.item]).sum(1)
-        other = (taste[test.user] * vectors[test.item[draw]]).sum(1)  # as popular
+        other = (taste[test.user] * vectors[test.item[draw]]).sum(1)  # equally popular items
         assert own.mean() > other.mean() + 4 * (own - other).std() / len(own) ** 0.5
 
 

@@ -30,7 +30,7 @@ def vit(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def parts(data: str | Path) -> dict[str, tuple[int, int]]:
-    """The finished cache parts: size and time of writing."""
+    """Size and modification time of every finished part of the cache, by name."""
     found = Path(data).glob("encoded/*/part-*.parquet")
     return {path.name: (path.stat().st_size, path.stat().st_mtime_ns) for path in found}
 
@@ -137,7 +137,8 @@ def test_a_killed_run_leaves_the_dataset_as_it_was_and_is_continued(tmp_path: Pa
     texts = tiny.texts(240, longest=50)
     data = tiny.write_dataset(str(tmp_path / "data"), texts)
     identity = Dataset.open(data).hash
-    code = f"import sys; from distrec.encoders.encode import encode; encode(sys.argv[1], workers=0, shard=10, tokens={tokens})"
+    call = f"encode(sys.argv[1], workers=0, shard=10, tokens={tokens})"
+    code = f"import sys; from distrec.encoders.encode import encode; {call}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-c", code, data], env=environment, stderr=subprocess.DEVNULL)
     try:

@@ -1,4 +1,4 @@
-"""What the encoders compute, against the models used by hand, one item at a time."""
+"""Encoders against direct calls of the models, one item at a time."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_texts_are_cut_at_max_tokens(tmp_path: Path) -> None:
     assert cut.key != whole.key
     np.testing.assert_allclose(cut.encode([long]), cut.encode([short]), atol=1e-6)
     assert abs(whole.encode([long]) - whole.encode([short])).max() > 1e-3
-    # never beyond the model's 40 positions
+    # the model has only 40 positions
     assert make_encoder("text", folder, 4000).encode([long]).shape == (1, 24)
 
 

@@ -1,4 +1,4 @@
-"""Hidden states before an encoder's last layers, and these layers: together what the whole encoder gives."""
+"""Hidden states before an encoder's last layers, passed through these layers, equal the whole encoder's output."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def stored(path: str, name: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def both(data: str, modality: Any, cut: int, **options: Any) -> tuple[Dataset, Tail]:
-    """Both sets written, and the tail that their manifest leads to."""
+    """Write the cut and the uncut token set; return the dataset and the tail that its manifest leads to."""
     for layers in (None, cut):
         encode(data, workers=0, shard=4, tokens=True, cut=layers, **options)
     dataset = Dataset.open(data)
@@ -51,7 +51,7 @@ def both(data: str, modality: Any, cut: int, **options: Any) -> tuple[Dataset, T
 
 
 def same(data: str, modality: str, cut: int, tail: Tail, atol: float) -> None:
-    """The tail of the cut states is the plain set; an item without content keeps one zero vector."""
+    """The tail turns the cut states into the uncut set; an item without content gets one zero vector."""
     values, real = stored(data, f"{modality}-tokens-cut{cut}")
     wanted, known = stored(data, f"{modality}-tokens")
     with torch.no_grad():
@@ -75,7 +75,7 @@ def test_texts_go_through_the_last_layers(tmp_path: Path, models: dict[str, str]
     assert len(sources) == 2
     values, real = stored(data, f"text-tokens-cut{cut}")
     beyond = tail(values.masked_fill(~real[..., None], 7.0), real)[0]
-    torch.testing.assert_close(beyond, tail(values, real)[0])  # nobody sees padding
+    torch.testing.assert_close(beyond, tail(values, real)[0])  # padding has no effect
 
 
 @pytest.mark.parametrize(("model", "cut"), [("vit", 1), ("vit", 2), ("dinov2", 1), ("clip", 1)])
@@ -102,7 +102,9 @@ def test_efficientnet_goes_through_its_last_blocks(
     assert not [name for name in before if "running" in name], "no statistics are left to move"
     values, real = stored(data, f"image-tokens-cut{cut}")
     tail.train()
-    torch.testing.assert_close(tail(values, real)[0][:1], tail(values[:1], real[:1])[0])  # none of the batch's either
+    torch.testing.assert_close(
+        tail(values, real)[0][:1], tail(values[:1], real[:1])[0]
+    )  # nor have the other items of the batch
     assert {name for name, _ in tail.named_parameters()} == set(before)
 
 
@@ -113,7 +115,7 @@ def test_minilm_goes_through_its_last_layers(tmp_path: Path) -> None:
 
 
 def test_no_items_have_no_states_and_give_no_gradient(tmp_path: Path, models: dict[str, str]) -> None:
-    """A worker may own none of a batch's items."""
+    """A worker may own no item of a batch."""
     for modality, name, tokens, last in (("text", models["bert"], 9, 9), ("image", "efficientnet-lite0", 49, 10)):
         encoder = make_encoder(modality, name, 9, False, 3 if modality == "image" else None, 1)  # type: ignore[arg-type]
         tail = encoder.tail().train()

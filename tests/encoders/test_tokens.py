@@ -1,4 +1,4 @@
-"""Token sets: what `encode --tokens` keeps, against the models' own hidden states, one item at a time."""
+"""Token sets: the output of `encode --tokens` against the models' own hidden states, one item at a time."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def tokens(path: str, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def close(found: np.ndarray, wanted: Any) -> None:
-    """Equal to the rounding to float16."""
+    """Assert equality up to rounding to float16."""
     np.testing.assert_allclose(found, np.asarray(wanted), rtol=2e-3, atol=2e-3)
 
 
@@ -197,7 +197,7 @@ def test_damaged_and_absent_content_has_no_tokens(
         assert np.flatnonzero(missing).tolist() == np.flatnonzero(count == 0).tolist() == [2, 5, 7]
         assert not values[missing].any()
     printed = capsys.readouterr().out
-    assert "image-tokens: 17 tokens x 16 of 9 items, up to 0 MB and as much again in the cache" in printed
+    assert "image-tokens: 17 tokens x 16 for 9 items, up to 0 MB and as much again in the cache" in printed
     assert "damaged image, marked missing: items sku-5" in printed
     check(data)
     assert (
@@ -205,9 +205,9 @@ def test_damaged_and_absent_content_has_no_tokens(
     )
     (part,) = Dataset.open(data).feature("image-tokens").parts
     for row, value, message in (
-        (3, 18, "item 3: 18 real tokens of 17, missing False"),
-        (5, 1, "item 5: 1 real tokens of 17, missing True"),
-        (0, 0, "item 0: 0 real tokens of 17, missing False"),
+        (3, 18, "item 3: 18 of 17 tokens are real but 'missing' is False"),
+        (5, 1, "item 5: 1 of 17 tokens are real but 'missing' is True"),
+        (0, 0, "item 0: 0 of 17 tokens are real but 'missing' is False"),
     ):
         whole = pq.read_table(Path(data, part))
         edit(Path(data), part, with_value("count", row, value))

@@ -52,7 +52,7 @@ def jpeg(seed: int, width: int = 48, height: int = 64) -> bytes:
 def write_dataset(
     path: str, text: Sequence[str | None] | None = None, image: Sequence[bytes | None] | None = None, parts: int = 2
 ) -> str:
-    """A dataset of content alone: one user, one interaction per split."""
+    """A dataset for its content only: one user with one interaction per split."""
     items = len(text if text is not None else image or ())
     folder, files = open_folder(path), {}
     columns = {
@@ -94,7 +94,7 @@ def rows(path: str, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def text_model(folder: Path, seed: int = 0, kind: str = "Bert", **settings: float) -> str:
-    """A BERT (or its like) of 24 dimensions and its word-piece tokenizer; `settings` go to its config."""
+    """A BERT (or similar model) of 24 dimensions and its word-piece tokenizer; `settings` go to its config."""
     import torch
     import transformers
     from transformers import BertTokenizerFast
@@ -122,7 +122,7 @@ def text_model(folder: Path, seed: int = 0, kind: str = "Bert", **settings: floa
 
 
 def vit_model(folder: Path, kind: str = "ViT") -> str:
-    """A ViT (or its like) of 16 dimensions on 32 x 32 pixels."""
+    """A ViT (or similar model) of 16 dimensions on 32 x 32 pixels."""
     import torch
     import transformers
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
@@ -136,7 +136,7 @@ def vit_model(folder: Path, kind: str = "ViT") -> str:
 
 
 def clip_model(folder: Path) -> str:
-    """A CLIP whose two towers meet in 12 dimensions; its tokenizer is a BERT one, which AutoTokenizer reads as well."""
+    """A CLIP whose two towers share 12 dimensions, with a BERT tokenizer, which AutoTokenizer also reads."""
     import torch
     from transformers import CLIPConfig, CLIPModel
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -156,7 +156,7 @@ def clip_model(folder: Path) -> str:
 
 
 def resnet_model(folder: Path) -> str:
-    """A ResNet whose last feature map is 12 channels of 4 x 4."""
+    """A ResNet whose last feature map has 12 channels of 4 x 4 cells."""
     import torch
     from transformers import ResNetConfig, ResNetModel
     from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil

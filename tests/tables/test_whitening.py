@@ -15,12 +15,12 @@ from distrec.tables import whitening
 from distrec.tables.whitening import whitened
 from tests.distributed import run_workers
 
-# Items, width, dim, spread of the columns' sizes (powers of ten), offset of all columns.
+# Items, width, dim, spread of the columns' scales (in powers of ten), offset of all columns.
 SHAPES = [
     (30, 8, 8, 0.0, 0.0),
     (30, 8, 3, 1.0, 0.0),
     (12, 40, 5, 0.0, 2.0),
-    (9, 20, 8, 0.0, 0.0),  # as many as centring leaves
+    (9, 20, 8, 0.0, 0.0),  # as many directions as centring leaves
     (50, 6, 1, 0.5, -3.0),
     (2, 4, 1, 0.0, 0.0),
     (101, 16, 16, 2.0, 10.0),
@@ -43,7 +43,7 @@ def by_svd(x: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def spoiled() -> dict[str, tuple[torch.Tensor, int, int]]:
-    """Features that have too few directions, how many they have, and how many are asked for."""
+    """Features with too few independent directions, how many they have, and how many are needed."""
     draw = np.random.default_rng(0).normal
     low = draw(size=(30, 3)) @ draw(size=(3, 8))
     row = np.random.default_rng(0).normal(size=(1, 7))
@@ -140,13 +140,13 @@ def test_too_few_directions_are_refused(size: int, name: str):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_sign_follows_from_the_features_alone(shape: tuple[int, int, int, float, float]):
-    """Other order, other scale: the same vectors. Mirrored features: mirrored vectors, since V is the same."""
+    """Another order or scale gives the same vectors. Negated features give negated vectors, as V is the same."""
     x, dim = features(shape), shape[2]
     found, order = whole(x, dim), torch.randperm(len(x), generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(whole(x[order], dim), found[order], rtol=0, atol=1e-6)
     torch.testing.assert_close(whole(4 * x, dim), found, rtol=0, atol=1e-6)
     torch.testing.assert_close(whole(-x, dim), -found, rtol=0, atol=1e-6)
     _, v = by_svd(x, dim)
-    loading = (x.double() - x.double().mean(0)).t() @ found.double()  # V's columns, by their singular values' size
+    loading = (x.double() - x.double().mean(0)).t() @ found.double()  # V's columns, scaled by their singular values
     largest = v.abs().argmax(0, keepdim=True)
     assert (loading.gather(0, largest) > 0).all()

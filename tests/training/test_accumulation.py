@@ -1,4 +1,4 @@
-"""A global batch in micro-batches is the undivided step, against plain PyTorch on one process."""
+"""A global batch in micro-batches gives the step that plain PyTorch takes with the undivided batch."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def trajectories(folder: str) -> None:
 
 
 def without_a_module(folder: str) -> None:
-    """Tables alone; undivided and divided steps."""
+    """Undivided and divided steps of a method that has only tables."""
     found = []
     for pieces in (1, 3, 7):
         method, train = {"name": "bprmf", "dim": 4}, {"accumulate": pieces}
@@ -57,7 +57,7 @@ def without_a_module(folder: str) -> None:
 
 
 class Sometimes(torch.nn.Module):
-    """The second layer takes part only where it is asked to."""
+    """Two layers, of which the second runs only if `both` is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Sometimes(torch.nn.Module):
 
 
 def unused_parameters() -> None:
-    """No step and no micro-batch uses a gradient that an earlier one left behind."""
+    """No step and no micro-batch uses a gradient left over from an earlier one."""
     from distrec.training.dense import DenseEngine
 
     world = World.current()

@@ -20,7 +20,7 @@ from tests.training import small
 TRAINED = [name for name, kind in METHODS.items() if kind.trainable]
 CASES = [(name, f"method.{key}") for name in TRAINED for key in METHODS[name].changeable]
 CASES += [(name, "optimizer.lr") for name in TRAINED]
-INTENT = "method.dropout"  # which moves no parameter of MENTOR as published
+INTENT = "method.dropout"  # parameters depend on it only in MENTOR's variant `intent`
 
 
 def run(path: Path, data: str, name: str, changes: list[dict[str, Any]], **sections: Any) -> Path:
@@ -29,7 +29,7 @@ def run(path: Path, data: str, name: str, changes: list[dict[str, Any]], **secti
 
 
 def other(config: RunConfig, key: str) -> float:
-    """A value of a key that differs from the config's."""
+    """Another value for a key than the config has."""
     section, _, name = key.partition(".")
     value: float = config.model_dump()[section][name]
     return min(value * 1.7 + 0.1, 0.9) if name in ("dropout", "cca_temperature", "temperature", "tau") else value * 30
@@ -92,7 +92,7 @@ def test_a_weight_of_zero_changes_no_table_and_no_module(tmp_path: Path, data: s
     for value in (other(base, key), 0.0):
         try:
             config = resolve(decode(RunConfig, set_keys(base.model_dump(), {key: value}, "test")))
-        except InputError:  # zero is no value of it
+        except InputError:  # the setting must not be zero
             assert value == 0
             continue
         built = build_method(config, Dataset.open(data))
@@ -103,7 +103,7 @@ def test_a_weight_of_zero_changes_no_table_and_no_module(tmp_path: Path, data: s
 
 
 def test_odmt_goes_on_without_distillation(tmp_path: Path, data: str) -> None:
-    """Its module hangs on the features, so that it is tried by training."""
+    """ODMT's module depends on the features, so this test trains it."""
     changes = [{"epoch": 1, "values": {"method.alpha": 0.0, "method.dropout": 0.0}}]
     assert len(small.metrics(run(tmp_path, data, "odmt", changes, train={"epochs": 2}))) == 2
 
@@ -111,7 +111,7 @@ def test_odmt_goes_on_without_distillation(tmp_path: Path, data: str) -> None:
 def test_patience_counts_anew_from_a_change(tmp_path: Path, data: str) -> None:
     still = {"optimizer": {"lr": 1e-30}, "train": {"epochs": 12, "patience": 3}}
     assert len(small.metrics(run(tmp_path / "plain", data, "bprmf", [], **still))) == 4
-    for epoch in (3, 4):  # before patience is out, and when it is
+    for epoch in (3, 4):  # before patience runs out, and just then
         changes = [{"epoch": epoch, "values": {"method.reg": 0.5}}]
         assert len(small.metrics(run(tmp_path / str(epoch), data, "bprmf", changes, **still))) == epoch + 3
     changes = [{"epoch": 5, "values": {"method.reg": 0.5}}]
@@ -170,7 +170,7 @@ def test_changes_ahead_may_be_set_and_those_behind_may_not(tmp_path: Path, data:
         ("alignrec", [{"epoch": 2, "values": {"optimizer.lr": 1.0}}] * 2, "ascending epochs"),
         ("alignrec", [{"epoch": 0, "values": {"optimizer.lr": 1.0}}], "changes.0.epoch"),
         ("alignrec", [{"epoch": 1, "values": {}}], "changes.0.values"),
-        ("alignrec", [{"epoch": 7, "values": {"optimizer.lr": -1.0}}], "'optimizer.lr' is -1.0"),  # beyond the end
+        ("alignrec", [{"epoch": 7, "values": {"optimizer.lr": -1.0}}], "'optimizer.lr' is -1.0"),  # past the end
         ("popularity", [{"epoch": 1, "values": {"optimizer.lr": 1.0}}], "popularity does not train"),
     ],
 )  # fmt: skip

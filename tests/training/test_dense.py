@@ -1,4 +1,4 @@
-"""The dense module under DeepSpeed against plain PyTorch, ZeRO 0 to 3, and what is carried from one to another."""
+"""The dense module under DeepSpeed against plain PyTorch, at ZeRO 0 to 3, and its state loaded at another stage."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def everything() -> None:
             initial = {f"{name}.weight": value.detach() for name, value in net().named_parameters()}
             compare({key: value for key, value in dense.state().items() if key in initial}, initial, where)
             assert dense.steps == 0
-            # Each stage takes one step more than the last and starts from what the last had after one step.
+            # Each stage starts from the state that the stage before it had after one step.
             start = 0
             if carried is not None:
                 dense.load(carried[0])

@@ -1,4 +1,4 @@
-"""What `distrec train` and `distrec evaluate` refuse before any worker starts, and how they end."""
+"""Input that `distrec train` and `distrec evaluate` refuse before any worker starts, and their exit statuses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a verb that must end with status 2 and one sentence, which is returned."""
+    """Runs a command that must end with status 2 and one sentence; returns the sentence."""
 
     def run(*arguments: str) -> str:
         capsys.readouterr()
@@ -92,7 +92,7 @@ def test_a_wrong_config_file_is_named(tmp_path: Path, data: str, refused: Callab
 
 
 def rewritten(data: str, folder: Path, split: str, pairs: list[tuple[int, int]]) -> str:
-    """A copy of the dataset whose `split` holds `pairs`, with checksums that fit."""
+    """A copy of the dataset whose `split` holds `pairs`, with updated checksums."""
     shutil.copytree(data, folder)
     dataset = Dataset.open(str(folder))
     user, item = np.array(pairs, np.int32).reshape(-1, 2).T
@@ -110,7 +110,7 @@ def damaged(data: str, folder: Path, damage: Callable[[Path], Any]) -> str:
 
 
 def flip(path: Path) -> None:
-    """Change one byte in the middle."""
+    """Change one byte in the middle of a file."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)

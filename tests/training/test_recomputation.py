@@ -16,7 +16,7 @@ CASES = ((0, 0.4, 3), (1, 0.0, 1), (2, 0.4, 1), (3, 0.0, 1), (3, 0.4, 3))  # ZeR
 
 
 def trained(folder: str, stage: int, again: bool, dropout: float, accumulate: int = 1) -> tuple[Any, ...]:
-    """Three steps: gradients of the first, weights of the last, and how often the blocks ran."""
+    """Train three steps; return the first step's gradients, the final weights, and how often the blocks ran."""
     method = {"name": "towered", "dim": DIM, "dropout": dropout}
     dense = {"zero_stage": stage, "activation_checkpointing": again}
     engine = build(folder, method=method, dense=dense, optimizer={"name": "sgd"}, train={"accumulate": accumulate})

@@ -51,7 +51,7 @@ CRASHES = [("lightgcn", 0), ("lightgcn", 1), ("alignrec", 2), ("stair", 3), ("me
     ],
 )
 def test_crashes_anywhere_change_nothing(tmp_path: Path, data: str, method: str, seed: int) -> None:
-    """A few crashes at random steps; the parts together train what one uninterrupted run trains, to the last bit."""
+    """After a few crashes at random steps, the parts together give the same bits as one uninterrupted run."""
     rng = np.random.default_rng(seed)
     epochs, every, crashes = 4, int(rng.integers(0, 6)), int(rng.integers(1, 5))
     config = small.write_config(
@@ -93,7 +93,7 @@ def test_an_epoch_whose_end_was_not_told_is_told_after_the_restart(tmp_path: Pat
     assert "test" in small.read(run, "summary.json")
 
 
-# --- saved by one worker, continued by several -------------------------------------------------------------------------
+# --- saved by one worker, continued by several ------------------------------------------------------------------------
 
 SAVED_AFTER, MORE = 4, 3
 CONTINUED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -105,8 +105,9 @@ CONTINUED: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def continued(folder: str, data: str, configs: dict[str, RunConfig]) -> dict[str, dict[str, dict[str, np.ndarray]]]:
-    """Per case the saved state, as it is loaded here, and the state a few steps later. One worker trains what it saves,
-    and goes on from there without loading.
+    """By case, the saved state as loaded here, and the state a few steps later.
+
+    A single worker trains and saves the state, and continues without loading it.
     """
     world, dataset, out = World.current(), Dataset.open(data), {}
     for name, config in configs.items():
@@ -126,7 +127,7 @@ def continued(folder: str, data: str, configs: dict[str, RunConfig]) -> dict[str
 
 @pytest.mark.multiprocess
 def test_smoothed_tables_saved_by_one_worker_go_on_at_two_and_three(tmp_path: Path, data: str) -> None:
-    """STAIR's moments lie on other workers afterwards, and smoothing exchanges rows of another partition."""
+    """STAIR's moments move to other workers, and smoothing exchanges rows of another partition."""
     configs = {
         name: resolve(load_run(small.write_config(tmp_path / f"{name}.yaml", data, tmp_path, method, optimizer=rule)))
         for name, (method, rule) in CONTINUED.items()
@@ -155,7 +156,7 @@ def test_smoothed_tables_saved_by_one_worker_go_on_at_two_and_three(tmp_path: Pa
 class Killer(threading.Thread):
     """Kills a Ray Train worker of this process's cluster with signal 9, once in or after each of `epochs` (from 1).
 
-    The worker is first frozen, so that where the run stands can be read before it is decided: not at a checkpoint.
+    The worker is stopped first, so that the run's progress can be read: it must not be at a checkpoint.
     """
 
     def __init__(self, run: Path, epochs: list[int], every: int):
@@ -176,7 +177,7 @@ class Killer(threading.Thread):
 
     def _kill(self, worker: psutil.Process) -> bool:
         worker.send_signal(signal.SIGSTOP)
-        time.sleep(0.2)  # the others come to a halt at the next exchange
+        time.sleep(0.2)  # the other workers block at the next collective
         progress = self._progress()
         if progress["step"] % self._every and progress["step"] < progress["steps"]:
             self.killed_at.append(progress)
@@ -203,7 +204,7 @@ def title(process: psutil.Process) -> str:
 
 @pytest.mark.multiprocess
 def test_workers_killed_at_two_go_on_at_two_then_one_and_end_at_three(tmp_path: Path, data: str, cluster: None) -> None:
-    """The first kill is healed within the command; the second ends it, and later commands use other numbers of workers."""
+    """The first command recovers from one kill and ends after the second; later commands use other worker counts."""
     config = small.write_config(
         tmp_path / "run.yaml", data, tmp_path, "alignrec",
         train={"global_batch": 16, "epochs": 12, "checkpoint_every": 10, "max_failures": 1},

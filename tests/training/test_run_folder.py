@@ -1,4 +1,4 @@
-"""What a run leaves behind, what makes it the same run, and how a failing one ends."""
+"""The files that a run writes, which settings identify it, and how a failing run ends."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def files(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below, by relative path."""
+    """SHA-256 of every file in a folder, by relative path."""
     found = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
 
@@ -55,7 +55,7 @@ def test_a_finished_run_tells_everything(
     assert set(summary["valid"]) == set(summary["test"]) == names
     if trained:
         values = [epoch["valid"]["recall@20"] for epoch in epochs]
-        assert summary["best_epoch"] == 1 + values.index(max(values))  # the first of the best
+        assert summary["best_epoch"] == 1 + values.index(max(values))  # the first epoch with the best value
         assert summary["valid"] == epochs[summary["best_epoch"] - 1]["valid"]
         assert any((run / "tensorboard").iterdir())
 
@@ -65,7 +65,10 @@ def test_a_finished_run_tells_everything(
     assert (attempt["workers"], attempt["outcome"]) == (0, "done")
     assert {"python", "torch", "torchrec", "distrec"} <= set(record["versions"])
     assert [entry["table"] for entry in record["plan"]] == {
-        "lightgcn": ["user", "item"], "bprmf": ["user", "item"], "alignrec": ["user", "item", "content"], "popularity": [],
+        "lightgcn": ["user", "item"],
+        "bprmf": ["user", "item"],
+        "alignrec": ["user", "item", "content"],
+        "popularity": [],
     }[method]  # fmt: skip
     printed = capsys.readouterr().out
     for line in record["degradations"]:
@@ -120,7 +123,7 @@ def test_another_identity_under_the_same_name_is_refused(
     assert main(["train", config, *second]) == 2
     (message,) = capsys.readouterr().err.splitlines()
     assert [part for part in (key, *values, "'run.name'", str(tmp_path / "runs/run")) if part not in message] == []
-    assert files(tmp_path / "runs") == before  # the run that exists is untouched
+    assert files(tmp_path / "runs") == before  # the existing run is untouched
 
 
 @pytest.mark.parametrize(
@@ -177,10 +180,10 @@ def test_early_stopping_counts_evaluations_without_strict_improvement(tmp_path: 
     assert main(["train", config, "train.patience=3", "train.eval_every=2"]) == 0
     run = tmp_path / "runs/run"
     epochs = small.metrics(run)
-    assert len(epochs) == 8  # 2 is the best; 4, 6 and 8 bring nothing
+    assert len(epochs) == 8  # epoch 2 is the best; 4, 6 and 8 are no better
     assert ["valid" in epoch for epoch in epochs] == [False, True] * 4
     assert small.read(run, "summary.json")["best_epoch"] == 2
-    assert main(["train", config, "train.patience=4", "train.eval_every=2"]) == 0  # more patience goes on
+    assert main(["train", config, "train.patience=4", "train.eval_every=2"]) == 0  # with more patience it continues
     assert len(small.metrics(run)) == 10
 
 
@@ -201,14 +204,17 @@ def test_more_epochs_continue_a_finished_run(tmp_path: Path, data: str) -> None:
         ("lightgcn", ["optimizer.name=sgd", "optimizer.lr=1e30"], ["loss term 'bpr'", "epoch 1, step 2", "none"]),
         ("bprmf", ["optimizer.name=sgd", "optimizer.lr=1e30"], ["loss term 'bpr'", "epoch 1, step 2", "none"]),
         ("bprmf", ["optimizer.name=sgd", "optimizer.lr=1e30", "train.global_batch=4096"], ["score", "epoch 1", "none"]),
-        ("bprmf", ["optimizer.name=sgd", "optimizer.lr=1e6", "train.checkpoint_every=1"], ["epoch 1", "epoch-000000-step"]),
+        (
+            "bprmf", ["optimizer.name=sgd", "optimizer.lr=1e6", "train.checkpoint_every=1"],
+            ["epoch 1", "epoch-000000-step"],
+        ),
     ],
 )  # fmt: skip
 def test_a_loss_that_overflows_ends_with_status_3(
     tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str], method: str, overrides: list[str], told: list[str]
 ) -> None:
     config = small.write_config(tmp_path / "run.yaml", data, tmp_path / "runs", method)
-    for _ in range(2):  # the same command again stops again
+    for _ in range(2):  # repeating the command fails the same way
         assert main(["train", config, *overrides]) == 3
         (message,) = capsys.readouterr().err.splitlines()
         assert [part for part in [*told, "Last good checkpoint"] if part not in message] == []

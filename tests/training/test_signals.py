@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a checkpoint first, status 130, and the same command goes on where it stood."""
+"""Ctrl-C and SIGTERM save a checkpoint and exit with status 130; the same command continues from there."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def config(tmp_path: Path, data: str) -> str:
-    """Some seconds of training."""
+    """A run that trains for some seconds."""
     return small.write_config(
         tmp_path / "run.yaml", data, tmp_path, train={"global_batch": 8, "epochs": EPOCHS, "eval_every": 10}
     )
@@ -38,7 +38,7 @@ def config(tmp_path: Path, data: str) -> str:
 
 @contextmanager
 def command(home: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """`distrec train` in a process of its own, which ends with the block."""
+    """`distrec train` in a process of its own, which is killed at the end of the block."""
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "HOME": str(home),
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -74,7 +74,7 @@ def wait_for_epoch(process: subprocess.Popen[str], run: Path, epoch: int) -> Non
 
 
 def stop_and_read(process: subprocess.Popen[str], signum: signal.Signals, run: Path) -> None:
-    """Send the signal; check the status, the sentence and the checkpoint it tells of."""
+    """Send the signal; check the status, the message and the checkpoint that it names."""
     process.send_signal(signum)
     out, told = process.communicate(timeout=90)
     assert process.returncode == 130, told
@@ -89,7 +89,7 @@ def stop_and_read(process: subprocess.Popen[str], signum: signal.Signals, run: P
 
 
 def compare(config: str, tmp_path: Path, exact: bool) -> None:
-    """Finish the run and compare it with one that nobody stopped."""
+    """Finish the run and compare it with one that was never stopped."""
     assert main(["train", config]) == 0
     assert main(["train", config, "run.name=whole"]) == 0
     whole, run = tmp_path / "whole", tmp_path / "run"
@@ -101,7 +101,7 @@ def compare(config: str, tmp_path: Path, exact: bool) -> None:
 
 
 def test_a_stopped_run_goes_on_to_the_same_end(tmp_path: Path, config: str) -> None:
-    """Stopped twice, with either signal, by the process that trains."""
+    """The process that trains is stopped once with each signal."""
     for epoch, signum in zip((2, 8), STOP, strict=True):
         with command(tmp_path, config) as process:
             wait_for_epoch(process, tmp_path / "run", epoch)
@@ -123,7 +123,7 @@ def test_stopped_workers_go_on_to_the_same_end(tmp_path: Path, config: str) -> N
 def test_a_signal_while_starting_ends_at_once(tmp_path: Path, config: str) -> None:
     with command(tmp_path, config) as process:
         deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:  # until torch is being loaded, long before the first step
+        while time.monotonic() < deadline:  # wait until torch is being loaded, long before the first step
             if any("libtorch" in area.path for area in psutil.Process(process.pid).memory_maps()):
                 break
             time.sleep(0.01)

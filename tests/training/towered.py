@@ -1,6 +1,6 @@
-"""A method for tests of training whose dense module matters: BPR-MF with item rows that pass through a small tower.
+"""A method with a small dense module, for tests of training: BPR-MF whose item rows pass through a tower.
 
-Beside it, the same training in plain PyTorch on one process.
+Also the same training in plain PyTorch in one process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from distrec.parallel.world import World
 from tests.training.random_data import write_random
 
 DIM, GLOBAL_BATCH, USERS, ITEMS = 4, 50, 31, 23
-STEPS = 5  # of three in an epoch, whose last has 2 rows: with 3 workers one has none
+STEPS = 5  # an epoch has three; the last one has 2 rows, so one of 3 workers has none
 
 
 def write_data(path: Path) -> str:
@@ -29,14 +29,16 @@ def write_data(path: Path) -> str:
 
 
 class Block(torch.nn.Module):
-    """Odd sizes that no number of workers divides."""
+    """A block of odd sizes, which no number of workers divides."""
 
     recompute: ClassVar[bool] = True
 
     def __init__(self, dim: int, dropout: float):
         super().__init__()
         self.first, self.last = torch.nn.Linear(dim, 7), torch.nn.Linear(7, dim, bias=False)
-        self.gain = torch.nn.Parameter(torch.full((dim,), 0.5))  # of the block itself, as ZeRO 3 gathers by module
+        self.gain = torch.nn.Parameter(
+            torch.full((dim,), 0.5)
+        )  # the block's own parameter, because ZeRO 3 gathers by module
         self.dropout, self.runs = dropout, 0
 
     def forward(self, x: torch.Tensor, *, scale: torch.Tensor) -> torch.Tensor:
@@ -46,7 +48,7 @@ class Block(torch.nn.Module):
 
 
 class Tower(torch.nn.Module):
-    """Two blocks and a parameter of one element; takes and returns a mapping, with one entry that is not floating."""
+    """Two blocks and a parameter of one element; its input and output are mappings with one entry of integers."""
 
     def __init__(self, dim: int, dropout: float = 0.0):
         super().__init__()
@@ -118,7 +120,10 @@ def weights(engine: Any) -> dict[str, torch.Tensor]:
 
 
 def plain(engine: Any, clip: float = 0.0) -> Iterator[tuple[float, float, dict[str, torch.Tensor]]]:
-    """PyTorch's AdamW over tables and tower on one process: loss, gradient norm before clipping, and weights, by step."""
+    """PyTorch's AdamW over tables and tower in one process.
+
+    Yields the loss, the gradient norm before clipping, and the weights of each step.
+    """
     optimizer, seed = engine.config.optimizer, engine.config.train.seed
     rows = {"user": USERS, "item": ITEMS}
     tables = {

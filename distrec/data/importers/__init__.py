@@ -1,4 +1,4 @@
-"""Importers: each turns a source folder and its own config section into a `RawDataset`.
+"""Importers. Each reads a source folder, according to its own config section, into a `RawDataset`.
 
 To add one: a module with a `Config` section and `read(source, config) -> RawDataset`, and a line in `IMPORTERS`.
 """
@@ -20,7 +20,7 @@ __all__ = ["IMPORTERS", "Importer", "RawDataset", "RawFeature", "RawInteractions
 
 @dataclass(frozen=True)
 class Importer:
-    """A config section and the function that reads a source by it."""
+    """An importer's config section and its function that reads a source."""
 
     config: type[Section]
     read: Callable[[Source, Any], RawDataset]
@@ -30,10 +30,10 @@ IMPORTERS = {"tables": Importer(tables.Config, tables.read), "mmrec": Importer(m
 
 
 def choose_importer(tree: dict[str, Any]) -> tuple[Importer, Section]:
-    """The importer that `tree` names and its decoded config.
+    """The importer that `tree` names, and its decoded config.
 
     Raises:
-        InputError: no importer of that name, or a wrong key in its section.
+        InputError: there is no importer of that name, or its section has an invalid key or value.
     """
     name = tree.get("name")
     if name not in IMPORTERS:

@@ -1,4 +1,4 @@
-"""What every importer hands over, and the checks on ids, numbers and split labels they share."""
+"""What every importer returns, and the checks of ids, numbers and split labels that importers share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from distrec.data.importers.source import Rows
 from distrec.errors import InputError
 
 ImageReader = Callable[[np.ndarray], list[bytes | None]]
-"""From catalogue rows to the image files' bytes, None where an item has none."""
+"""Maps catalogue rows to the bytes of their image files; None for an item without an image."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class RawFeature:
 
 @dataclass(frozen=True)
 class RawInteractions:
-    """All rows of the source, in its order. Users and items are codes: positions in the ascending original ids."""
+    """All rows of the source, in its order. Users and items are codes: indices into the ascending original ids."""
 
     user_ids: pa.Array  # int64 or string, ascending, distinct
     item_ids: pa.Array
@@ -44,13 +44,13 @@ class RawInteractions:
 
 @dataclass(frozen=True)
 class RawDataset:
-    """A source as an importer reads it: original ids, nothing filtered.
+    """A source as an importer returns it, with original ids and without any filtering.
 
     The catalogue is the importer's own order of the items: the rows of the items table, or the ascending ids.
     """
 
     interactions: RawInteractions
-    catalogue_row: np.ndarray  # [items] the catalogue row of each of `interactions.item_ids`
+    catalogue_row: np.ndarray  # [items] catalogue row of each element of `interactions.item_ids`
     titles: pa.Array | None = None  # [catalogue] string, nullable
     texts: pa.Array | None = None  # [catalogue] string, nullable
     images: ImageReader | None = None
@@ -59,7 +59,7 @@ class RawDataset:
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns of an interactions table; None where it has no such column."""
+    """Names of the columns of an interactions table; None if it has no such column."""
 
     user: str
     item: str
@@ -78,10 +78,10 @@ def interactions(
     """The interactions in `rows`, and the catalogue row of each item id.
 
     Raises:
-        InputError: a bad id, rating, timestamp or label, or an item that is not in the `catalogue`.
+        InputError: an id, rating, timestamp or label is invalid, or an item is not in the `catalogue`.
     """
     if not rows.table.num_rows:
-        raise InputError(f"file {rows.name} holds no interactions; give a table with rows.")
+        raise InputError(f"file {rows.name} has no interactions; give a table with rows.")
     users, user = _codes(read_ids(rows, columns.user))
     items = read_ids(rows, columns.item)
     if catalogue is None:
@@ -111,13 +111,13 @@ def interactions(
 
 
 def read_ids(rows: Rows, column: str) -> pa.ChunkedArray:
-    """A column of original ids as int64 (none negative) or string.
+    """A column of original ids, as non-negative int64 or as string.
 
-    Text files do not say which of the two they hold: a column of plain integers is int64, unless a leading zero or sign
-    would be lost; a column of decimal numbers is refused; anything else is string.
+    Text files do not declare the type. A column of plain integers becomes int64, unless that would lose a leading zero
+    or sign. So does a column of whole decimal numbers. Any other column is string.
 
     Raises:
-        InputError: an empty, negative, fractional or overflowing id.
+        InputError: an id is empty, negative, fractional or too large.
     """
     ids = _plain(rows.table[column])
     if ids.null_count:
@@ -178,7 +178,7 @@ def _numbers(rows: Rows, column: str) -> np.ndarray:
 
 
 def _times(rows: Rows, column: str) -> np.ndarray:
-    """Integers as they are, dates and times as integers of their own unit."""
+    """A column of times as int64 `[rows]`: integers unchanged, dates and times as integers in the column's unit."""
     kind = rows.table[column].type
     if pa.types.is_floating(kind):
         values = _numbers(rows, column)
@@ -230,7 +230,7 @@ def _casts(value: pa.Scalar, kind: pa.DataType) -> bool:
 
 
 def _codes(ids: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
-    """Distinct ids in ascending order, and each row's position among them."""
+    """The distinct ids in ascending order, and each row's index into them."""
     encoded = ids.dictionary_encode().unify_dictionaries()
     seen = encoded.chunk(0).dictionary
     codes = np.concatenate([chunk.indices.to_numpy() for chunk in encoded.chunks])
@@ -245,7 +245,7 @@ def _inverse(permutation: np.ndarray) -> np.ndarray:
 
 
 def same_type(catalogue: pa.Array, ids: pa.ChunkedArray) -> tuple[pa.Array, pa.ChunkedArray]:
-    """Both as int64, or both as string when one of them is."""
+    """Both as they are if their types agree, otherwise both as string."""
     if catalogue.type != ids.type:
         return catalogue.cast(pa.string()), ids.cast(pa.string())
     return catalogue, ids

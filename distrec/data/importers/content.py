@@ -1,4 +1,4 @@
-"""Raw content of items: texts from a template over columns, images from a folder or a Parquet column."""
+"""Raw content of items: texts from a template with column names, images from a folder or a Parquet column."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _SEPARATORS = " \t\n.,;:|/-"
 
 
 def parse_template(template: str) -> list[tuple[str, str | None]]:
-    """The (literal before, column) pairs of a template such as `"{title}. {overview}"`.
+    """Split a template such as `"{title}. {overview}"` into pairs of a literal and the column after it.
 
     Raises:
-        ValueError: unbalanced braces, a format after a column, or no column at all.
+        ValueError: the braces are not balanced, a column has a format, or there is no column.
     """
     parts = []
     for literal, column, form, conversion in string.Formatter().parse(template):
@@ -34,20 +34,20 @@ def parse_template(template: str) -> list[tuple[str, str | None]]:
 
 
 def template_columns(template: str | None) -> list[str]:
-    """The columns a template names, in order."""
+    """The columns that a template names, in order."""
     return [column for _, column in parse_template(template) if column is not None] if template else []
 
 
 def texts(rows: Rows, template: str, only_if: Mapping[str, str]) -> pa.Array:
-    """One text per row, null where every column is empty.
+    """One text per row; null if every column of the template is empty.
 
-    An empty column disappears together with the literal before it, and separators then left in front are cut off, so
-    that `"{title}. Genres: {genres}. {overview}"` reads well whatever is missing. Lists are joined by `", "`.
+    An empty column disappears together with the literal before it, and separators that would then start the text are
+    removed, so `"{title}. Genres: {genres}. {overview}"` reads well whatever is missing. Lists are joined by `", "`.
 
     Args:
         rows: The items table.
-        template: The text with columns in braces.
-        only_if: For a column, the Boolean column that must be true for it to be used.
+        template: The text, with column names in braces.
+        only_if: For some columns, the Boolean column that must be true for the column to be used.
 
     Returns:
         `[rows]` string, nullable.
@@ -72,7 +72,7 @@ def texts(rows: Rows, template: str, only_if: Mapping[str, str]) -> pa.Array:
 
 
 def strings(rows: Rows, column: str) -> pa.Array:
-    """A column as text, trimmed: lists joined by `", "`, numbers and Booleans in their plain form, null kept."""
+    """A column as trimmed strings. Lists are joined by `", "`; numbers and Booleans are written out; null stays."""
     values = rows.table[column].combine_chunks()
     kind = values.type
     try:
@@ -81,8 +81,7 @@ def strings(rows: Rows, column: str) -> pa.Array:
         return pc.utf8_trim_whitespace(values.cast(pa.string()))
     except pa.ArrowException:
         raise InputError(
-            f"file {rows.name}: column '{column}' holds {kind}; a text is made from strings, numbers and lists of "
-            "strings."
+            f"file {rows.name}: column '{column}' holds {kind}; a text needs strings, numbers or lists of strings."
         ) from None
 
 
@@ -96,10 +95,10 @@ def _flags(rows: Rows, column: str) -> pa.Array:
 
 
 def images_in_folder(source: Source, rows: Rows, template: str, key: str) -> ImageReader:
-    """Images as files whose names are made from `template` over columns of the items table, such as `pics/{id}.jpg`.
+    """Reader of image files that a template with columns of the items table names, such as `pics/{id}.jpg`.
 
     Raises:
-        InputError: not one of the names is there.
+        InputError: the template names no existing file.
     """
     parts = parse_template(template)
     pieces = [
@@ -126,10 +125,10 @@ def images_in_folder(source: Source, rows: Rows, template: str, key: str) -> Ima
 
 
 class ImagesInTable:
-    """Images in a column of bytes of Parquet files, in whatever order they lie.
+    """Reader of images in a bytes column of Parquet files, which may be in any order.
 
-    The first read copies the images of the catalogue, streamed, into one scratch file, from where they can be read in
-    any order with little memory and no file being decoded twice.
+    The first call streams the images of the catalogue into one scratch file. From there they can be read in any order
+    with little memory, and no Parquet file is decoded twice.
     """
 
     def __init__(self, source: Source, names: list[str], id_column: str, bytes_column: str, catalogue: pa.Array):

@@ -1,4 +1,4 @@
-"""Precomputed features: `.npy` by row, Parquet by row or key, kept on disk and checked before anything is written."""
+"""Precomputed features: `.npy` by row, Parquet by row or id. They stay on disk and are checked before any output."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from distrec.data.importers.base import RawFeature, read_ids, same_type
 from distrec.data.importers.source import Files, Rows, Source, unreadable
 from distrec.errors import InputError
 
-_CHUNK = 4096  # rows looked at in one go
+_CHUNK = 4096  # rows processed at a time
 
 
 class FeatureFiles(Section):
-    """Where one feature set lies."""
+    """Files and columns of one feature set."""
 
     files: Files = Field(description="one .npy file, or Parquet files by name or pattern")
     id: str | None = Field(
@@ -31,19 +31,19 @@ def read_feature(source: Source, name: str, config: FeatureFiles, catalogue: pa.
 
     Args:
         source: The source folder.
-        name: Name of the feature set; its config stands under `importer.features.<name>`.
-        config: Its files.
+        name: Name of the feature set; its config key is `importer.features.<name>`.
+        config: Files and columns of the set.
         catalogue: `[items]` original ids.
-        where: What the catalogue is called in errors.
+        where: Name of the catalogue in error messages.
 
     Raises:
-        InputError: not one row per item, vectors of different widths, NaN or infinity, or no floats.
+        InputError: the rows do not match the items, the widths differ, or a value is not a finite float.
     """
     names = source.files(config.files, f"importer.features.{name}.files")
     if all(file.endswith(".npy") for file in names):
         if len(names) > 1 or config.id is not None:
             raise InputError(
-                f"key 'importer.features.{name}': a .npy file is one file without an id column; join the files or give "
+                f"key 'importer.features.{name}': a .npy set is one file without an id column; join the files or give "
                 "Parquet."
             )
         values = load_npy(source, names[0])
@@ -56,7 +56,7 @@ def read_feature(source: Source, name: str, config: FeatureFiles, catalogue: pa.
 
 
 def stored_type(values: np.ndarray) -> np.dtype:
-    """The float type features are stored in: their own, but float64 becomes float32."""
+    """The float type in which features are stored: float64 becomes float32, the others stay."""
     return np.dtype(np.float16 if values.dtype == np.float16 else np.float32)
 
 
@@ -64,7 +64,7 @@ def load_npy(source: Source, name: str) -> np.ndarray:
     """The array `[rows, width]` of floats in file `name`, memory-mapped.
 
     Raises:
-        InputError: not such a file.
+        InputError: the file is not such an array.
     """
     try:
         values = np.load(source.local(name), mmap_mode="r", allow_pickle=False)
@@ -79,7 +79,7 @@ def load_npy(source: Source, name: str) -> np.ndarray:
 def _parquet(
     source: Source, feature: str, names: list[str], config: FeatureFiles, catalogue: pa.Array, where: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors copied into a scratch array in catalogue order, and which of the items have one."""
+    """Vectors `[items, width]` in catalogue order, in a scratch file, and whether each item has one, bool `[items]`."""
     columns = [config.column] if config.id is None else [config.column, config.id]
     values: np.ndarray | None = None
     present = np.zeros(len(catalogue), bool)
@@ -96,7 +96,7 @@ def _parquet(
                 values = np.lib.format.open_memmap(path, "w+", block.dtype, shape)
             if block.shape[1] != values.shape[1] or block.dtype != values.dtype:
                 raise InputError(
-                    f"'{name}' row {first}: a vector of {block.shape[1]} {block.dtype} where others have "
+                    f"'{name}' row {first}: a vector of {block.shape[1]} {block.dtype} but others have "
                     f"{values.shape[1]} {values.dtype}; make them equal."
                 )
             if config.id is None:
@@ -119,7 +119,7 @@ def _parquet(
             first += len(block)
             before += len(block)
     if values is None:
-        raise InputError(f"file '{names[0]}' holds no feature rows; give one row per item.")
+        raise InputError(f"file '{names[0]}' has no feature rows; give one row per item.")
     if config.id is None:
         _check_rows(f"'{names[0]}'", before, len(catalogue), where)
     elif not present.any():
@@ -130,7 +130,7 @@ def _parquet(
 
 
 def _vectors(name: str, first: int, column: str, array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """A list column as `[rows, width]` (zeros where null) and which rows are not null."""
+    """A list column as `[rows, width]`, zeros where null, and which rows are not null, bool `[rows]`."""
     kind = array.type
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
         raise InputError(f"file '{name}': column '{column}' holds {kind}; features must be lists of floats.")
@@ -143,11 +143,11 @@ def _vectors(name: str, first: int, column: str, array: pa.Array) -> tuple[np.nd
     if (width != width[0]).any():
         row = int(np.flatnonzero(there)[np.flatnonzero(width != width[0])[0]])
         raise InputError(
-            f"'{name}' row {first + row}: '{column}' has width {len(array[row])}, others have {width[0]}; make them "
+            f"'{name}' row {first + row}: '{column}' has width {len(array[row])} but others have {width[0]}; make them "
             "equal."
         )
     if array.drop_null().flatten().null_count:
-        raise InputError(f"file '{name}': column '{column}' holds an empty number; fill it or leave the vector out.")
+        raise InputError(f"file '{name}': column '{column}' contains an empty number; fill it or leave the vector out.")
     flat = array.drop_null().flatten().to_numpy(zero_copy_only=False)
     _check_type(name, flat.dtype)
     block = np.zeros((len(array), int(width[0])), flat.dtype)
@@ -156,7 +156,7 @@ def _vectors(name: str, first: int, column: str, array: pa.Array) -> tuple[np.nd
 
 
 def _find(name: str, first: int, column: str, batch: pa.RecordBatch, catalogue: pa.Array) -> np.ndarray:
-    """The catalogue row of each row of `batch`, -1 for an id that is not in the catalogue."""
+    """The catalogue row of each row of `batch`, `[rows]`; -1 for an id that is not in the catalogue."""
     rows = Rows(pa.Table.from_batches([batch]), [(name, first + len(batch))], typed=True)
     known, ids = same_type(catalogue, read_ids(rows, column))
     return pc.fill_null(pc.index_in(ids, value_set=known), -1).to_numpy().astype(np.int64)
@@ -179,7 +179,7 @@ def _check_type(name: str, dtype: np.dtype) -> None:
 
 
 def _check_values(values: np.ndarray, name: str) -> np.ndarray:
-    """Refuse NaN, infinity and what float32 cannot hold; return which rows are all zero."""
+    """Refuse NaN, infinity and values too large for float32; return which rows are all zeros, bool `[rows]`."""
     zero = np.zeros(len(values), bool)
     for start in range(0, len(values), _CHUNK):
         with np.errstate(over="ignore"):

@@ -1,7 +1,7 @@
-"""Importer `mmrec`: the files of the `enoche/MMRec` benchmark toolbox.
+"""Importer `mmrec`: files of the `enoche/MMRec` benchmark toolbox.
 
-`<dataset>.inter` is a TSV with `userID`, `itemID`, `x_label` (0 train, 1 valid, 2 test) and perhaps `rating` and
-`timestamp`; `image_feat.npy` and `text_feat.npy`, where present, hold the features of item r in row r.
+`<dataset>.inter` is a TSV with `userID`, `itemID`, `x_label` (0 train, 1 valid, 2 test) and optionally `rating`
+and `timestamp`. `image_feat.npy` and `text_feat.npy`, if present, hold the features of item r in row r.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Config(Section):
 
 
 def read(source: Source, config: Config) -> RawDataset:
-    """The source as raw data; the items are those of the feature files, or of the interactions where there are none.
+    """Read the source. Its items are the rows of the feature files or, without such files, those of the interactions.
 
     Raises:
-        InputError: no such file or column, a bad value, or an item beyond the feature rows.
+        InputError: a file or column is missing, a value is invalid, or an item has no feature row.
     """
     files = source.files([f"{config.dataset}.inter"], "importer.dataset")
     there = source.columns(files[0])

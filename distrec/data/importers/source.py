@@ -1,4 +1,4 @@
-"""A source folder: files found by name or pattern, read as tables, and the digest of everything used."""
+"""A source folder: find files by name or pattern, read them as tables, and hash all that was read."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t", ".inter": "\t"}
 
 @dataclass(frozen=True)
 class Rows:
-    """A table read from one or more files, which can say where a row came from."""
+    """A table read from one or more files, with the origin of each row."""
 
     table: pa.Table
     files: list[tuple[str, int]]  # name, rows
-    typed: bool  # Parquet says what its columns are; in CSV every id is a text until looked at
+    typed: bool  # Parquet declares the types of its columns; ids from CSV are read as text first
 
     def at(self, row: int) -> str:
-        """Row `row` of the table as file and row within that file, both counted from 0."""
+        """Name row `row` of the table by its file and its number in that file, counted from 0."""
         for name, count in self.files:
             if row < count:
                 return f"'{name}' row {row}"
@@ -43,12 +43,16 @@ class Rows:
 
     @property
     def name(self) -> str:
-        """The file, or the first of several."""
+        """The file's name, or the first name and how many more there are."""
         return f"'{self.files[0][0]}'" + (f" and {len(self.files) - 1} more" if len(self.files) > 1 else "")
 
 
 class Source:
-    """Read access to the folder given as `--source`; remote files are fetched once into `scratch`."""
+    """Read access to the folder given as `--source`. Remote files are fetched once, into folder `scratch`.
+
+    Raises:
+        InputError: the folder does not exist or cannot be read.
+    """
 
     def __init__(self, path: str, scratch: Path):
         self.folder: Folder = open_folder(path)
@@ -63,7 +67,7 @@ class Source:
             raise InputError(f"source '{path}' does not exist; give the folder that holds the raw files.")
 
     def files(self, patterns: Iterable[str], key: str) -> list[str]:
-        """Names inside the source that match `patterns`, in the order of the patterns, then of the names.
+        """Names inside the source that match `patterns`, in the order of the patterns and by name within each.
 
         Raises:
             InputError: a pattern matches nothing.
@@ -87,7 +91,7 @@ class Source:
         return self.folder.exists(name)
 
     def local(self, name: str) -> str:
-        """A path on this machine's disk that holds the content of file `name`."""
+        """The path of a local copy of file `name`; a local source's own file."""
         if self.folder.local:
             return self.folder.at(name)
         copy = self.scratch / "source" / name
@@ -97,7 +101,7 @@ class Source:
         return str(copy)
 
     def listing(self, where: str) -> dict[str, int]:
-        """Name and size of every file below folder `where`; all of them count as used."""
+        """Name and size in bytes of every file below folder `where`; all of them enter the digest."""
         found = {
             posixpath.relpath(path, self.folder.path): int(info["size"])
             for path, info in self.folder.fs.find(self.folder.at(where), detail=True).items()
@@ -106,16 +110,16 @@ class Source:
         return found
 
     def digest(self) -> str:
-        """SHA-256 over names and contents of the files used, and over names and sizes of image files."""
+        """SHA-256 over names and contents of the files used, and over names and sizes of the listed files."""
         lines = [f"{name} {file_sha256(self.folder, name)}" for name in sorted(self._used)]
         lines += [f"{name} {size} bytes" for name, size in sorted(self._listed.items())]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def parquet(self, name: str, columns: Sequence[str]) -> pq.ParquetFile:
-        """The Parquet file `name`, which must have `columns`; nothing but its footer is read.
+        """Open Parquet file `name`, which must have `columns`; only its footer is read.
 
         Raises:
-            InputError: not Parquet, damaged, or without a column.
+            InputError: the file is not Parquet, is damaged, or lacks a column.
         """
         try:
             file = pq.ParquetFile(self.local(name))
@@ -128,13 +132,13 @@ class Source:
         """The column names of a CSV, TSV or Parquet file.
 
         Raises:
-            InputError: a file of another kind, or damaged.
+            InputError: the file is of another kind or damaged.
         """
         kind = posixpath.splitext(name)[1]
         if kind == ".parquet":
             return list(self.parquet(name, ()).schema_arrow.names)
         if kind not in _DELIMITERS:
-            raise InputError(f"file '{name}' is no table that can be read; give .parquet, .csv or .tsv.")
+            raise InputError(f"file '{name}' is not a table of a known kind; give .parquet, .csv or .tsv.")
         try:
             with open(self.local(name), "rb") as lines:
                 header = lines.readline()
@@ -143,7 +147,7 @@ class Source:
             raise unreadable(name, kind[1:], error) from None
 
     def batches(self, name: str, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
-        """The `columns` of Parquet file `name` in batches of at most `rows` rows, streamed."""
+        """Stream the `columns` of Parquet file `name` in batches of at most `rows` rows."""
         file = self.parquet(name, columns)
         try:
             yield from file.iter_batches(rows, columns=list(columns))
@@ -151,10 +155,10 @@ class Source:
             raise unreadable(name, "parquet", error) from None
 
     def table(self, names: Sequence[str], columns: Sequence[str], text: Sequence[str] = ()) -> Rows:
-        """The `columns` of all files `names`, one under the other. In CSV and TSV, `text` columns stay strings.
+        """The `columns` of all files `names`, concatenated. In CSV and TSV, `text` columns stay strings.
 
         Raises:
-            InputError: a file of another kind, damaged, or without a column; columns whose types do not agree.
+            InputError: a file is of another kind, is damaged, or lacks a column, or the types of a column differ.
         """
         columns = list(dict.fromkeys(columns))
         parts = [self._table(name, columns, text) for name in names]
@@ -185,8 +189,8 @@ class Source:
 
 
 def unreadable(name: str, kind: str, error: Exception) -> InputError:
-    """The error for a file whose content is not what its name says."""
-    return InputError(f"file '{name}' is not readable as {kind} ({_first_line(error)}); mend or replace it.")
+    """The error for a file whose content does not match its file type."""
+    return InputError(f"file '{name}' is not readable as {kind} ({_first_line(error)}); fix or replace it.")
 
 
 def file_sha256(folder: Folder, name: str) -> str:

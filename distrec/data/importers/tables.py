@@ -1,4 +1,4 @@
-"""Importer `tables`: interactions, items, images and features in CSV, TSV, Parquet and .npy files, any column names."""
+"""Importer `tables`: interactions, items, images and features in CSV, TSV, Parquet and .npy files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class InteractionsTable(Section):
 
 
 class ItemsTable(Section):
-    """Files and columns of the items, one row each."""
+    """Files and columns of the items, with one row per item."""
 
     files: Files = Field(description="file name, list of names, or patterns such as items-*.csv")
     id: str = Field("item", description="column of item ids")
@@ -85,10 +85,10 @@ class Config(Section):
 
 
 def read(source: Source, config: Config) -> RawDataset:
-    """The source as raw data. Images and features stay on disk.
+    """Read the source. Images and features stay on disk.
 
     Raises:
-        InputError: see the functions for each part.
+        InputError: a file, column, id or value of the source is missing or invalid.
     """
     columns = config.interactions
     names = Columns(columns.user, columns.item, columns.rating, columns.timestamp, columns.split)
@@ -98,8 +98,8 @@ def read(source: Source, config: Config) -> RawDataset:
         by_row = [name for name, feature in config.features.items() if feature.id is None]
         if by_row:
             raise InputError(
-                f"key 'importer.features.{by_row[0]}' gives features by row, but there is no items table to say which "
-                "item a row is; add importer.items."
+                f"key 'importer.features.{by_row[0]}' gives features by row, but no items table says which item each "
+                "row belongs to; add importer.items."
             )
         raw, catalogue_row = interactions(rows, names, None, "")
         return _with_content(source, config, RawDataset(raw, catalogue_row), raw.item_ids, None, "the interactions")
@@ -110,7 +110,7 @@ def read(source: Source, config: Config) -> RawDataset:
 
 
 def _items(source: Source, config: ItemsTable) -> tuple[Rows, pa.Array]:
-    """The items table and its ids, which are distinct."""
+    """The items table and its ids; refuses an id that occurs twice."""
     in_text = template_columns(config.text)
     for column in config.text_only_if:
         if column not in in_text:
