@@ -19,7 +19,7 @@ from tests.distributed import run_workers
 from tests.tables import feature_blocks
 
 SEED, USERS, WIDTH = 3, 13, 8
-ITEMS = {"exact": 2, "sparse": 5}  # of 2 items one of 3 processes owns none
+ITEMS = {"exact": 2, "sparse": 5}  # with 2 items, one of 3 processes owns none
 EXACT: list[dict[str, Any]] = [
     {"name": "adam", "lr": 1e-2},
     {"name": "adam", "lr": 1e-2, "betas": [0.5, 0.9], "eps": 1e-3, "weight_decay": 0.1},
@@ -53,7 +53,7 @@ def whole(sharded: Any, name: str) -> torch.Tensor:
 
 
 def initial(kind: str) -> dict[str, torch.Tensor]:
-    """The initial values of every table, made in one piece."""
+    """The initial values of every table, each as a whole tensor."""
     items = ITEMS[kind]
     return {
         "user": torch.from_numpy(xavier_uniform(("table", "user", SEED), USERS, WIDTH, 0, USERS)),
@@ -76,7 +76,10 @@ def starts(world: World) -> None:
 
 
 def exact(world: World) -> None:
-    """Six steps with a changing rate; the gradient of my rows is what backward leaves, world size times my sum."""
+    """Take six steps with a changing learning rate.
+
+    My rows get the gradients that the backward pass leaves: the world size times the whole gradient.
+    """
     rules = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
     for optimizer in EXACT:
         made = tables(world, optimizer)
@@ -90,7 +93,7 @@ def exact(world: World) -> None:
             lr = optimizer["lr"] * 0.9**step
             for name, tensor in plain.items():
                 if name == "given" and optimizer["name"] == "adamw":
-                    continue  # a table without gradient stays as it is, decay or not
+                    continue  # a table without gradient does not change, even with weight decay
                 tensor.grad = torch.randn(tensor.shape, generator=generator) * 10.0 ** (-step)
                 partition = made.partition(name)
                 rows = slice(partition.start(world.rank), partition.stop(world.rank))
@@ -108,7 +111,7 @@ def exact(world: World) -> None:
 
 
 def restored(world: World, made: Any, optimizer: dict[str, Any]) -> Any:
-    """Another instance that takes over the state of `made`."""
+    """Another instance with the state of `made`."""
     again = tables(world, optimizer)
     source, target = made.state(), again.state()
     assert source.keys() == target.keys()
@@ -127,7 +130,10 @@ def restored(world: World, made: Any, optimizer: dict[str, Any]) -> Any:
 def row_wise_adagrad(
     table: torch.Tensor, squares: torch.Tensor, ids: torch.Tensor, grads: torch.Tensor, lr: float, eps: float
 ) -> None:
-    """Plain: gradients of a row add up, its mean square joins one sum per row, the step is divided by the sum's root."""
+    """Row-wise Adagrad written plainly: `squares` sums the mean square gradient of each row.
+
+    A row's gradients are added up first. Its step is divided by the root of its sum.
+    """
     for row in ids.unique().tolist():
         grad = grads[ids == row].sum(0)
         squares[row] += grad.square().mean()
@@ -148,7 +154,7 @@ def sparse(world: World) -> None:
         if step == 3:
             made = restored(world, made, optimizer)
         made.set_sparse_lr(lr)
-        assert torch.equal(whole(made, "user"), plain["user"]) or step, "handing over the rate moves no row"
+        assert torch.equal(whole(made, "user"), plain["user"]) or step, "setting the learning rate changes a row"
         for name, count in (("user", USERS - 3), ("item", ITEMS["sparse"])):  # the last users are never looked up
             ids_of = [
                 torch.randint(count, (0 if rank == step % 4 else 6,), generator=generator) for rank in range(world.size)
@@ -163,9 +169,7 @@ def sparse(world: World) -> None:
         made.step(lr)
         for name, value in plain.items():
             torch.testing.assert_close(whole(made, name), value, rtol=1e-5, atol=1e-6)
-        assert torch.equal(whole(made, "user")[-3:], initial("sparse")["user"][-3:]), (
-            "rows outside the batch stay bit for bit"
-        )
+        assert torch.equal(whole(made, "user")[-3:], initial("sparse")["user"][-3:]), "rows outside the batch changed"
     state = made.state()
     block = state["user.sum_of_squares"].to_local().flatten()
     partition = made.partition("user")
