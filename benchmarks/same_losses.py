@@ -1,10 +1,10 @@
-"""Whether two checkouts of the repository train alike, bit for bit: for a change that must not change any result.
+"""Check that two checkouts of the repository train bit-identically, for a change that must not change any result.
 
     python benchmarks/same_losses.py OLD NEW [--workers 2]
 
-Every registered method, and some further settings, train a few steps on a small drawn dataset from each checkout in
-turn. Compared are the loss terms of each step, and then all tables, dense weights, moments and vectors for ranking.
-Exits with status 1 if anything differs.
+Each checkout trains every registered method, some of them with several settings, for a few steps on a small random
+dataset. The script compares the loss terms of each step, and at the end all tables, dense weights, moments and ranking
+vectors. It exits with status 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-STEPS, BATCH = 12, 64  # more steps than an epoch has, so that a short batch is among them
+STEPS, BATCH = 12, 64  # more steps than an epoch has, so that they include a short batch
 
 
 def cases() -> dict[str, Any]:
-    """Sections of run configs by what is told of them."""
+    """Sections of a run config, by the case's name in the printed lines."""
     from distrec.methods.registry import METHODS
     from tests.training.small import SETTINGS
 
@@ -44,7 +44,7 @@ def cases() -> dict[str, Any]:
 
 
 def train(folder: Path, checkout: Path) -> None:
-    """One worker: train all cases; rank 0 writes what is compared."""
+    """Train all cases as one worker; rank 0 writes the results to compare."""
     from distrec.runtime import quiet
 
     quiet()
@@ -66,22 +66,22 @@ def train(folder: Path, checkout: Path) -> None:
         tree["train"] = {"global_batch": BATCH, **tree.get("train", {})}
         engine = Engine(world, Dataset.open(data), resolve(decode(RunConfig, tree)))
         engine.set_lr(1e-2)
-        told: dict[str, Any] = {}
+        results: dict[str, Any] = {}
         for number in range(STEPS if engine.method.trainable else 0):
             epoch, step = divmod(number, engine.steps_per_epoch)
-            told[f"losses of step {number}"] = engine.train_step(epoch, step, engine.samples(epoch, step))[0]
+            results[f"losses of step {number}"] = engine.train_step(epoch, step, engine.samples(epoch, step))[0]
         for name, value in engine.state().items():
-            told[name] = (value.full_tensor() if hasattr(value, "full_tensor") else value).clone()
+            results[name] = (value.full_tensor() if hasattr(value, "full_tensor") else value).clone()
         final = engine.representations()
-        out[case] = told | {"user vectors": final.users.clone(), "item vectors": final.items.clone()}
+        out[case] = results | {"user vectors": final.users.clone(), "item vectors": final.items.clone()}
     if world.rank == 0:
         torch.save(out, folder / "trained.pt")
     dist.barrier()
-    os._exit(0)  # threads that DeepSpeed's groups leave behind sometimes spoil an orderly end
+    os._exit(0)  # threads that DeepSpeed's process groups leave behind can make a normal exit fail
 
 
 def trained(folder: Path, checkout: Path, workers: int) -> dict[str, Any]:
-    """What `train` writes from `checkout`."""
+    """The results that `train` writes from `checkout`."""
     shared = {"WORLD_SIZE": str(workers), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(checkout)}
     processes = [
         subprocess.Popen(

@@ -1,7 +1,7 @@
-"""What every process of the project does before its first tensor: check the stack, quiet it, tune it.
+"""Setup of every process before its first tensor: checks packages, silences logs, tunes memory; connects to Ray.
 
-Importing this module imports neither torch nor anything built on it, so that `check_stack` can speak before a broken
-set of packages does.
+Importing this module imports neither torch nor anything built on it, so that `check_stack` can report packages that do
+not fit together before importing them fails.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from distrec.errors import InputError
 FITTING = {"torch": "2.13", "torchrec": "1.8", "fbgemm-gpu": "1.8", "fbgemm-gpu-cpu": "1.8"}
 _RECORDED = ("distrec", *FITTING, "torchmetrics", "tensordict", "deepspeed", "ray", "pyarrow", "numpy", "transformers")
 
-# Ray trains in a thread that is not the main one. glibc would give it heaps of its own, of at most 64 MiB, which
-# `tune_process` does not reach: a step that allocates a few large outputs took a fifth longer.
+# Ray Train trains in a thread that is not the main one. glibc would give that thread its own heaps of at most 64 MiB,
+# to which the settings of `tune_process` do not apply. A step that allocates a few large outputs took a fifth longer.
 WORKER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 
-_LOOK_SECONDS = 5.0  # between two looks at whether the cluster lives
+_LOOK_SECONDS = 5.0  # between two checks that the Ray node is alive
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # parameter numbers of glibc's mallopt
 
@@ -41,13 +41,14 @@ def _installed(package: str) -> str | None:
 
 
 def check_stack() -> None:
-    """Refuse packages that can not work together; reads their metadata only.
+    """Check that the installed packages work together; reads only their metadata.
 
-    torch, torchrec and fbgemm share one binary interface: another version of one fails at import with an undefined
-    symbol, or later with a missing operator. The CPU and CUDA builds of fbgemm overwrite each other's files.
+    torch, torchrec and fbgemm share one binary interface. If one of them has another version, the import fails with an
+    undefined symbol, or a later call with a missing operator. The CPU and CUDA builds of fbgemm overwrite each other's
+    files.
 
     Raises:
-        InputError: names the versions found, the fitting ones, and the remedy.
+        InputError: the packages do not fit together; the message names the found and the required versions.
     """
     found = {package: _installed(package) for package in FITTING}
     fits = all(
@@ -65,30 +66,30 @@ def check_stack() -> None:
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that decide a run's numbers, as far as installed: name to version."""
+    """Versions by name: Python and those installed packages that can affect the results of a run."""
     found = {package: _installed(package) for package in _RECORDED}
     return {"python": platform.python_version()} | {name: number for name, number in found.items() if number}
 
 
 def quiet() -> None:
-    """Keep what the libraries say to their own developers off the terminal; their warnings of substance stay.
+    """Hide log lines and warnings of libraries that users cannot act on; other warnings remain.
 
-    Call it before they are imported: some of them speak while they are.
+    Call it before the libraries are imported, since some of them log during import.
     """
     logging.getLogger().addFilter(_not_fbgemm_info)
     logging.getLogger("DeepSpeed").addFilter(_not_accelerator_choice)
-    logging.getLogger("torchrec").setLevel(logging.ERROR)  # it warns of every DENSE kernel
-    for name in ("ray._private", "ray.train", "ray.tune"):  # "ray" itself is set again by its import
+    logging.getLogger("torchrec").setLevel(logging.ERROR)  # it warns about every DENSE kernel
+    for name in ("ray._private", "ray.train", "ray.tune"):  # importing ray sets the level of "ray" itself
         logging.getLogger(name).setLevel(logging.WARNING)
-    # It warns that a cluster is protected.
+    # Ray warns that the cluster uses authentication.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    # DeepSpeed and TorchRec call collectives by names that this torch has begun to rename.
+    # DeepSpeed and TorchRec call collectives by names that this version of torch deprecates.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\._private\.worker")
 
 
 def _not_fbgemm_info(record: logging.LogRecord) -> bool:
-    # fbgemm logs a dozen lines per table straight to the root logger, so neither a name nor a level selects them.
+    # fbgemm logs a dozen lines per table to the root logger, so no logger name can be used to silence them.
     return record.levelno >= logging.WARNING or "fbgemm_gpu" not in record.pathname
 
 
@@ -97,13 +98,13 @@ def _not_accelerator_choice(record: logging.LogRecord) -> bool:
 
 
 def tune_process(threads: int) -> None:
-    """Give this process `threads` tensor threads and memory that large outputs reuse; call it before the first of them.
+    """Set the number of tensor threads and let large outputs reuse memory; call it before the first large allocation.
 
-    By default glibc maps every block above 32 MiB anew and returns it when freed, so that each large output pays for
-    its page faults again: adding two [26495, 448] matrices takes 22 ms in fresh memory and 2.6 ms in memory kept.
-    Mapping is therefore switched off and so is trimming: resident memory stays at its peak. torch's switch aligns
-    outputs of 2 MiB and more to 2 MiB (and lets the kernel back them with huge pages). Without it the aligned
-    allocator's small left-overs keep freed blocks from joining, and a few large outputs grow into many.
+    By default glibc maps a new region for every block above 32 MiB and unmaps it when freed, so each large output
+    causes page faults again: adding two [26495, 448] matrices takes 22 ms in new memory and 2.6 ms in reused memory.
+    Mapping and trimming are therefore turned off, so resident memory stays at its peak. With THP_MEM_ALLOC_ENABLE,
+    torch aligns outputs of 2 MiB and more to 2 MiB, and the kernel may use huge pages. Without it, small gaps left by
+    the aligned allocator keep freed blocks from being merged, and the heap fragments.
     """
     os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # read by torch at its first large allocation
     libc = ctypes.CDLL(None)
@@ -117,10 +118,10 @@ def tune_process(threads: int) -> None:
 
 @contextmanager
 def ray_cluster(runtime_env: dict[str, Any] | None = None) -> Iterator[None]:
-    """The cluster that is connected or that RAY_ADDRESS names; otherwise a local one that ends with the block.
+    """Use the Ray cluster that is connected or that RAY_ADDRESS names, or else a local one that ends with the block.
 
     Args:
-        runtime_env: of all processes that this one starts there, where it is not connected yet.
+        runtime_env: Ray's runtime environment for the processes that this one starts; ignored if already connected.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
@@ -139,7 +140,7 @@ def ray_cluster(runtime_env: dict[str, Any] | None = None) -> Iterator[None]:
         runtime_env=runtime_env,
     )
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_term)  # Ray's own would end this process with status 1
+        signal.signal(signal.SIGTERM, on_term)  # Ray's handler would exit with status 1
     try:
         yield
     finally:
@@ -147,10 +148,10 @@ def ray_cluster(runtime_env: dict[str, Any] | None = None) -> Iterator[None]:
 
 
 def on_cluster(work: Callable[[], object]) -> None:
-    """Run `work` off the main thread, so that Ray leaves signals to this process, and raise what it raises.
+    """Run `work` in another thread, so that Ray does not handle this process's signals, and raise what it raises.
 
     Raises:
-        RuntimeError: the connected Ray node died, which Ray's own libraries would wait out without end.
+        RuntimeError: the connected Ray node died; Ray's own libraries would wait for it forever.
     """
     import ray
 

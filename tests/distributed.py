@@ -1,8 +1,8 @@
-"""Run a function in several gloo processes; a Ray cluster of a stated size.
+"""Run a function in several gloo processes, or start a Ray cluster of a given size.
 
-Workers are forked from a server process that has imported the heavy libraries once, since their imports take 7 s of CPU
-in every fresh interpreter. The server runs no tensor operation and starts no thread, so that forking it is safe. What a
-test finds in a worker is what it would find in a fresh one, except that the libraries are there.
+Workers are forked from a server process that has imported the heavy libraries once, since these imports take 7 s of CPU
+in every new interpreter. The server runs no tensor operation and starts no thread, so forking it is safe. Apart from
+the imported libraries, a worker is in the state of a new interpreter.
 """
 
 import multiprocessing
@@ -22,16 +22,23 @@ import torch.distributed as dist
 
 
 def run_workers(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 180) -> list[Any]:
-    """What `function(*args)` returns in each of `world_size` processes that share a gloo group, by rank.
+    """Run `function(*args)` in `world_size` processes that share a gloo group.
 
-    `function` must be importable (defined at the top of a module); arguments and results are pickled. Each process has
-    one thread. The first one to fail, or the timeout in seconds, ends them all.
+    `function` must be importable (defined at the top level of a module); arguments and results are pickled. Each
+    process has one thread. When one process fails, or after `timeout` seconds, all are killed.
+
+    Returns:
+        The results, by rank.
+
+    Raises:
+        RuntimeError: a process failed; the message has the tracebacks.
+        TimeoutError: the processes took longer than `timeout`.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.preload"])
     with TemporaryDirectory() as folder, socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", 0))  # held, but not listening, so that no neighbour is given the same port
+        probe.bind(("127.0.0.1", 0))  # kept open without listening, so that no other process gets this port
         port = probe.getsockname()[1]
         workers = [
             context.Process(
@@ -57,8 +64,8 @@ def run_workers(function: Callable[..., Any], world_size: int, *args: Any, timeo
                     worker.join()
         failed = [rank for rank, worker in enumerate(workers) if worker.exitcode]
         if failed:
-            told = [path.read_text() for path in sorted(Path(folder).glob("error-*"))]
-            raise RuntimeError(f"workers {failed} of {world_size} failed:\n" + "\n".join(told))
+            errors = [path.read_text() for path in sorted(Path(folder).glob("error-*"))]
+            raise RuntimeError(f"workers {failed} of {world_size} failed:\n" + "\n".join(errors))
         return [pickle.loads(Path(folder, f"result-{rank}").read_bytes()) for rank in range(world_size)]
 
 
@@ -72,7 +79,7 @@ def _work(
     environment: dict[str, str],
 ) -> None:
     torch.set_num_threads(1)
-    os.environ.clear()  # the server has that of its own start
+    os.environ.clear()  # it comes from the server, as it was when the server started
     os.environ.update(
         environment,
         RANK=str(rank),
@@ -87,19 +94,19 @@ def _work(
         dist.init_process_group("gloo")
         result = function(*args)
         Path(folder, f"result-{rank}").write_bytes(pickle.dumps(result))
-        dist.barrier()  # nobody leaves while another still talks
+        dist.barrier()  # no rank leaves while another still communicates
         dist.destroy_process_group()
     except BaseException:
         Path(folder, f"error-{rank}").write_text(f"rank {rank}:\n{traceback.format_exc()}")
         os._exit(1)
-    # The work is done and written. An orderly end of the interpreter would only race with threads that DeepSpeed's
-    # groups leave behind: once in some hundred runs it ends in "terminate called without an active exception".
+    # The result is written. A normal exit would race with threads that DeepSpeed's process groups leave behind: about
+    # once in a hundred runs it ends with "terminate called without an active exception".
     os._exit(0)
 
 
 @contextmanager
 def own_cluster(cpus: int) -> Iterator[None]:
-    """A local Ray cluster that offers `cpus`, which the project's commands find, use and leave alone."""
+    """Start a local Ray cluster with `cpus` CPUs, which the project's commands use and do not shut down."""
     import ray
 
     ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)

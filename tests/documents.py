@@ -1,4 +1,4 @@
-"""The fenced blocks of the documents: what a reader is told to type, and the files that they are told to write."""
+"""The fenced blocks of the documents: the commands that readers run, and the files that they write."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# In this order: the first makes the demo data that the others use.
+# The order matters: the first page makes the demo data that the others use.
 PAGES = ["docs/usage.md", "README.md", *sorted(
     str(path.relative_to(ROOT)) for path in [ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
     if path.name != "usage.md"
@@ -18,7 +18,7 @@ _NAMED = re.compile(r"# (\S+\.(?:yaml|py|json))\n")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: the line it begins on, its language, the words behind that, and its text."""
+    """A fenced block: its first line's number, its language, the words after the language, and its text."""
 
     line: int
     language: str
@@ -27,13 +27,13 @@ class Block:
 
     @property
     def file(self) -> str | None:
-        """The path of the file that it is the whole of; None for a fragment."""
+        """The path of the file whose whole content the block is; None if it names no file."""
         found = _NAMED.match(self.text)
         return found[1] if found else None
 
     @property
     def runs(self) -> bool:
-        """Whether it can run offline on this machine; the page says why where it cannot."""
+        """Whether the block can run offline. If it cannot, the page says why."""
         return self.language in ("bash", "python") and "not-run" not in self.words
 
 

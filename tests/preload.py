@@ -1,7 +1,7 @@
-"""What the server imports that `tests.distributed` forks workers from.
+"""The imports of the server process from which `tests.distributed` forks workers.
 
-A module of its own, because the server drops an error in what it preloads without a word: `tests/test_distributed.py`
-asks a worker whether this one was loaded.
+The server silently ignores errors in the modules that it preloads. `tests/test_distributed.py` therefore checks in a
+worker that the libraries are loaded.
 """
 
 from importlib import import_module
@@ -10,6 +10,6 @@ from distrec.runtime import quiet
 
 LOADED = ("torchrec", "deepspeed", "distrec.training.loop", "distrec.training.launch")
 
-quiet()  # before the libraries, some of which speak while they are imported
+quiet()  # before the libraries, since some of them log during import
 for name in LOADED:
     import_module(name)

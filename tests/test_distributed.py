@@ -20,7 +20,7 @@ def total(value: int) -> tuple[int, int, int]:
 
 
 def origin() -> tuple[list[str], list[str], str | None]:
-    """Libraries that this worker came without, the server's threads besides its first, and a variable."""
+    """The libraries that this worker lacks, the server's threads besides its main one, and a variable."""
     tasks = Path(f"/proc/{os.getppid()}/task")
     threads = [(task / "comm").read_text().strip() for task in tasks.iterdir() if task.name != str(os.getppid())]
     return [name for name in LOADED if name not in sys.modules], threads, os.environ.get("DISTREC_TEST")
@@ -37,25 +37,25 @@ def hang() -> int:
     return os.getpid()
 
 
-def test_results_come_by_rank():
+def test_results_are_ordered_by_rank():
     assert run_workers(total, 3, 10) == [(33, rank, 1) for rank in range(3)]
 
 
-def test_workers_come_with_the_libraries_from_a_server_of_one_thread(monkeypatch: pytest.MonkeyPatch):
-    """Forking a process of several threads may copy a lock that nobody releases; jemalloc takes care of its own."""
-    monkeypatch.setenv("DISTREC_TEST", "as it is now")  # not as it was when the server started
+def test_workers_have_the_libraries_and_their_server_has_one_thread(monkeypatch: pytest.MonkeyPatch):
+    """Forking a process with several threads may copy a lock that is never released; jemalloc handles its own."""
+    monkeypatch.setenv("DISTREC_TEST", "as it is now")  # set after the server may have started
     for missing, threads, variable in run_workers(origin, 2):
         assert (missing, variable) == ([], "as it is now")
         assert set(threads) <= {"jemalloc_bg_thd"}
 
 
-def test_an_error_in_one_worker_ends_all_and_is_told():
+def test_an_error_in_one_worker_ends_all_and_is_raised():
     started = time.monotonic()
     with pytest.raises(RuntimeError, match="ValueError: stumbled"):
         run_workers(stumble, 2)
     assert time.monotonic() - started < 60
 
 
-def test_a_hanging_worker_is_bounded():
+def test_a_hanging_worker_ends_at_the_timeout():
     with pytest.raises(TimeoutError, match="hang with 2 workers took more than 8 s"):
         run_workers(hang, 2, timeout=8)

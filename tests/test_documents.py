@@ -1,4 +1,4 @@
-"""Documents that cannot rot: every block of commands in README.md and docs/ is typed in, in the order of the page."""
+"""The documents stay correct: every block of commands in README.md and docs/ runs, in the order of the page."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import yaml
 from tests.documents import PAGES, ROOT, blocks
 
 TRAINING = re.compile(r"^(distrec train (?!.*--print-config).*)$", re.MULTILINE)
-EPOCHS = 2  # of each training here, where the page's config may have hundreds
+EPOCHS = 2  # each training is cut to this length; the page's config may have hundreds of epochs
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that looks like the repository's root to a reader who has installed it."""
+    """A folder that looks like the root of an installed repository."""
     folder = tmp_path_factory.mktemp("clone")
     for name in ("configs", "jobs", "benchmarks", "tests", "README.md"):
         (folder / name).symlink_to(ROOT / name)
@@ -36,13 +36,15 @@ def test_blocks_are_of_known_kinds_and_files_are_valid(page: str) -> None:
         if block.language == "yaml":
             yaml.safe_load(block.text)
         if block.language == "bash":
-            assert not re.search(r"^\s*[$>] ", block.text, re.MULTILINE), f"{where}: a prompt cannot be pasted"
+            assert not re.search(r"^\s*[$>] ", block.text, re.MULTILINE), (
+                f"{where}: remove the prompt, so that readers can paste the command"
+            )
 
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("page", PAGES)
-def test_commands_of_a_page_run_as_they_stand(page: str, clone: Path) -> None:
-    """Trainings are cut short; nothing else is changed."""
+def test_commands_of_a_page_run_as_written(page: str, clone: Path) -> None:
+    """Trainings are shortened; nothing else is changed."""
     environment = {
         **os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(clone),
         "OMP_NUM_THREADS": "1", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -62,7 +64,7 @@ def test_commands_of_a_page_run_as_they_stand(page: str, clone: Path) -> None:
         assert done.returncode == 0, f"{page}, line {block.line}:\n{text}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
 
 
-def test_a_page_with_a_wrong_command_is_found(tmp_path: Path) -> None:
+def test_blocks_are_found_with_their_kind_and_file(tmp_path: Path) -> None:
     text = (
         "text\n```bash\ntrue\n```\n\n```bash not-run\nfalse\n```\n```yaml\n# a/b.yaml\nkey: 1\n```\n```\ndrawing\n```\n"
     )

@@ -1,4 +1,4 @@
-"""Nothing but the two adapters reaches inside DeepSpeed, TorchRec or fbgemm."""
+"""Only the two adapter modules use the internals of DeepSpeed, TorchRec and fbgemm."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "distrec"
 ADAPTERS = {"training/deepspeed_internals.py", "tables/torchrec_internals.py"}
 PACKAGES = {"deepspeed", "torchrec", "fbgemm_gpu"}
-# Encoders take apart the models of other packages, which publish no names for their layers.
+# Encoders are exempt: they need layers of models from other packages, which have no public names for them.
 PATHS = [path for path in sorted(ROOT.rglob("*.py")) if path.parent != ROOT / "encoders"]
-# Public by name, but what is relied on is not documented.
+# Names that look public although the behaviour that distrec relies on is not documented.
 INTERNAL = {
     "__compatible_ops__",
     "averaged_gradients",
@@ -28,8 +28,8 @@ INTERNAL = {
 }
 
 
-def reaches(tree: ast.AST) -> Iterator[str]:
-    """What in a module reaches inside another package, as its source."""
+def internals(tree: ast.AST) -> Iterator[str]:
+    """The expressions and imports in a module that use another package's internals, as source text."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
@@ -47,12 +47,12 @@ def reaches(tree: ast.AST) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", [path.relative_to(ROOT).as_posix() for path in PATHS])
-def test_only_the_adapters_reach_inside(path: str):
-    found = list(reaches(ast.parse((ROOT / path).read_text())))
+def test_only_the_adapters_use_internals(path: str):
+    found = list(internals(ast.parse((ROOT / path).read_text())))
     if path in ADAPTERS:
-        assert found, f"{path} reaches inside nothing; delete it"
+        assert found, f"{path} uses no internals; delete it"
     else:
-        assert found == [], f"{path} reaches inside another package: {found}; move that to one of {sorted(ADAPTERS)}"
+        assert found == [], f"{path} uses another package's internals: {found}; move them to one of {sorted(ADAPTERS)}"
 
 
 @pytest.mark.parametrize(
@@ -66,5 +66,5 @@ def test_only_the_adapters_reach_inside(path: str):
         "import deepspeed.ops._ops",
     ],
 )
-def test_what_reaches_inside_is_seen(source: str):
-    assert list(reaches(ast.parse(source)))
+def test_uses_of_internals_are_found(source: str):
+    assert list(internals(ast.parse(source)))

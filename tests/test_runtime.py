@@ -1,4 +1,4 @@
-"""The start of a process: version check, log noise, allocator, the DeepSpeed op that must not be compiled."""
+"""Process setup: version check, log noise, memory allocation, and the DeepSpeed op that must not be compiled."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from distrec.errors import InputError
 
 
 def python(code: str, *, path: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run `code` in a new interpreter, `path` before everything else it imports from."""
+    """Run `code` in a new interpreter that searches `path` first for imports."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | env
     if path is not None:
         environment["PYTHONPATH"] = str(path)
@@ -25,7 +25,10 @@ def python(code: str, *, path: Path | None = None, **env: str) -> subprocess.Com
 
 
 def pretend(folder: Path, **packages: str) -> Path:
-    """A folder whose metadata says that `packages` (underscores for hyphens) are installed; it shadows the real ones."""
+    """Write metadata into `folder` as if `packages` were installed; it shadows that of the real ones.
+
+    Package names have underscores for hyphens.
+    """
     for package, version in packages.items():
         info = folder / f"{package}-{version}.dist-info"
         info.mkdir()
@@ -53,7 +56,9 @@ def test_installed_stack_fits_and_is_checked_without_importing_torch() -> None:
         {"torch": "2.12.1+cu130", "torchrec": "1.7.0"},
     ],
 )
-def test_misfit_is_refused_with_versions_wanted_and_remedy(tmp_path: Path, packages: dict[str, str]) -> None:
+def test_packages_that_do_not_fit_are_refused_with_versions_and_remedy(
+    tmp_path: Path, packages: dict[str, str]
+) -> None:
     result = python(CHECK, path=pretend(tmp_path, **packages))
     assert result.returncode == 1
     message = result.stderr.strip().splitlines()[-1]
@@ -70,12 +75,12 @@ def test_local_build_of_the_fitting_torch_is_accepted(tmp_path: Path) -> None:
 
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(runtime.FITTING, "no-such-package", "1.0")
-    monkeypatch.setattr(sys, "path", [])  # nothing is installed as far as metadata can see
+    monkeypatch.setattr(sys, "path", [])  # no metadata is found, as if nothing were installed
     with pytest.raises(InputError, match="torch missing, torchrec missing"):
         runtime.check_stack()
 
 
-def test_versions_name_what_is_installed() -> None:
+def test_versions_list_installed_packages() -> None:
     found = runtime.versions()
     assert found["torch"].startswith("2.13.")
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
@@ -126,7 +131,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, torch.get_num
 
 
 def test_tuned_process_reuses_the_memory_of_large_outputs() -> None:
-    untouched = {"THP_MEM_ALLOC_ENABLE": "0"}  # an earlier test may have tuned this process, whose environment they get
+    # The new processes inherit this process's environment, which an earlier test may have changed.
+    untouched = {"THP_MEM_ALLOC_ENABLE": "0"}
     fresh, _ = map(int, python(FAULTS.replace("TUNE", ""), **untouched).stdout.split())
     kept, threads = map(int, python(FAULTS.replace("TUNE", "tune_process(2)"), **untouched).stdout.split())
     assert threads == 2
@@ -144,8 +150,9 @@ torch.distributed.destroy_process_group()
 """
 
 
-def test_deepspeed_starts_without_compiling_even_beside_a_stale_lock(tmp_path: Path) -> None:
-    lock = tmp_path / "deepspeed_shm_comm" / "lock"  # what a killed compilation leaves behind: a start would wait on it
+def test_deepspeed_starts_without_compiling_despite_a_stale_lock(tmp_path: Path) -> None:
+    # A killed compilation leaves this file behind, and a start that compiles would wait for it.
+    lock = tmp_path / "deepspeed_shm_comm" / "lock"
     lock.parent.mkdir()
     lock.touch()
     with socket.socket() as probe:

@@ -1,4 +1,4 @@
-"""The order of the rooms, and imports that never go in a circle; those inside functions count like all others."""
+"""Rooms import only from lower floors, and no imports are circular; imports inside functions count too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 
-# From the ground up. What stands together on a floor does not import from one another.
+# From the lowest floor up. Rooms on the same floor do not import from each other.
 FLOORS = [
     {"errors"},
     {"config", "runtime", "parallel"},
@@ -21,12 +21,12 @@ FLOORS = [
     {"methods", "evaluation"},
     {"training"},
     {"tuning"},
-    {"cli", ""},  # "": the package itself, which offers `distrec.train`
+    {"cli", ""},  # "": the package itself, which has `distrec.train`
 ]
 
 
 def imports(root: Path) -> dict[str, set[str]]:
-    """From every module of package `distrec` below `root` to those it imports anywhere in its text."""
+    """For every module of package `distrec` below `root`, the modules of `distrec` that it imports anywhere."""
     files = {_name(path.relative_to(root)): path for path in (root / "distrec").rglob("*.py")}
     graph = {}
     for name, path in files.items():
@@ -35,10 +35,10 @@ def imports(root: Path) -> dict[str, set[str]]:
             if isinstance(node, ast.Import):
                 found |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
-                assert node.level == 0, f"{name} line {node.lineno}: write imports from the package's name"
+                assert node.level == 0, f"{name} line {node.lineno}: use an absolute import"
                 inside = {f"{node.module}.{alias.name}" for alias in node.names}
                 found |= inside & files.keys()
-                if inside - files.keys():  # names of the module itself
+                if inside - files.keys():  # the import has names that are not modules
                     found.add(node.module)
         graph[name] = found & files.keys() - {name}
     return graph
@@ -54,7 +54,7 @@ def room(module: str) -> str:
 
 
 def circle(graph: dict[str, set[str]]) -> list[str]:
-    """Modules that import one another in a circle, the first one again at the end; empty if there is none."""
+    """Modules that form an import cycle, with the first repeated at the end; empty if there is no cycle."""
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -63,7 +63,7 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
 
 
 def upward(graph: dict[str, set[str]]) -> list[str]:
-    """Imports from a room that does not stand on a lower floor."""
+    """Imports from another room that is not on a lower floor."""
     floor = {name: number for number, names in enumerate(FLOORS) for name in names}
     return [
         f"{module} imports {other}"
@@ -77,11 +77,11 @@ def test_every_room_has_a_floor() -> None:
     assert {room(module) for module in imports(REPOSITORY)} == set().union(*FLOORS)
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
+def test_no_imports_are_circular() -> None:
     assert circle(imports(REPOSITORY)) == []
 
 
-def test_rooms_import_from_lower_floors_only() -> None:
+def test_rooms_import_only_from_lower_floors() -> None:
     assert upward(imports(REPOSITORY)) == []
 
 
@@ -121,7 +121,7 @@ LATE = "def late():\n    {}\n"
         ),
     ],
 )
-def test_what_is_planted_is_found(
+def test_planted_faults_are_found(
     tmp_path: Path, modules: dict[str, str], modules_of_circle: set[str], upwards: list[str]
 ) -> None:
     plant(tmp_path, ALONE | modules)
@@ -130,6 +130,6 @@ def test_what_is_planted_is_found(
     assert upward(graph) == upwards
 
 
-def test_encoders_are_named_without_torch() -> None:
+def test_encoders_are_listed_without_importing_torch() -> None:
     code = "import sys, distrec.encoders.encode, distrec.encoders.stored; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60, cwd=REPOSITORY).returncode == 0

@@ -38,8 +38,8 @@ def mean_of_powers(layers: int) -> list[Weight]:
 def decaying_powers(decay: torch.Tensor, layers: int, dtype: torch.dtype = torch.float32) -> list[Weight]:
     """The weights `(1 - c) / (1 - c^(L+1)) c^l`, which sum to 1, for a decay `c` in (0, 1) of each column `[width]`.
 
-    They form a truncated Neumann series (docs/methods/stair.md section 3.2). They are computed in float64, since 1 - c can
-    be as small as 1e-3.
+    They form a truncated Neumann series (docs/methods/stair.md section 3.2). They are computed in float64, since 1 - c
+    can be as small as 1e-3.
     """
     c = decay.double()
     scale = (1 - c) / (1 - c ** (layers + 1))

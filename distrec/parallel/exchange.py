@@ -19,7 +19,7 @@ from distrec.parallel.world import World
 
 # A boundary exchange copies the needed rows one by one and adds them back one by one. Gathering whole blocks avoids
 # these passes over memory. When nearly all rows were needed, a boundary exchange took 1.1 to 1.3 times the time and 1.4
-# to 1.6 times the memory of gathering, for propagation over 2 M nodes (benchmarks/scale.py, run with this value at 1.0).
+# to 1.6 times the memory of gathering, for propagation over 2 M nodes (benchmarks/scale.py, with this value at 1.0).
 _WORTH_PICKING = 0.8
 
 

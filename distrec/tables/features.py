@@ -1,4 +1,4 @@
-"""Item features as partitioned arrays: my rows only, with the fill rule for missing ones."""
+"""Item features as partitioned arrays: each rank reads its own rows and fills the missing ones."""
 
 from __future__ import annotations
 
@@ -16,11 +16,9 @@ Fill = Literal["mean", "zeros"]
 
 
 def feature_block(world: World, items: Partition, data: Dataset, name: str, fill: Fill) -> torch.Tensor:
-    """My rows of feature set `name`, `[my items, width]` float32.
+    """My rows of feature set `name`, `[my items, width]` float32. Collective.
 
-    Missing rows hold the mean of the present ones, or zeros.
-
-    Collective: the mean is over all ranks' rows, summed in float64.
+    Missing rows are filled with zeros or with the mean of the rows that all ranks have, summed in float64.
     """
     values, missing = data.feature_rows(name, items.start(world.rank), items.stop(world.rank))
     if fill == "mean":
@@ -36,8 +34,8 @@ class TokenBlock:
 
     Attributes:
         values: `[my items, tokens, width]` float16, as stored; zeros where a token is not real.
-        mask: `[my items, tokens]` bool, True for real tokens. An item without the modality keeps its first token, a
-            zero vector: attention over no token at all has no value. With `stand_in` false it has none.
+        mask: `[my items, tokens]` bool, True for real tokens. For an item without the modality, the first token (a zero
+            vector) counts as real, since attention over no tokens is undefined; without `stand_in` it does not.
     """
 
     values: torch.Tensor
@@ -45,14 +43,14 @@ class TokenBlock:
 
 
 def token_block(world: World, items: Partition, data: Dataset, name: str, stand_in: bool = True) -> TokenBlock:
-    """My rows of token set `name`, no other rank's. Not collective."""
+    """My rows of token set `name`. Not collective."""
     values, count, _ = data.token_rows(name, items.start(world.rank), items.stop(world.rank))
     mask = np.arange(values.shape[1]) < np.maximum(count, int(stand_in))[:, None]
     return TokenBlock(torch.from_numpy(values), torch.from_numpy(mask))
 
 
 class _UnitRows(torch.autograd.Function):
-    """Keeps the result and the norms; PyTorch's own keeps the input too and passes over its gradient more often."""
+    """Saves only the result and the norms. PyTorch's `normalize` also saves the input, and its backward is slower."""
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The optimizer rules: PyTorch's own, fused, and one that smooths the update of a whole table."""
+"""The optimizers of exact tables: PyTorch's fused ones, and one that smooths the update of a whole table."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from distrec.config.run import OptimizerSection
 
 
 def build_optimizer(parameters: Iterable[torch.Tensor], config: OptimizerSection) -> torch.optim.Optimizer:
-    """The optimizer of `config` over `parameters`, with its state already allocated (zeros).
+    """The optimizer of `config` over `parameters`, with its state allocated and set to zero.
 
-    Allocating at once means that a checkpoint can be loaded into the state before the first step.
+    A checkpoint can therefore be loaded into the state before the first step.
     """
     parameters = list(parameters)
     if config.name == "sgd":
@@ -33,13 +33,14 @@ def build_optimizer(parameters: Iterable[torch.Tensor], config: OptimizerSection
 
 
 class SmoothedOptimizer(torch.optim.Optimizer):
-    """A rule whose update passes through a linear map before it is written (docs/methods/stair.md section 3.6).
+    """An optimizer whose update passes through a linear map before it is applied (docs/methods/stair.md section 3.6).
 
-    What is smoothed is the finished direction: for Adam the bias-corrected, normalised one, neither gradient nor
-    moments. Decoupled weight decay is not smoothed. With the identity as map it is the plain rule.
+    The map smooths the final direction: for Adam, the bias-corrected and normalised one. It smooths neither gradients
+    nor moments nor decoupled weight decay. With the identity as the map, this is the plain optimizer.
 
     Args:
-        smooth: per parameter, the map of its direction; collective where the table is sharded.
+        smooth: for each parameter, the map of its direction, from `[rows, dim]` to the same shape. On a sharded table
+            the rows are mine, and the map is collective.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class SmoothedOptimizer(torch.optim.Optimizer):
 
 @dataclass(frozen=True)
 class _Part:
-    """What one parameter needs: the plain rule at rate 1, applied to zeros, leaves the negative direction there."""
+    """What one parameter needs. The plain rule with learning rate 1 turns zeros in `change` into its direction."""
 
     change: torch.Tensor
     rule: torch.optim.Optimizer
@@ -85,5 +86,5 @@ class _Part:
 
 
 def moments(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The tensors that `optimizer` keeps for `parameter`, element for element; empty for SGD."""
+    """The moments that `optimizer` keeps for `parameter`, by name and of its shape; empty for SGD."""
     return {name: value for name, value in optimizer.state[parameter].items() if name != "step"}

@@ -1,11 +1,11 @@
-"""Tables on the workers: TorchRec shards them row-wise, this class starts, reads, steps and saves them.
+"""Tables on the workers: TorchRec shards them row-wise; this class initialises, reads, updates and saves them.
 
-Two kinds (docs/design.md section 4):
+There are two kinds (docs/design.md section 4):
 
-* exact: TorchRec's DENSE kernel. My block is a view of the kernel's flat parameter and an ordinary leaf of autograd, so
-  whole-table work costs no look-up and the paper's own optimizer steps over every row.
-* sparse: TorchRec's FUSED kernel. Look-ups go through TorchRec's exchange; row-wise Adagrad runs inside backward and
-  moves looked-up rows only.
+* exact: TorchRec's DENSE kernel. My block is a view of the kernel's flat parameter and an ordinary autograd leaf.
+  Whole-table work needs no look-up, and the paper's own optimizer updates every row.
+* sparse: TorchRec's FUSED kernel. Look-ups go through TorchRec's exchange. Row-wise Adagrad runs in the backward pass
+  and updates only the rows that were looked up.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class ShardedTables:
     """All tables of a method.
 
     Args:
-        partitions: the user and item partitions; a table's rows lie like its side.
-        seed: names the random streams of the initial values.
+        partitions: the user and item partitions; a table is partitioned like its side.
+        seed: part of the keys of the random initial values.
 
     Raises:
-        InputError: a sparse table has too few rows to give each worker one (fbgemm's fused kernel refuses an empty
-            shard).
+        InputError: a sparse table has too few rows to give each worker one (fbgemm's fused kernel does not accept an
+            empty shard).
     """
 
     def __init__(
@@ -74,43 +74,45 @@ class ShardedTables:
         self._looked_up: set[str] = set()
 
     def partition(self, name: str) -> Partition:
-        """How the rows of table `name` lie on the workers."""
+        """The partition of the rows of table `name` over the workers."""
         return self._partitions[name]
 
     def block(self, name: str) -> torch.Tensor:
-        """My rows of a table, `[my rows, dim]`; with gradient where tables are exact."""
+        """My rows of a table, `[my rows, dim]`; they have gradients only if tables are exact."""
         return self._blocks[name]
 
     def lookup(self, name: str, ids: torch.Tensor) -> torch.Tensor:
         """Rows `ids` of a sparse table, `[len(ids), dim]`, through TorchRec's exchange. Collective.
 
-        At most once per table and step: a second look-up would run the fused update twice on rows they share.
+        Raises:
+            RuntimeError: the table was looked up before in this step. The fused update would then run twice on rows
+                that both look-ups contain.
         """
         if name in self._looked_up:
             raise RuntimeError(f"table '{name}' is looked up twice in one step; join the ids in one call")
         self._looked_up.add(name)
-        # One sequence of all ids, not one of each: TorchRec refuses a rank that brings no sequence.
+        # All ids form one sequence, instead of one sequence each: TorchRec does not accept a rank without sequences.
         features = KeyedJaggedTensor(keys=[name], values=ids, lengths=torch.tensor([len(ids)]))
         vectors: torch.Tensor = self._collections[name](features)[name].values()
         return vectors
 
     def average_gradients(self) -> None:
-        """Divide the gradients by the world size, once, after the last backward pass of a step.
+        """Divide the gradients of exact tables by the world size, once, after the last backward pass of a step.
 
-        They are those of `world.size` times my share of the loss, a factor that DeepSpeed's averaging takes back on the
-        dense side.
-        Sparse tables have already stepped inside backward, where TorchRec divides by the world size itself.
+        `DenseEngine.backward` multiplies my share of the loss by the world size. DeepSpeed's averaging removes this
+        factor from dense gradients, and TorchRec removes it from the update that sparse tables make in the backward
+        pass.
         """
         if self.world.size > 1:
             for grad in self.gradients():
                 grad.div_(self.world.size)
 
     def gradients(self) -> list[torch.Tensor]:
-        """The gradients `[my rows, dim]` of those exact tables that have one, over live storage."""
+        """The gradients `[my rows, dim]` of those exact tables that have one: the tensors themselves, not copies."""
         return [block.grad for block in self._blocks.values() if block.grad is not None]
 
     def step(self, lr: float) -> None:
-        """Update exact tables from their gradients, and clear them."""
+        """Update exact tables, then clear their gradients."""
         self._looked_up.clear()
         if not self.exact:
             return
@@ -121,15 +123,15 @@ class ShardedTables:
             optimizer.zero_grad(set_to_none=True)
 
     def set_sparse_lr(self, lr: float) -> None:
-        """The learning rate of the fused update of the coming backward pass."""
+        """Set the learning rate for the fused updates of sparse tables, from the next look-up on."""
         if not self.exact:
             for collection in self._collections.values():
                 set_fused_lr(collection, lr)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Weights and moments as sharded tensors over the live storage: saving reads it, loading writes it.
+        """Weights and moments by name, as sharded tensors that share storage with those in use.
 
-        Rows are addressed by their global number, so a checkpoint loads at any number of workers.
+        Rows have global numbers, so a checkpoint can be loaded at any number of workers.
         """
         out: dict[str, torch.Tensor] = {}
         for name, block in self._blocks.items():
@@ -139,7 +141,7 @@ class ShardedTables:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps so far (Adam's bias correction depends on it)."""
+        """Number of optimizer steps so far (Adam's bias correction depends on it)."""
         return next((int(state["step"]) for state in self._states() if "step" in state), 0)
 
     @steps.setter
@@ -168,7 +170,7 @@ class ShardedTables:
 
 
 def by_global_row(world: World, block: torch.Tensor, partition: Partition) -> DTensor:
-    """My rows of an array `[rows]` or `[rows, width]` as a sharded tensor over the same storage."""
+    """My rows of an array `[rows]` or `[rows, width]`, as a sharded tensor that shares their storage."""
     shape = torch.Size([partition.rows, *block.shape[1:]])
     stride = (block.shape[1], 1) if block.dim() == 2 else (1,)
     mesh = DeviceMesh("cpu", list(range(world.size)))
@@ -178,7 +180,7 @@ def by_global_row(world: World, block: torch.Tensor, partition: Partition) -> DT
 def _optimizers(
     blocks: Mapping[str, torch.Tensor], specs: Mapping[str, Table], config: OptimizerSection
 ) -> dict[str, torch.optim.Optimizer]:
-    """Each exact table's optimizer; tables whose update is smoothed share one, the others another."""
+    """Each exact table's optimizer: tables with a smoothed update share one, and the other tables share another."""
     plain = [name for name in blocks if specs[name].smooth is None]
     out = dict.fromkeys(plain, build_optimizer([blocks[name] for name in plain], config)) if plain else {}
     maps = {name: spec.smooth for name, spec in specs.items() if spec.smooth is not None}

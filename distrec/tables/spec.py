@@ -1,4 +1,4 @@
-"""What a method says about a table: its name, which side's rows it has, how wide it is and how it starts."""
+"""What a method defines about a table: name, side (users or items), width and initial values."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ Side = Literal["user", "item"]
 
 
 class Initializer(Protocol):
-    """First values of rows `start:stop` of a table `[rows, dim]`, the same whoever asks and however it is cut."""
+    """Initial values of rows `start:stop` of a table `[rows, dim]`, as `[stop - start, dim]` float32.
+
+    A row's values depend on the key, the table's shape and the row's number, not on `start` and `stop`.
+    """
 
     def __call__(self, key: tuple[str | int, ...], rows: int, dim: int, start: int, stop: int) -> np.ndarray: ...
 
 
 def xavier_uniform(key: tuple[str | int, ...], rows: int, dim: int, start: int, stop: int) -> np.ndarray:
-    """Uniform in plus or minus sqrt(6 / (rows + dim)) (Glorot & Bengio 2010)."""
+    """Uniform between -b and b with b = sqrt(6 / (rows + dim)) (Glorot & Bengio 2010)."""
     draws = keyed.uniform(key, start * dim, (stop - start) * dim)
     bound = math.sqrt(6 / (rows + dim))
     return ((2 * draws - 1) * bound).astype(np.float32).reshape(-1, dim)
@@ -46,7 +49,7 @@ def normal(std: float) -> Initializer:
 
 
 def side_by_side(parts: Sequence[tuple[str, Initializer]]) -> Initializer:
-    """Equally wide parts beside each other, each drawn as a table of its own name."""
+    """Concatenate parts of equal width, each drawn under its own name as if it were a separate table."""
 
     def init(key: tuple[str | int, ...], rows: int, dim: int, start: int, stop: int) -> np.ndarray:
         width = dim // len(parts)
@@ -56,7 +59,7 @@ def side_by_side(parts: Sequence[tuple[str, Initializer]]) -> Initializer:
 
 
 def from_rows(read: Callable[[int, int], np.ndarray]) -> Initializer:
-    """Start from given vectors: `read(start, stop)` returns `[stop - start, dim]` float32."""
+    """Use given vectors as initial values: `read(start, stop)` returns `[stop - start, dim]` float32."""
 
     def init(key: tuple[str | int, ...], rows: int, dim: int, start: int, stop: int) -> np.ndarray:
         return read(start, stop)
@@ -73,17 +76,17 @@ class Table:
     dim: int
     init: Initializer = xavier_uniform
     smooth: Callable[[torch.Tensor], torch.Tensor] | None = None
-    """A linear map `[my rows, dim]` to the same that every update passes through before it is written; collective."""
+    """A linear map, from `[my rows, dim]` to the same shape, that is applied to every update; collective."""
 
 
-# Float32 copies of a row kept while training, beyond the weight itself: gradient and moments.
+# Float32 copies of each row that training needs beyond the weight itself: gradient and moments.
 _EXTRA_COPIES = {"adam": 3, "adamw": 3, "sgd": 1}
 
 
 def plan_tables(
     tables: Sequence[Table], partitions: Mapping[Side, Partition], optimizer: OptimizerSection
 ) -> list[dict[str, Any]]:
-    """How each table will lie on the workers, for `run.json`; bytes per worker count gradient and moments too."""
+    """The sharding of each table over the workers, for `run.json`; bytes per worker include gradient and moments."""
     copies = _EXTRA_COPIES[optimizer.name] if optimizer.tables == "exact" else 0
     return [
         {

@@ -1,4 +1,7 @@
-"""Whitened features as first values of a table (docs/methods/stair.md section 3.4), no rank holding all features."""
+"""Whitened features as initial values of a table (docs/methods/stair.md section 3.4).
+
+No rank needs the features of all items.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +13,26 @@ from distrec.errors import InputError
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
 
-_ROWS = 16_384  # in float64 at a time
-_RANK_TOLERANCE = 1e-6  # of the largest singular value; the Gram matrix loses what lies below 1e-8 of it
-_NOISE = 1e-7  # of the features' norm: what lies below is their own rounding, not variation
+_ROWS = 16_384  # number of rows converted to float64 at a time
+_RANK_TOLERANCE = 1e-6  # relative to the largest singular value; the Gram matrix cannot resolve less than 1e-8 of it
+_NOISE = 1e-7  # relative to the features' norm; smaller singular values come from rounding of the features
 
 
 def whitened(world: World, items: Partition, block: torch.Tensor, dim: int, name: str) -> torch.Tensor:
-    """The first `dim` left singular vectors of the centred features, times sqrt(items / dim).
+    """The first `dim` left singular vectors of the centred features, times sqrt(items / dim). Collective.
 
-    They come from the reduced Gram matrix, `A = X_c V / sigma`, in float64. Singular vectors have no sign of their own:
-    here the entry of V with the largest magnitude is positive, at any number of workers.
+    They are computed in float64 as `A = X_c V / sigma`, from the Gram matrix summed over ranks. The sign of a singular
+    vector is arbitrary: here the entry of V with the largest magnitude is positive, at any number of workers.
 
     Args:
         block: my rows of the features `[my items, width]`.
-        name: of the feature set, for the error.
+        name: the feature set's name, for the error message.
 
     Returns:
         My rows, `[my items, dim]` float32.
 
     Raises:
-        InputError: fewer than `dim` independent directions.
+        InputError: the features have fewer than `dim` independent directions.
     """
     mean = world.sum_(block.sum(0, dtype=torch.float64) / items.rows)
 
@@ -42,7 +45,7 @@ def whitened(world: World, items: Partition, block: torch.Tensor, dim: int, name
     world.sum_(gram)
     norm = world.sum_(block.square().sum(dtype=torch.float64)).sqrt()
     squares, directions = torch.linalg.eigh(gram)
-    # All ranks take rank 0's: the same matrix could be decomposed by other kernels on another machine.
+    # All ranks use rank 0's decomposition, since another machine might decompose the same matrix with other kernels.
     packed = world.rows_from(0, torch.cat([squares.unsqueeze(0), directions]), 0, len(gram) + 1).flip(1)
     sigma, directions = packed[0].clamp(min=0).sqrt(), packed[1:]
     independent = int((sigma > torch.maximum(_RANK_TOLERANCE * sigma[0], _NOISE * norm)).sum())

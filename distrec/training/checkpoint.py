@@ -1,8 +1,9 @@
-"""Checkpoints: everything a run needs to go on, at any number of workers, sharding plan and ZeRO stage.
+"""Checkpoints: everything a run needs to continue, at any number of workers, sharding plan and ZeRO stage.
 
-One folder each, written by all ranks through `torch.distributed.checkpoint` (tables and moments by global row, dense
-weights and moments by full name), beside `state.json` (cursor, history, keys). `complete.json` comes last and lists
-every file with its size: a folder without it, or with a file of another size, is torn and passed over.
+A checkpoint is a folder. All ranks write its tensors through `torch.distributed.checkpoint` (DCP): tables and their
+moments by global row, dense weights and moments by full name. `state.json` holds the cursor, the history and the
+dataset's hash. `complete.json` is written last and lists every file with its size. A folder without it, or with a file
+that is missing or has another size, is incomplete and is skipped.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ class Checkpoints:
         self.folder, self.world = folder, world
 
     def save(self, name: str, tensors: dict[str, Any], state: dict[str, Any]) -> None:
-        """Write checkpoint `name`; when it returns on any rank, the checkpoint is complete."""
+        """Write checkpoint `name`. When this returns on any rank, the checkpoint is complete."""
         inside = self.folder.folder(name)
         if self.world.rank == 0:
-            inside.remove()  # a torn one of the same name
+            inside.remove()  # an incomplete checkpoint may have the same name
             inside.make()
         self.world.barrier()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # DCP speaks of torch's own renamings
+            warnings.simplefilter("ignore")  # DCP warns about names that torch itself deprecated
             dcp.save(tensors, storage_writer=_writer(inside))
         if self.world.rank == 0:
             inside.write_json(state, "state.json")
@@ -40,23 +41,27 @@ class Checkpoints:
         self.world.barrier()
 
     def load(self, name: str, tensors: dict[str, Any]) -> None:
-        """Fill `tensors` (as `save` took them, at this world size) from checkpoint `name`."""
+        """Fill `tensors` from checkpoint `name`. They have the names and global shapes that `save` was given.
+
+        Raises:
+            InputError: the checkpoint is incomplete or missing.
+        """
         require_complete(self.folder.folder(name))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             dcp.load(tensors, storage_reader=_reader(self.folder.folder(name)))
 
     def state(self, name: str) -> dict[str, Any]:
-        """`state.json` of checkpoint `name`."""
+        """The content of `state.json` in checkpoint `name`."""
         state: dict[str, Any] = self.folder.read_json(name, "state.json")
         return state
 
     def latest(self) -> str | None:
-        """The newest complete checkpoint; torn ones are passed over."""
+        """The name of the newest complete checkpoint, or None if there is none."""
         return next((name for name in reversed(self.folder.names()) if is_complete(self.folder.folder(name))), None)
 
     def keep_only(self, names: set[str]) -> None:
-        """Delete every other checkpoint."""
+        """Delete all checkpoints except `names`."""
         if self.world.rank == 0:
             for name in self.folder.names():
                 if name not in names:
@@ -64,7 +69,7 @@ class Checkpoints:
 
 
 def is_complete(folder: Folder) -> bool:
-    """Whether every file that `complete.json` lists is there with its size."""
+    """Whether every file that `complete.json` lists exists with the listed size."""
     try:
         listed = folder.read_json("complete.json")
     except (OSError, ValueError):
@@ -73,10 +78,10 @@ def is_complete(folder: Folder) -> bool:
 
 
 def require_complete(folder: Folder) -> None:
-    """Refuse a checkpoint that has been damaged or deleted.
+    """Check that a checkpoint is complete.
 
     Raises:
-        InputError: it has.
+        InputError: the checkpoint is incomplete or missing.
     """
     if not is_complete(folder):
         raise InputError(

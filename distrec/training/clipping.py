@@ -1,4 +1,4 @@
-"""The norm of the whole gradient over tables and dense weights, and its clipping."""
+"""Clips the whole gradient, of tables and dense weights together, by its norm."""
 
 from __future__ import annotations
 
@@ -9,22 +9,25 @@ import torch
 from distrec.errors import NonFiniteLoss
 from distrec.parallel.world import World
 
-_CHUNK = 1 << 20  # elements taken to float64 at a time
+_CHUNK = 1 << 20  # number of elements converted to float64 at a time
 
 
 @torch.no_grad()
 def clip_gradients(
     world: World, parts: Sequence[torch.Tensor], replicas: Sequence[torch.Tensor], limit: float
 ) -> float:
-    """Scale the gradients in place so that their joint L2 norm is at most `limit`; returns the norm before. Collective.
+    """Scale the gradients in place so that their joint L2 norm is at most `limit`. Collective.
 
-    The factor is `torch.nn.utils.clip_grad_norm_`'s, `min(1, limit / (norm + 1e-6))`, of the norm that one process would
-    see: squares are added in float64 and reduced once, so every rank scales by the same number.
+    The factor is `min(1, limit / (norm + 1e-6))`, as in `torch.nn.utils.clip_grad_norm_`. The norm is the one that a
+    single process would compute: squares are summed in float64 and reduced once, so all ranks use the same factor.
 
     Args:
-        parts: gradients of which each element lies on one rank (table rows, ZeRO partitions); any shapes.
-        replicas: averaged gradients that every rank holds alike; they count once.
-        limit: above 0.
+        parts: gradients whose elements are each on one rank only (table rows, ZeRO partitions); any shapes.
+        replicas: averaged gradients that are the same on every rank; they count once.
+        limit: the largest allowed norm, above 0.
+
+    Returns:
+        The norm before scaling.
 
     Raises:
         NonFiniteLoss: the norm is NaN or infinite; nothing has been scaled.

@@ -1,8 +1,8 @@
-"""The dense module under DeepSpeed: ZeRO 0 to 3 on the process group that exists already.
+"""The dense module under DeepSpeed, ZeRO 0 to 3, on the existing process group.
 
-DeepSpeed averages gradients over ranks while a rank's loss is its share of a sum, so `backward` multiplies by the world
-size. Weights and moments are read and written by parameter name, full and in float32, because DeepSpeed's own ZeRO
-checkpoints refuse another world size.
+DeepSpeed averages gradients over ranks, but here a rank's loss is its share of a sum, so `backward` multiplies by the
+world size. Weights and moments are read and written by parameter name, as full tensors in float32, because DeepSpeed's
+own ZeRO checkpoints cannot be loaded at another world size.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _TYPES = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
 
 
 class DenseEngine:
-    """A method's dense module; without one (`module=None`) a plain backward pass and no state.
+    """A method's dense module. Without one (`module=None`) there is a plain backward pass and no state. Collective.
 
     Args:
-        module: built alike on every rank.
-        optimizer: the rule, as for the tables.
-        settings: of the module.
+        module: the module, with the same initial weights on every rank.
+        optimizer: the same rule as for the tables.
+        settings: ZeRO stage, precision and activation checkpointing.
     """
 
     def __init__(
@@ -56,40 +56,44 @@ class DenseEngine:
                 _recompute(module)
             initial = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
             self._engine = _initialize(module, optimizer, settings)
-            if self._precision is not torch.float32:  # the master weights were rounded when DeepSpeed made them
+            if self._precision is not torch.float32:  # DeepSpeed rounded the master weights
                 for name, value in initial.items():
                     self.set_weight(name, value)
 
     def train(self, mode: bool) -> None:
-        """Whether dropout and the like are on."""
+        """Switch to training mode (dropout is on) or to evaluation mode."""
         if self._engine is not None:
             self._engine.train(mode)
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
-        """Run the module. Floating tensors, also in lists and mappings, enter in its precision and leave in float32."""
+        """Run the module. Its floating-point inputs are cast to its precision, and its outputs to float32.
+
+        This includes tensors inside lists and mappings.
+        """
         if self._precision is torch.float32:
             return self._engine(*inputs, **named)
         inputs, named = _cast((inputs, named), self._precision)
         return _cast(self._engine(*inputs, **named), torch.float32)
 
     def backward(self, share: torch.Tensor, last: bool = True) -> None:
-        """Backward pass of my share of the loss; table gradients then hold world-size times their sum.
+        """Run the backward pass of my share of the loss, times the world size. Collective.
 
-        Gradients of several passes add up until `step`; those of dense weights are whole after the `last`.
+        Table gradients keep that factor; `ShardedTables.average_gradients` removes it. Gradients of several passes add
+        up until `step`; those of dense weights are complete after the pass with `last`.
         """
         scaled = share * self._world.size
         if self._engine is None:
             scaled.backward()
         else:
-            # Set by hand, so that DeepSpeed neither counts passes nor divides by their number: shares are of one sum.
+            # Set here, so that DeepSpeed neither counts passes nor divides by their number: the passes form one sum.
             self._engine.set_gradient_accumulation_boundary(last)
             self._engine.backward(scaled)
 
     def step(self, lr: float) -> None:
-        """Update the dense weights and clear their gradients.
+        """Update the dense weights and clear their gradients. Collective.
 
         Raises:
-            NonFiniteLoss: DeepSpeed left the step out, as it does under ZeRO where a gradient is not finite.
+            NonFiniteLoss: DeepSpeed skipped the step, as it does under ZeRO 1 to 3 if a gradient is not finite.
         """
         if self._engine is None:
             return
@@ -99,16 +103,16 @@ class DenseEngine:
         self._engine.step()
         if not self._engine.was_step_applied():
             raise NonFiniteLoss(
-                "the gradient of the dense module is NaN or infinite though the loss is finite, and the step was left "
-                "out. Lower 'optimizer.lr' or check the features."
+                "the gradient of the dense module is NaN or infinite though the loss is finite, and the step was "
+                "skipped. Lower 'optimizer.lr' or check the features."
             )
         for grad in gradients:
-            # DeepSpeed writes and adds to these without clearing them: a parameter that the next step does not use
-            # would step by its last gradient again.
+            # ZeRO 3 never clears these buffers. A parameter that the next step does not use would be updated by its
+            # previous gradient again.
             grad.zero_()
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Weights and moments by name, full tensors in float32, on every rank. Collective."""
+        """Weights and moments by name, as full float32 tensors on every rank. Collective."""
         out: dict[str, torch.Tensor] = {}
         for name, parameter in self._parameters():
             out[f"{name}.weight"] = self._get(parameter, None, name)
@@ -117,7 +121,7 @@ class DenseEngine:
         return out
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
-        """Set weights and moments from `state`, as `state()` returns it. Collective."""
+        """Set weights and moments from `state`, which has the form that `state()` returns. Collective."""
         for name, parameter in self._parameters():
             self.set_weight(name, state[f"{name}.weight"])
             for moment in self._moment_names:
@@ -135,11 +139,11 @@ class DenseEngine:
             safe_set_local_fp32_param(parameter, self._partition(value))
             return
         parameter.data.copy_(value)
-        if self._stage > 0:  # the partitioned master copy that steps
+        if self._stage > 0:  # the partitioned master weights, which the optimizer updates
             safe_set_full_fp32_param(parameter, value)
 
     def gradients(self) -> dict[str, torch.Tensor]:
-        """Gradients of the objective by name, full tensors, after `backward` and before `step`. Collective."""
+        """Gradients of the whole loss by name, as full tensors; between `backward` and `step`. Collective."""
         from deepspeed.utils import safe_get_full_grad
 
         grads = {name: safe_get_full_grad(parameter) for name, parameter in self._parameters()}
@@ -147,11 +151,14 @@ class DenseEngine:
 
     @property
     def replicated(self) -> bool:
-        """Whether every rank holds all gradients and steps every weight (ZeRO 0), instead of its partition."""
+        """Whether every rank holds all gradients and updates every weight (ZeRO 0), instead of its partition."""
         return self._stage == 0
 
     def local_gradients(self) -> list[torch.Tensor]:
-        """The gradients that `step` will use, all or my partition of them (padded with zeros), over live storage."""
+        """The gradients that `step` will use: the tensors themselves, not copies.
+
+        These are all gradients under ZeRO 0, and otherwise my partition of them, padded with zeros.
+        """
         if self._engine is None:
             return []
         if self.replicated:
@@ -160,7 +167,7 @@ class DenseEngine:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps so far (Adam's bias correction depends on it)."""
+        """Number of optimizer steps so far (Adam's bias correction depends on it)."""
         return next((int(state["step"]) for state in self._rule_states()), 0)
 
     @steps.setter
@@ -177,8 +184,9 @@ class DenseEngine:
         return iter(()) if self._engine is None else self._engine.module.named_parameters()
 
     def _partition(self, value: torch.Tensor) -> torch.Tensor:
-        """My part of a full value under ZeRO 3: equal parts, zeros behind the end. (The setters that take a full value
-        refuse one whose size the ranks do not divide.)
+        """My part of a full value under ZeRO 3, whose parts have equal sizes and are padded with zeros.
+
+        DeepSpeed's setters for full values accept only sizes that the number of ranks divides.
         """
         flat = torch.nn.functional.pad(value.flatten(), (0, -value.numel() % self._world.size))
         return flat.chunk(self._world.size)[self._world.rank]
@@ -208,7 +216,7 @@ class DenseEngine:
 
 
 def leave_group() -> None:
-    """Destroy the default process group, also for DeepSpeed, which would hold on to it in this process's next run."""
+    """Destroy the default process group, in DeepSpeed too: otherwise this process's next run would use the old one."""
     if dist.is_initialized() and "deepspeed" in sys.modules:
         import deepspeed.comm
 
@@ -219,7 +227,7 @@ def leave_group() -> None:
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """`value` with its floating tensors as `dtype`."""
+    """`value` with its floating-point tensors cast to `dtype`."""
     if isinstance(value, torch.Tensor):
         return value.to(dtype) if value.is_floating_point() else value
     if isinstance(value, Mapping):
@@ -230,10 +238,10 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 
 
 def _recompute(module: torch.nn.Module) -> None:
-    """Let every submodule whose class says `recompute = True` keep its inputs only and run again for its backward pass.
+    """Make every submodule whose class has `recompute = True` keep only its inputs and run again in its backward pass.
 
-    Random draws are repeated. The submodule's hooks, by which ZeRO 3 gathers weights, stay outside of what is repeated,
-    those of its own submodules inside.
+    Random draws are repeated. ZeRO 3 gathers weights in hooks. The hooks of the submodule itself are not run again, but
+    those of its own submodules are.
     """
     for part in module.modules():
         if getattr(type(part), "recompute", False):
@@ -242,7 +250,7 @@ def _recompute(module: torch.nn.Module) -> None:
 
 def _initialize(module: torch.nn.Module, optimizer: OptimizerSection, dense: DenseSection) -> Any:
     disable_shm_comm()
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it; Ray has set it, a group of one has not
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed needs it; Ray sets it, but a run without workers does not
     import deepspeed
 
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
@@ -253,7 +261,7 @@ def _initialize(module: torch.nn.Module, optimizer: OptimizerSection, dense: Den
     config = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": 0.0,  # DeepSpeed clips to a norm of 1 unless told not to
+        "gradient_clipping": 0.0,  # DeepSpeed's default clips to a norm of 1
         "zero_optimization": {"stage": dense.zero_stage},
         "zero_allow_untested_optimizer": True,
         "optimizer": {"type": _TYPES[optimizer.name], "params": settings},
@@ -264,7 +272,7 @@ def _initialize(module: torch.nn.Module, optimizer: OptimizerSection, dense: Den
         config["data_types"] = {"grad_accum_dtype": "fp32", "buffer_dtype": "bf16"}
         config["communication_data_type"] = "fp32"
     parameters = list(module.parameters())
-    with redirect_stdout(io.StringIO()):  # its BF16_Optimizer prints how much memory there is, at every point
+    with redirect_stdout(io.StringIO()):  # its BF16_Optimizer prints the memory in use at each stage
         engine, *_ = deepspeed.initialize(
             model=module, model_parameters=parameters, config=config, dist_init_required=False
         )
@@ -274,7 +282,7 @@ def _initialize(module: torch.nn.Module, optimizer: OptimizerSection, dense: Den
 
 
 def _allocate_moments(engine: Any) -> None:
-    """Give every weight that steps its moments now, so that a checkpoint can be loaded before the first step."""
+    """Allocate the moments of every master weight now, so that a checkpoint can be loaded before the first step."""
     rule = pytorch_optimizer(engine)
     for master in master_weights(engine):
         rule.state[master] = {

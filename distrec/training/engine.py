@@ -1,6 +1,6 @@
-"""One worker's whole model: a method, its tables, its dense module and its batches, stepping together.
+"""One worker's whole model: a method, its tables, its dense module and its batches.
 
-The only place where a step's order is written: loss shares, backward, table update, dense update.
+This module alone defines the order of a step: loss shares, backward pass, clipping, dense update, table update.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from distrec.training.dense import DenseEngine
 
 
 class Engine:
-    """Collective: every rank builds it with the same arguments.
+    """Trains one method on one worker. Collective: every rank builds it with the same arguments.
 
     Args:
         data: the prepared dataset.
@@ -43,8 +43,8 @@ class Engine:
         seed = config.train.seed
         self._sampler = self.method.sampler(self.train_rows, seed) if self.method.trainable else None
         self._histories: dict[Split, Histories] = {}
-        # The same initial dense weights on every rank, at any world size. What the libraries draw here does not change
-        # torch's random state outside.
+        # The seed gives the same initial dense weights on every rank, at any world size. The fork keeps the random
+        # numbers that the libraries draw here from changing torch's random state outside.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             module = self.method.dense()
@@ -55,20 +55,24 @@ class Engine:
         self.method.attach(self.tables.block, self._rows, self.dense)
         self._lr = config.optimizer.lr
         self.grad_norm: float | None = None
-        """The whole gradient's L2 norm in the last step, before clipping; None without `optimizer.clip_norm`."""
+        """L2 norm of the whole gradient in the last step, before clipping; None without `optimizer.clip_norm`."""
 
     @property
     def samples_per_epoch(self) -> int:
-        """What an epoch trains: pairs, or windows of histories."""
+        """Number of samples in an epoch; a sample is a training pair or a window of a history."""
         return len(self._sampler) if self._sampler else 0
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of one epoch; the last may be short."""
+        """Number of steps in an epoch; the last batch may be short."""
         return -(-self.samples_per_epoch // self.config.train.global_batch)
 
     def samples(self, epoch: int, step: int) -> Samples:
-        """The whole global batch of a step, the same on every rank."""
+        """The whole global batch of a step, the same on every rank.
+
+        Raises:
+            RuntimeError: the method does not train.
+        """
         if self._sampler is None:
             raise RuntimeError(f"{type(self.method).__name__} has nothing to train")
         return self._sampler.batch(epoch, step, self.config.train.global_batch)
@@ -79,33 +83,38 @@ class Engine:
         return batch_of(self.world, space.users, space.items, samples, train.global_batch, train.seed, epoch, step)
 
     def set_lr(self, lr: float) -> None:
-        """Set the learning rate of the next steps; not during one, since fused tables note it at their look-up."""
+        """Set the learning rate of the next steps.
+
+        Do not call it during a step: fused tables read the rate at their look-up.
+        """
         self._lr = lr
         self.tables.set_sparse_lr(lr)
 
     def train_step(self, epoch: int, step: int, samples: Samples, flag: bool = False) -> tuple[dict[str, float], bool]:
-        """A whole step on a global batch: `forward_backward`, then `update`.
+        """Train a whole step on a global batch: `forward_backward`, then `update`. Collective.
 
         Returns:
-            Every term over the whole batch, and whether any rank raised `flag`.
+            Every loss term over the whole batch, and whether any rank raised `flag`.
 
         Raises:
-            NonFiniteLoss: a term or the gradient is NaN or infinite; no weight has been touched.
+            NonFiniteLoss: a term or the gradient is NaN or infinite; no weight has changed.
         """
-        told = self.forward_backward(epoch, step, samples, flag)
+        result = self.forward_backward(epoch, step, samples, flag)
         self.update()
-        return told
+        return result
 
     def forward_backward(
         self, epoch: int, step: int, samples: Samples, flag: bool = False
     ) -> tuple[dict[str, float], bool]:
-        """Forward and backward pass of every micro-batch; gradients are then those of the whole loss, until `update`.
+        """Run the forward and backward pass of every micro-batch. Collective.
+
+        Until `update`, the gradients are then those of the whole loss.
 
         Returns:
-            Every term over the whole batch, and whether any rank raised `flag`.
+            Every loss term over the whole batch, and whether any rank raised `flag`.
 
         Raises:
-            NonFiniteLoss: a term is NaN or infinite; no weight has been touched.
+            NonFiniteLoss: a term is NaN or infinite; no weight has changed.
         """
         whole: dict[str, float] = {}
         batches = [self.batch(epoch, step, piece) for piece in cut(samples, self.config.train.accumulate)]
@@ -118,10 +127,10 @@ class Engine:
         return whole, flag
 
     def update(self) -> None:
-        """Clip the gradient where the config says so, then one step of every optimizer.
+        """Clip the gradient if the config asks for it, then make one step with every optimizer. Collective.
 
         Raises:
-            NonFiniteLoss: clipping or DeepSpeed found a gradient that is not finite; no weight has been touched.
+            NonFiniteLoss: clipping or DeepSpeed found a gradient that is not finite; no weight has changed.
         """
         if self.config.optimizer.clip_norm:
             dense, replicated = self.dense.local_gradients(), self.dense.replicated
@@ -131,20 +140,20 @@ class Engine:
                 dense if replicated else [],
                 self.config.optimizer.clip_norm,
             )
-        self.dense.step(self._lr)  # first, since it may refuse
+        self.dense.step(self._lr)  # first, since it may raise NonFiniteLoss
         self.tables.step(self._lr)
 
     def _forward(self, batch: Batch, flag: bool) -> tuple[torch.Tensor, dict[str, float], bool]:
         """My share of the total loss, every term over the whole batch, and whether any rank raised `flag`."""
-        # What modules draw by themselves (dropout) depends on where training stands, and so survives a resume; it is
-        # the one kind of draw that depends on the number of workers.
+        # Modules draw random numbers themselves (dropout). A seed that depends on the step makes a resumed run draw the
+        # same ones. These are the only draws that depend on the number of workers.
         torch.manual_seed(keyed.number(("dropout", batch.seed, batch.epoch, batch.step, batch.part, self.world.rank)))
         self.dense.train(True)
         terms = self.method.loss(batch)
-        told = torch.stack(
+        shares = torch.stack(
             [*(term.detach().double() for term in terms.values()), torch.tensor(float(flag), dtype=torch.float64)]
         )
-        values = self.world.sum_(told).tolist()
+        values = self.world.sum_(shares).tolist()
         whole = dict(zip(terms, values[:-1], strict=True))
         for name, value in whole.items():
             if not abs(value) < float("inf"):
@@ -156,12 +165,12 @@ class Engine:
 
     @torch.no_grad()
     def representations(self, split: Split = "valid") -> Representations:
-        """My rows of user and item vectors with the weights as they are, to rank `split`. Collective."""
+        """My rows of user and item vectors, from the current weights, for ranking `split`. Collective."""
         self.dense.train(False)
         return self.method.representations(self.histories(split))
 
     def histories(self, split: Split) -> Histories:
-        """What users have had before `split`: the interactions of the splits before it, and the context."""
+        """The users' histories before `split`: the interactions of the earlier splits and of the context."""
         if split not in self._histories:
             earlier = (CONTEXT, *SPLITS[1 : SPLITS.index(split)])
             rows = [self.train_rows, *(self.space.data.interactions(name) for name in earlier)]
@@ -169,9 +178,9 @@ class Engine:
         return self._histories[split]
 
     def state(self) -> dict[str, Any]:
-        """Tables, what else the method keeps, dense weights and all moments, by name. Collective.
+        """Tables, dense weights, all moments and the other tensors that the method keeps, by name. Collective.
 
-        All but the dense part shares storage with what is in use.
+        Tensors other than the dense ones share storage with those in use.
         """
         kept = self.method.kept().items()
         return {
@@ -181,7 +190,7 @@ class Engine:
         }
 
     def load_dense(self, state: dict[str, Any], steps: int) -> None:
-        """Take the dense part of a loaded `state()`, and the number of optimizer steps behind it. Collective."""
+        """Set the dense part from a loaded `state()`, and the number of optimizer steps made so far. Collective."""
         self.dense.load(
             {name.removeprefix("dense."): value for name, value in state.items() if name.startswith("dense.")}
         )

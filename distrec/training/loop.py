@@ -1,4 +1,4 @@
-"""What one worker does in a run: restore, train, evaluate, checkpoint, choose the best epoch, rank the test split."""
+"""One worker's part of a run: restore, train, evaluate, checkpoint, choose the best epoch, rank the test split."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from distrec.training.trackers import Trackers
 
 @dataclass
 class Cursor:
-    """Where training stands, and what it has found so far; `state.json` of a checkpoint."""
+    """How far training has come, and its results so far; saved as `state.json` of a checkpoint."""
 
     epoch: int = 0
     step: int = 0
@@ -46,15 +46,15 @@ class Cursor:
 
 
 class Trainer:
-    """One worker's part of one stretch of a run: its epochs between two `changes`, or all of them without any.
+    """One worker's part of one stretch of a run: the epochs between two `changes`, or all epochs without changes.
 
     Collective.
 
     Args:
         data: the prepared dataset.
         config: a resolved run config; the stretch ends after its `train.epochs`.
-        start: the epoch after which the stretch begins; patience counts from there.
-        total: epochs of the whole run; None if the stretch is its last, or only, one.
+        start: the number of epochs before the stretch; patience counts from there.
+        total: the number of epochs of the whole run; None if this stretch is the last or only one.
     """
 
     def __init__(self, world: World, data: Dataset, config: RunConfig, start: int = 0, total: int | None = None):
@@ -72,12 +72,12 @@ class Trainer:
     def train(self) -> None:
         """Train from the newest checkpoint to the end of the stretch.
 
-        The last stretch then loads the best epoch, ranks with it, also the test split if the config asks for it, and
-        writes `summary.json`.
+        After the last stretch, the weights of the best epoch are loaded. They rank the validation split, and the test
+        split if the config asks for it, and `summary.json` is written.
 
         Raises:
-            NonFiniteLoss: names the step, the term and the last good checkpoint.
-            Interrupted: a stop was asked for; the checkpoint is written.
+            NonFiniteLoss: the message names the step, the term and the last good checkpoint.
+            Interrupted: a stop was requested; the checkpoint has been written.
         """
         self._restore()
         if self.world.rank == 0:
@@ -167,7 +167,7 @@ class Trainer:
         try:
             with torch.no_grad():
                 return self._evaluators[split].rank(final.users, final.items, self.engine.method.score)
-        except FloatingPointError as error:  # on every rank: the last update overflowed, before a loss could tell
+        except FloatingPointError as error:  # on every rank: the last update overflowed, and no loss followed it
             raise NonFiniteLoss(
                 f"{error} after epoch {self.cursor.epoch + 1}. Lower 'optimizer.lr' or check the features. "
                 f"Last good checkpoint: {self.checkpoints.latest() or 'none'}."
@@ -198,7 +198,7 @@ class Trainer:
     def _checkpoint(self) -> str:
         cursor = self.cursor
         name = checkpoint_name(cursor.epoch, cursor.step)
-        # Every rank offers the whole ledger, since the checkpoint takes a tensor that all have from any of them.
+        # Every rank passes the whole ledger, since DCP saves a tensor that all ranks hold from any one of them.
         tensors = {**self.engine.state(), "ledger": self.ledger.merge(self.world)}
         self._check_finite(tensors)
         self.checkpoints.save(name, tensors, {**asdict(cursor), "data": self.data.hash})
@@ -206,11 +206,14 @@ class Trainer:
         return name
 
     def _check_finite(self, tensors: dict[str, Any]) -> None:
-        """A finite loss can have gradients that are not: such weights must not become the checkpoint to go back to."""
-        wrong = [name for name, value in tensors.items() if not _local(value).isfinite().all()]
-        if self.world.max_(torch.tensor(len(wrong))):
+        """Raise NonFiniteLoss if a tensor is NaN or infinite: a run must not resume from such a checkpoint.
+
+        This can happen after a finite loss, since its gradients need not be finite.
+        """
+        broken = [name for name, value in tensors.items() if not _local(value).isfinite().all()]
+        if self.world.max_(torch.tensor(len(broken))):
             raise NonFiniteLoss(
-                f"'{wrong[0] if wrong else 'a tensor'}' is NaN or infinite at epoch {self.cursor.epoch + 1}, step "
+                f"'{broken[0] if broken else 'a tensor'}' is NaN or infinite at epoch {self.cursor.epoch + 1}, step "
                 f"{self.cursor.step}, though the loss was not. "
                 f"Last good checkpoint: {self.checkpoints.latest() or 'none'}."
             )
@@ -232,15 +235,15 @@ class Trainer:
             self.ledger.counts.zero_()
         if self.cursor.epoch == self.start:
             self.cursor.evaluations_since_best = 0
-        if self.cursor.epoch < self.epochs:  # a larger train.epochs or patience lets a stopped run go on
+        if self.cursor.epoch < self.epochs:  # a larger train.epochs or patience lets a stopped run continue
             self.cursor.stopped = self.cursor.evaluations_since_best >= self.config.train.patience
         self._count_replayed()
 
     def _count_replayed(self) -> None:
-        """Steps of the running epoch that an earlier attempt made after the checkpoint, and that will run again."""
+        """Count the steps of this epoch that an earlier attempt made after the checkpoint and that will run again."""
         progress = self.run.read_progress()
         epoch, step = progress.get("epoch", 0), progress.get("step", 0)
-        if epoch > self.cursor.epoch + 1:  # the newest checkpoint was torn: the rest of this epoch runs again
+        if epoch > self.cursor.epoch + 1:  # the newest checkpoint was incomplete: the rest of this epoch runs again
             epoch, step = self.cursor.epoch + 1, self.engine.steps_per_epoch
         if epoch == self.cursor.epoch + 1:
             self.cursor.replayed = progress["replayed"] + max(0, step - self.cursor.step)
@@ -269,7 +272,7 @@ class Trainer:
         )
 
     def _peak_memory(self) -> int:
-        """The largest worker's peak resident memory in bytes."""
+        """Peak resident memory in bytes, of the worker that used the most."""
         mine = torch.tensor(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
         return int(self.world.max_(mine))
 
@@ -277,8 +280,8 @@ class Trainer:
 def fit(world: World, data: Dataset, config: RunConfig) -> None:
     """One worker's whole run, up to `summary.json`. Collective.
 
-    The `changes` of the config divide a run into stretches of epochs with constant settings. Each stretch has a trainer
-    of its own, and so a new model and new optimizers, which load the checkpoint from the end of the stretch before. A
+    The `changes` of the config divide a run into stretches of epochs with constant settings. Each stretch has its own
+    trainer, with a new model and new optimizers, and loads the checkpoint that the previous stretch ended with. A
     resumed run skips the stretches that its newest checkpoint has completed, except the last, which writes the summary.
     """
     checkpoints, start = Checkpoints(RunFolder.of(config).checkpoints, world), 0
@@ -286,12 +289,15 @@ def fit(world: World, data: Dataset, config: RunConfig) -> None:
         end, newest = stretch.train.epochs, checkpoints.latest()
         if end == config.train.epochs or newest is None or checkpoint_place(newest)[0] < end:
             Trainer(world, data, stretch, start, config.train.epochs).train()
-            gc.collect()  # DeepSpeed's engine is part of cycles
+            gc.collect()  # DeepSpeed's engine is part of reference cycles
         start = end
 
 
 def build_evaluator(engine: Engine, split: str, held_out: Any, config: RunConfig) -> Evaluator:
-    """The full ranking of a split under the run's masking rule (valid items are masked at test only)."""
+    """The evaluator that ranks all items for a split, with the run's masking rule.
+
+    Validation items are masked only when the test split is ranked.
+    """
     masked = [] if config.evaluate.mask == "none" else [engine.train_rows]
     if config.evaluate.mask == "train+valid" and split == "test":
         masked.append(engine.space.data.interactions("valid"))
@@ -299,7 +305,11 @@ def build_evaluator(engine: Engine, split: str, held_out: Any, config: RunConfig
 
 
 def load_weights(engine: Engine, checkpoints: Checkpoints, name: str) -> torch.Tensor:
-    """Load tables, dense weights, moments and step counts of a checkpoint; returns its ledger counts. Collective."""
+    """Load tables, dense weights, moments and step counts from a checkpoint. Collective.
+
+    Returns:
+        The checkpoint's ledger counts, `[samples per epoch]` uint8.
+    """
     tensors = {**engine.state(), "ledger": torch.zeros(engine.samples_per_epoch, dtype=torch.uint8)}
     checkpoints.load(name, tensors)
     engine.load_dense(tensors, checkpoints.state(name)["optimizer_steps"])

@@ -32,7 +32,10 @@ def nearest(vectors: torch.Tensor, k: int) -> np.ndarray:
 
 
 def counted(features: Features) -> torch.Tensor:
-    """W of docs/methods/stair.md section 3.3 `[items, items]` float64: edges of all modalities added up, symmetric by the maximum."""
+    """W of docs/methods/stair.md section 3.3, `[items, items]` float64.
+
+    The edges of all modalities are added up, and W is made symmetric by taking the maximum.
+    """
     items = len(features[0][0])
     counts = np.zeros((items, items))
     for vectors, k in features:

@@ -1,4 +1,4 @@
-"""Every method on data at the edges: it trains on to finite values, or the data is refused in words."""
+"""Every method on edge-case data: it trains a few steps to finite values, or an InputError refuses the data."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests.distributed import run_workers
 from tests.methods.bare import run_config, write
 
 USERS, ITEMS, WIDTHS, STEPS = 11, 13, {"text": 6, "image": 5}, 3
-TOKENS = {"text-tokens": (3, 6), "image-tokens": (2, 5)}  # of an item, and their width
-# More neighbours than the smallest dataset has items. STAIR refuses that, and the others take all there are.
+TOKENS = {"text-tokens": (3, 6), "image-tokens": (2, 5)}  # tokens per item, and their width
+# There are more neighbours than items in the smallest dataset. STAIR refuses this; the others use all items.
 ALIGNREC: dict[str, Any] = {"name": "alignrec", "dim": 4, "knn_k": 4, "sim_weight": 0.3, "cl_loss": 0.1}
 MENTOR: dict[str, Any] = {"name": "mentor", "dim": 4, "knn_k": 4, "mask_weight_g": 0.1}
 SASREC: dict[str, Any] = {"name": "sasrec", "dim": 4, "length": 4}
@@ -53,7 +53,7 @@ BIVREC_TITLES = {
     "bivrec, aligned": "bivrec (reconstruction, ranked by both)",
     "bivrec, prototype": "bivrec (prototype)",
 }
-# All that is refused: (case, data) and a part of the sentence. Everything else must train.
+# Every (case, data) that is refused, with a part of the message. All others must train.
 REFUSED = {
     ("stair", EQUAL): NO_DIRECTION,
     ("stair", MISSING): NO_DIRECTION,
@@ -76,7 +76,7 @@ def drawn(rows: int = ITEMS) -> dict[str, np.ndarray]:
 
 
 def tokens_of(features: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Each item's feature and fractions of it as tokens; every third text has one token fewer."""
+    """Tokens per item: the feature itself and fractions of it. Every third text has one token fewer."""
     out = {}
     for name, (count, width) in TOKENS.items():
         values = features[name.removesuffix("-tokens")]
@@ -91,10 +91,10 @@ def datasets(folder: Path) -> dict[str, str]:
     zero_rows, two_blocks = drawn(), drawn()
     for values in zero_rows.values():
         values[[0, 4, 12]] = 0
-    for number, values in enumerate(two_blocks.values()):  # neighbours within each half of the items only
+    for number, values in enumerate(two_blocks.values()):  # each item's neighbours are in its own half
         values[:7, : 2 + number], values[7:, 2 + number :] = 0, 0
     made: dict[str, tuple[int, int, Sequence[tuple[int, int]], dict[str, np.ndarray]]] = {
-        # Users 0 to 4 and items 0 to 5 never meet the others; users 10 and item 12 meet no one.
+        # Users 0 to 4 and items 0 to 5 have no interactions with the others; user 10 and item 12 have none at all.
         "isolated components": (USERS, ITEMS, halves, two_blocks),
         SHORT: (USERS, ITEMS, [(3, 5), (4, 6)], drawn()),
         "one history of two items": (USERS, ITEMS, [(3, 5), (4, 6), (4, 2), (9, 6)], drawn()),
@@ -114,7 +114,7 @@ def datasets(folder: Path) -> dict[str, str]:
 
 
 def train(config: RunConfig) -> list[torch.Tensor]:
-    """My part of the whole state, vectors and scores after a few steps."""
+    """My part of the whole state, of the vectors and of the scores, after a few steps."""
     from distrec.training.engine import Engine
 
     engine = Engine(World.current(), Dataset.open(config.data), config)
@@ -125,7 +125,7 @@ def train(config: RunConfig) -> list[torch.Tensor]:
     after = {name: local(value) for name, value in engine.state().items()}
     if engine.method.trainable:
         moved = sum(float((after[name] - before[name]).abs().sum()) for name in after if name.endswith(".weight"))
-        assert engine.world.sum_(torch.tensor(moved)) > 0, "training moves nothing"
+        assert engine.world.sum_(torch.tensor(moved)) > 0, "training changes no weight"
     final = engine.representations("test")
     with torch.no_grad():
         items = engine.world.gather_blocks(final.items, engine.space.items)
@@ -138,7 +138,7 @@ def local(value: Any) -> torch.Tensor:
 
 
 def work(paths: dict[str, str]) -> dict[tuple[str, str], str]:
-    """What becomes of every method on every dataset: "finite", or the refusal."""
+    """The outcome of every method on every dataset: "finite", "NaN or infinite" or the error message."""
     quiet()
     out = {}
     for case, settings in CASES.items():
@@ -162,21 +162,21 @@ def work(paths: dict[str, str]) -> dict[tuple[str, str], str]:
 @pytest.mark.parametrize("size", [1, 2, pytest.param(3, marks=pytest.mark.wide)])
 def test_a_few_steps_stay_finite_or_the_data_is_refused(size: int, tmp_path: Path):
     results = run_workers(work, size, datasets(tmp_path), timeout=500)
-    assert all(told == results[0] for told in results)
-    wrong = {place: told for place, told in results[0].items() if place not in REFUSED and told != "finite"}
-    assert wrong == {}
-    for place, sentence in REFUSED.items():
-        told = results[0][place]
-        assert told.startswith("InputError: "), f"{place}: {told}"
-        assert sentence in told, place
+    assert all(outcomes == results[0] for outcomes in results)
+    failed = {pair: outcome for pair, outcome in results[0].items() if pair not in REFUSED and outcome != "finite"}
+    assert failed == {}
+    for pair, sentence in REFUSED.items():
+        outcome = results[0][pair]
+        assert outcome.startswith("InputError: "), f"{pair}: {outcome}"
+        assert sentence in outcome, pair
 
 
 def test_every_method_has_a_case():
     assert {settings["name"] for settings in CASES.values()} == set(METHODS)
 
 
-def test_the_isolated_components_are_what_they_say(tmp_path: Path):
-    """No user of one half has an item of the other, and no text or image is like one of the other half."""
+def test_the_isolated_components_are_isolated(tmp_path: Path):
+    """No user of one half has an item of the other, and texts and images of different halves are orthogonal."""
     data = Dataset.open(datasets(tmp_path)["isolated components"])
     train = data.interactions("train")
     assert set(((train.user < 5) == (train.item < 6)).tolist()) == {True}

@@ -1,4 +1,4 @@
-"""Datasets of feature and token sets, and the check of their blocks, which runs in one process or several."""
+"""Datasets with feature and token sets, and a check of their blocks that runs in one or several processes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write(folder: Path) -> None:
 
 
 def tokens_of(items: int, missing: list[int]) -> np.ndarray:
-    """Values `[items, 3, 4]` of which item i has 1 + i % 3 tokens, a missing one none."""
+    """Values `[items, 3, 4]`: item i has 1 + i % 3 tokens, and a missing item has none."""
     values = np.random.default_rng(items).normal(size=(items, 3, 4)).astype(np.float16)
     values[np.arange(3) > np.arange(items)[:, None] % 3] = 0
     values[missing] = 0

@@ -1,4 +1,4 @@
-"""Feature blocks against the whole array, in one process; `test_sharded` runs the same check in several."""
+"""Feature blocks against the whole array in one process; `test_sharded` runs the same check in several processes."""
 
 from pathlib import Path
 

@@ -53,7 +53,7 @@ def whole(sharded: Any, name: str) -> torch.Tensor:
 
 
 def initial(kind: str) -> dict[str, torch.Tensor]:
-    """The initial values of every table, as whole tensors."""
+    """The initial values of every table, each as a whole tensor."""
     items = ITEMS[kind]
     return {
         "user": torch.from_numpy(xavier_uniform(("table", "user", SEED), USERS, WIDTH, 0, USERS)),
@@ -76,7 +76,10 @@ def starts(world: World) -> None:
 
 
 def exact(world: World) -> None:
-    """Six steps with a changing learning rate; my rows' gradient is world size times my sum, as after backward."""
+    """Take six steps with a changing learning rate.
+
+    My rows get the gradients that the backward pass leaves: the world size times the whole gradient.
+    """
     rules = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
     for optimizer in EXACT:
         made = tables(world, optimizer)
@@ -90,7 +93,7 @@ def exact(world: World) -> None:
             lr = optimizer["lr"] * 0.9**step
             for name, tensor in plain.items():
                 if name == "given" and optimizer["name"] == "adamw":
-                    continue  # a table without a gradient does not change, even with weight decay
+                    continue  # a table without gradient does not change, even with weight decay
                 tensor.grad = torch.randn(tensor.shape, generator=generator) * 10.0 ** (-step)
                 partition = made.partition(name)
                 rows = slice(partition.start(world.rank), partition.stop(world.rank))
@@ -108,7 +111,7 @@ def exact(world: World) -> None:
 
 
 def restored(world: World, made: Any, optimizer: dict[str, Any]) -> Any:
-    """A new instance with the state of `made`."""
+    """Another instance with the state of `made`."""
     again = tables(world, optimizer)
     source, target = made.state(), again.state()
     assert source.keys() == target.keys()
@@ -127,10 +130,9 @@ def restored(world: World, made: Any, optimizer: dict[str, Any]) -> Any:
 def row_wise_adagrad(
     table: torch.Tensor, squares: torch.Tensor, ids: torch.Tensor, grads: torch.Tensor, lr: float, eps: float
 ) -> None:
-    """Row-wise Adagrad in plain PyTorch.
+    """Row-wise Adagrad written plainly: `squares` sums the mean square gradient of each row.
 
-    A row's gradients are summed, the mean square of the sum is added to the row's total, and the step is divided by the
-    total's root.
+    A row's gradients are added up first. Its step is divided by the root of its sum.
     """
     for row in ids.unique().tolist():
         grad = grads[ids == row].sum(0)
@@ -152,7 +154,7 @@ def sparse(world: World) -> None:
         if step == 3:
             made = restored(world, made, optimizer)
         made.set_sparse_lr(lr)
-        assert torch.equal(whole(made, "user"), plain["user"]) or step, "handing over the rate moves no row"
+        assert torch.equal(whole(made, "user"), plain["user"]) or step, "setting the learning rate changes a row"
         for name, count in (("user", USERS - 3), ("item", ITEMS["sparse"])):  # the last users are never looked up
             ids_of = [
                 torch.randint(count, (0 if rank == step % 4 else 6,), generator=generator) for rank in range(world.size)
@@ -167,9 +169,7 @@ def sparse(world: World) -> None:
         made.step(lr)
         for name, value in plain.items():
             torch.testing.assert_close(whole(made, name), value, rtol=1e-5, atol=1e-6)
-        assert torch.equal(whole(made, "user")[-3:], initial("sparse")["user"][-3:]), (
-            "rows outside the batch stay bit for bit"
-        )
+        assert torch.equal(whole(made, "user")[-3:], initial("sparse")["user"][-3:]), "rows outside the batch changed"
     state = made.state()
     block = state["user.sum_of_squares"].to_local().flatten()
     partition = made.partition("user")

@@ -1,4 +1,4 @@
-"""Tables whose update is smoothed in 1 to 3 processes, against plain rules and docs/methods/stair.md section 3.6."""
+"""Tables with smoothed updates in 1 to 3 processes, against plain optimizers and docs/methods/stair.md section 3.6."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Map = Callable[[torch.Tensor], torch.Tensor]
 
 
 def operator() -> torch.Tensor:
-    """A linear map of items `[items, items]`, float64, not symmetric and with negative entries."""
+    """A linear map of items, `[items, items]` float64, not symmetric and with negative entries."""
     return torch.from_numpy(np.random.default_rng(5).normal(size=(ITEMS, ITEMS)) / 2)
 
 
@@ -37,7 +37,7 @@ def initial(rows: int) -> np.ndarray:
 
 
 def gradients() -> Iterator[dict[str, torch.Tensor]]:
-    """Whole gradients of each step. Their entries differ widely in size, so that Adam's division matters."""
+    """The whole gradients of each step. Their entries differ much in size, so that Adam's division matters."""
     rng = np.random.default_rng(2)
     for _ in range(STEPS):
         sizes = {"item": (ITEMS, DIM), "same": (ITEMS, DIM), "user": (USERS, DIM)}
@@ -48,7 +48,7 @@ def gradients() -> Iterator[dict[str, torch.Tensor]]:
 
 
 def made(world: World, optimizer: dict[str, Any]) -> Any:
-    """Two smoothed tables (`item` by the operator, `same` by the identity) and a plain one (`user`)."""
+    """Three tables: `item` is smoothed by the operator, `same` by the identity, and `user` is not smoothed."""
     from distrec.tables.sharded import ShardedTables
 
     items, users = Partition(ITEMS, world.size), Partition(USERS, world.size)
@@ -69,7 +69,7 @@ def made(world: World, optimizer: dict[str, Any]) -> Any:
 
 
 def trained(optimizer: dict[str, Any]) -> dict[str, list[torch.Tensor]]:
-    """Whole tables after each step; halfway through, a second instance continues from the state of the first."""
+    """The whole tables after each step. Half-way through, a second instance continues from the first one's state."""
     world = World.current()
     tables = made(world, optimizer)
     out: dict[str, list[torch.Tensor]] = {name: [] for name in ("item", "user", "same")}
@@ -97,7 +97,7 @@ def everything() -> list[dict[str, list[torch.Tensor]]]:
 
 
 def by_library(optimizer: dict[str, Any], name: str, rows: int) -> list[torch.Tensor]:
-    """Whole tables after each step of PyTorch's own optimizer, in float64."""
+    """The table after each step of PyTorch's optimizer in float64."""
     weight = torch.from_numpy(initial(rows)).double().requires_grad_()
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
     options = {key: value for key, value in ({"weight_decay": 0.0} | optimizer).items() if key != "name"}
@@ -112,7 +112,10 @@ def by_library(optimizer: dict[str, Any], name: str, rows: int) -> list[torch.Te
 
 
 def by_specification(optimizer: dict[str, Any], before: Map, after: Map, decay: Map) -> list[torch.Tensor]:
-    """docs/methods/stair.md section 3.6 with three maps: of the gradient, the direction and the decay."""
+    """The table after each step of docs/methods/stair.md section 3.6, in float64.
+
+    The three maps are applied to the gradient, to the direction and to the weight decay.
+    """
     weight = torch.from_numpy(initial(ITEMS)).double()
     first, second = optimizer.get("betas", [0.9, 0.999])
     eps, rate = optimizer.get("eps", 1e-8), optimizer.get("weight_decay", 0.0)
@@ -140,7 +143,7 @@ def smoothing(x: torch.Tensor) -> torch.Tensor:
 
 
 def gap(one: list[torch.Tensor], other: list[torch.Tensor]) -> list[float]:
-    """The largest difference after each step, relative to the largest change of the table so far."""
+    """The largest difference after each step, relative to the table's largest change so far."""
     start = torch.from_numpy(initial(len(one[0]))).double()
     return [float((a - b).abs().max() / (b - start).abs().max()) for a, b in zip(one, other, strict=True)]
 
@@ -157,20 +160,20 @@ def found(request: pytest.FixtureRequest) -> list[dict[str, list[torch.Tensor]]]
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("rule", range(len(RULES)))
-def test_with_the_identity_it_is_the_plain_rule(found, rule: int):
+def test_with_the_identity_it_is_the_plain_optimizer(found, rule: int):
     assert max(gap(found[rule]["same"], by_library(RULES[rule], "same", ITEMS))) < 2e-5
-    assert max(gap(found[rule]["user"], by_library(RULES[rule], "user", USERS))) < 2e-5, "a plain table beside them"
+    assert max(gap(found[rule]["user"], by_library(RULES[rule], "user", USERS))) < 2e-5, "the plain table"
 
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("rule", range(len(RULES)))
-def test_the_finished_direction_is_smoothed_and_the_decay_is_not(found, rule: int):
+def test_the_final_direction_is_smoothed_and_the_decay_is_not(found, rule: int):
     wanted = by_specification(RULES[rule], identity, smoothing, identity)
     assert max(gap(found[rule]["item"], wanted)) < 2e-5
 
 
 @pytest.mark.parametrize("rule", range(len(RULES)))
-def test_the_specification_s_transcription_is_the_plain_rule_without_a_map(rule: int):
+def test_the_formulas_of_the_page_without_maps_are_the_plain_optimizer(rule: int):
     assert (
         max(gap(by_specification(RULES[rule], identity, identity, identity), by_library(RULES[rule], "item", ITEMS)))
         < 1e-9
@@ -180,9 +183,9 @@ def test_the_specification_s_transcription_is_the_plain_rule_without_a_map(rule:
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("rule", range(len(RULES)))
 def test_another_order_is_another_algorithm(found, rule: int):
-    """Smoothing the gradient instead, or the decay as well, gives different tables from the first step on.
+    """Smoothing the gradient, or the decay too, gives a very different table from the first step on.
 
-    For SGD without decay the gradient is the direction, so the order does not matter.
+    SGD without decay is an exception: its direction is the gradient, so both orders are the same.
     """
     item, name, decays = found[rule]["item"], RULES[rule]["name"], "weight_decay" in RULES[rule]
     gradient_first = gap(item, by_specification(RULES[rule], smoothing, identity, identity))
@@ -192,4 +195,6 @@ def test_another_order_is_another_algorithm(found, rule: int):
         assert min(gradient_first) > (0.1 if name != "sgd" else 0.01)
     if name == "adamw" and decays:
         assert min(gap(item, by_specification(RULES[rule], identity, smoothing, smoothing))) > 0.01
-    assert min(gap(item, by_specification(RULES[rule], identity, identity, identity))) > 0.1, "no smoothing at all"
+    assert min(gap(item, by_specification(RULES[rule], identity, identity, identity))) > 0.1, (
+        "the table is not smoothed"
+    )

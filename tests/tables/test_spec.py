@@ -10,7 +10,7 @@ from distrec.tables.spec import Table, from_rows, plan_tables, xavier_uniform
 
 
 @pytest.mark.parametrize(("rows", "dim"), [(1, 1), (40, 8), (500, 64)])
-def test_xavier_values_follow_the_formula_and_are_the_same_however_cut(rows: int, dim: int):
+def test_xavier_values_follow_the_formula_and_do_not_depend_on_the_block(rows: int, dim: int):
     key = ("table", "user", 7)
     whole = xavier_uniform(key, rows, dim, 0, rows)
     assert (whole.shape, whole.dtype) == ((rows, dim), np.float32)
@@ -27,7 +27,7 @@ def test_xavier_values_follow_the_formula_and_are_the_same_however_cut(rows: int
     assert not np.array_equal(whole, xavier_uniform(("table", "item", 7), rows, dim, 0, rows))
 
 
-def test_given_rows_are_read_where_they_are_asked():
+def test_only_the_requested_given_rows_are_read():
     given = np.arange(12, dtype=np.float32).reshape(6, 2)
     init = from_rows(lambda start, stop: given[start:stop])
     assert init(("any",), 6, 2, 2, 5).tolist() == given[2:5].tolist()
@@ -37,7 +37,7 @@ def test_given_rows_are_read_where_they_are_asked():
     ("optimizer", "copies"),
     [({"name": "adam"}, 3), ({"name": "adamw"}, 3), ({"name": "sgd"}, 1), ({"tables": "sparse"}, 0)],
 )
-def test_the_plan_counts_rows_and_bytes_of_the_fullest_worker(optimizer: dict[str, str], copies: int):
+def test_the_plan_counts_rows_and_bytes_of_the_worker_with_most_rows(optimizer: dict[str, str], copies: int):
     tables = [Table("user", "user", 8), Table("content", "item", 100)]
     section = OptimizerSection(**optimizer)
     plan = plan_tables(tables, {"user": Partition(10, 4), "item": Partition(2, 4)}, section)

@@ -1,4 +1,4 @@
-"""What is relied on in TorchRec is there and means what is assumed, for both kinds of tables."""
+"""The parts of TorchRec that `torchrec_internals` relies on exist and work as assumed, for both kinds of tables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def look(kind: str) -> dict[str, Any]:
     collection = made._collections["item"]
 
     def read() -> torch.Tensor:
-        """Rows 1 and 0 as the kernel looks them up."""
+        """Rows 1 and 0, looked up through the kernel."""
         ids = KeyedJaggedTensor(keys=["item"], values=torch.tensor([1, 0]), lengths=torch.tensor([2]))
         return collection(ids)["item"].values()
 
@@ -32,7 +32,7 @@ def look(kind: str) -> dict[str, Any]:
     rows[:2] = torch.arange(2.0 * WIDTH).view(2, WIDTH)
     out: dict[str, Any] = {"shape": rows.shape, "leaf": rows.is_leaf and not rows.requires_grad}
     out["written"] = local_weights(collection, "item").clone(), rows.clone()
-    if kind == "sparse":  # exact tables only live in the kernel's storage; no row is looked up through it
+    if kind == "sparse":  # exact tables use only the kernel's storage, not its look-up
         out["read"] = read().detach().clone(), rows[[1, 0]].clone()
         sums, before = local_sums_of_squares(collection, "item"), rows.clone()
         out["sums"] = sums.clone(), torch.zeros(len(rows))
@@ -68,4 +68,4 @@ def test_rows_sums_and_rate_are_those_of_the_kernel(found: dict[str, Any], kind:
     assert seen.pop("leaf")
     assert len(seen) == (7 if kind == "sparse" else 1)
     for name, (value, wanted) in seen.items():
-        torch.testing.assert_close(value, wanted, msg=lambda told, name=name: f"{name}: {told}")
+        torch.testing.assert_close(value, wanted, msg=lambda text, name=name: f"{name}: {text}")

@@ -34,7 +34,10 @@ def features(shape: tuple[int, int, int, float, float]) -> torch.Tensor:
 
 
 def by_svd(x: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """docs/methods/stair.md section 3.4 in float64, and V `[width, dim]`; the largest entry of each v is positive."""
+    """The whitened features of docs/methods/stair.md section 3.4, and V `[width, dim]`, in float64.
+
+    The entry of largest magnitude in each column of V is positive.
+    """
     centred = x.double() - x.double().mean(0)
     left, _, right = torch.linalg.svd(centred, full_matrices=False)
     v = right[:dim].t()
@@ -43,7 +46,7 @@ def by_svd(x: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def spoiled() -> dict[str, tuple[torch.Tensor, int, int]]:
-    """Features with too few independent directions, how many they have, and how many are needed."""
+    """Features with too few independent directions, the number of these, and the number requested."""
     draw = np.random.default_rng(0).normal
     low = draw(size=(30, 3)) @ draw(size=(3, 8))
     row = np.random.default_rng(0).normal(size=(1, 7))
@@ -54,7 +57,7 @@ def spoiled() -> dict[str, tuple[torch.Tensor, int, int]]:
         "a constant column": (torch.from_numpy(np.c_[draw(size=(20, 2)), np.full(20, 0.3)].astype(np.float32)), 2, 3),
         "all zero": (torch.zeros(10, 4), 0, 1),
         "all rows equal": (torch.from_numpy(np.repeat(row, 35, 0).astype(np.float32)), 0, 2),
-        "all rows equal, one asked for": (torch.from_numpy(np.repeat(row, 35, 0).astype(np.float32)), 0, 1),
+        "all rows equal, one requested": (torch.from_numpy(np.repeat(row, 35, 0).astype(np.float32)), 0, 1),
         "all but one row equal": (torch.cat([torch.ones(19, 5), torch.zeros(1, 5)]), 1, 2),
     }
 
@@ -96,9 +99,9 @@ def results(size: int) -> tuple[list[torch.Tensor], dict[str, str]]:
     if size == 1:
         return everything()
     ranks = run_workers(everything, size)
-    for found, told in ranks[1:]:
+    for found, messages in ranks[1:]:
         assert all(torch.equal(one, other) for one, other in zip(found, ranks[0][0], strict=True))
-        assert told == ranks[0][1]
+        assert messages == ranks[0][1]
     return ranks[0]
 
 
@@ -106,7 +109,7 @@ SIZES = [1, *(pytest.param(size, marks=pytest.mark.multiprocess) for size in (2,
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_it_is_the_singular_vectors_of_the_specification(size: int):
+def test_results_are_the_scaled_singular_vectors(size: int):
     for shape, found in zip(SHAPES, results(size)[0], strict=True):
         wanted, _ = by_svd(features(shape), shape[2])
         torch.testing.assert_close(
@@ -124,7 +127,7 @@ def test_columns_are_centred_orthogonal_and_have_second_moment_one_over_dim(size
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("size", [2, 3])
-def test_any_number_of_processes_gives_the_same(size: int):
+def test_the_result_does_not_depend_on_the_number_of_processes(size: int):
     for one, other in zip(results(1)[0], results(size)[0], strict=True):
         torch.testing.assert_close(other, one, rtol=0, atol=3e-7)
 
@@ -132,15 +135,15 @@ def test_any_number_of_processes_gives_the_same(size: int):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", spoiled())
 def test_too_few_directions_are_refused(size: int, name: str):
-    _, there, dim = spoiled()[name]
-    told = results(size)[1][name]
-    assert told.startswith(f"feature 'text' has {there} independent directions but 'method.dim' is {dim}"), told
-    assert "lower 'method.dim'" in told
+    _, present, dim = spoiled()[name]
+    message = results(size)[1][name]
+    assert message.startswith(f"feature 'text' has {present} independent directions but 'method.dim' is {dim}"), message
+    assert "lower 'method.dim'" in message
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_sign_follows_from_the_features_alone(shape: tuple[int, int, int, float, float]):
-    """Another order or scale gives the same vectors. Negated features give negated vectors, as V is the same."""
+def test_the_sign_depends_only_on_the_features(shape: tuple[int, int, int, float, float]):
+    """Reordered or rescaled features give the same vectors; negated features give negated ones, as V is the same."""
     x, dim = features(shape), shape[2]
     found, order = whole(x, dim), torch.randperm(len(x), generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(whole(x[order], dim), found[order], rtol=0, atol=1e-6)

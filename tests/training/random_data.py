@@ -1,4 +1,7 @@
-"""Random prepared datasets of any shape: cold items, repeated pairs, missing features; each user has training items."""
+"""Random prepared datasets of any size, with cold items, repeated pairs and missing features.
+
+Every user has training items.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,14 @@ from distrec.data.dataset import SPLITS, FeatureEntry, FileEntry, Manifest, vect
 from distrec.data.storage import Folder, open_folder
 
 WIDTHS = {"text": 8, "image": 5}
-TOKENS = {"text-tokens": (4, 6), "image-tokens": (3, 6)}  # of an item, and their width
+TOKENS = {"text-tokens": (4, 6), "image-tokens": (3, 6)}  # tokens per item, and their width
 
 
 def write_random(path: Path, users: int, items: int, train: int, seed: int) -> str:
-    """`train` training rows over the first 80 % of items (the rest are cold) and one valid and test item per user."""
+    """Write a dataset with `train` training rows, and one valid and one test item per user; returns its path.
+
+    Training rows use only the first 80 % of the items; the rest are cold.
+    """
     rng, folder = np.random.default_rng(seed), open_folder(str(path))
     warm = max(4, items * 4 // 5)
     files, features, counts = {}, {}, {}
@@ -27,13 +33,13 @@ def write_random(path: Path, users: int, items: int, train: int, seed: int) -> s
             else np.arange(users)
         )
         user = np.sort(user)
-        # Each user chooses from a window of half the warm items, so negatives exist and there is something to learn.
+        # Each user's items come from a window of half the warm items, so that negatives exist and a model can learn.
         near = taste[(user * 3 + rng.integers(0, warm // 2, len(user))) % warm]
         if split == "train":
             item = near
         else:
             item = np.where(user % 4 == 0, rng.integers(min(warm, items - 1), items, len(user)), near)
-        time = train * SPLITS.index(split) + np.arange(len(user))  # the newest items are those held out
+        time = train * SPLITS.index(split) + np.arange(len(user))  # the held-out items are the newest
         name = f"interactions/{split}/part-00000.parquet"
         table = {"user": user.astype(np.int32), "item": item.astype(np.int32), "timestamp": time}
         files[name], counts[split] = write_part(folder, name, pa.table(table)), len(user)
@@ -57,7 +63,10 @@ def write_random(path: Path, users: int, items: int, train: int, seed: int) -> s
 def write_tokens(
     folder: Folder, name: str, items: int, shape: tuple[int, int], seed: int
 ) -> tuple[FeatureEntry, FileEntry]:
-    """A drawn token set of `shape` per item: texts of different lengths, images whole, some items without."""
+    """Write a random token set of `shape` (tokens, width) per item.
+
+    Texts have different numbers of tokens, images have all of them, and some items have none.
+    """
     rng, (tokens, width) = np.random.default_rng([seed, len(name)]), shape
     missing = rng.random(items) < 0.15
     count = np.where(missing, 0, rng.integers(1, tokens + 1, items) if name.startswith("text") else tokens)

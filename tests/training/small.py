@@ -1,4 +1,4 @@
-"""A small prepared dataset and run configs for the tests of training: seconds to train, features included."""
+"""A small prepared dataset with features, and run configs for it that train in seconds."""
 
 from __future__ import annotations
 
@@ -38,8 +38,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def write_small(path: Path | str, seed: int = 0, feature_scale: float = 1.0) -> str:
-    """A dataset of `USERS` x `ITEMS`, each user with 6 to 12 training items, 1 valid and 1 test item, features
-    `text` (8 wide, one row missing) and `image` (5 wide), and token sets of the same widths.
+    """Write a dataset of `USERS` x `ITEMS`; returns its path.
+
+    Each user has 6 to 12 training items, 1 valid item and 1 test item. The features are `text` (width 8, one row
+    missing) and `image` (width 5), and there are token sets of the same widths.
     """
     rng, folder = np.random.default_rng(seed), open_folder(str(path))
     rows: dict[str, list[tuple[int, int]]] = {split: [] for split in SPLITS}
@@ -82,7 +84,10 @@ def write_small(path: Path | str, seed: int = 0, feature_scale: float = 1.0) -> 
 
 
 def write_config(path: Path, data: str, storage: Path | str, name: str = "lightgcn", **sections: Any) -> str:
-    """A run config of the method `name` in this process: 3 epochs, batches of 64 rows; `sections` are merged in."""
+    """Write a run config; returns its path.
+
+    The run trains method `name` in this process, for 3 epochs with batches of 64 rows; `sections` are merged in.
+    """
     tree: dict[str, Any] = {
         "data": data,
         "run": {"name": "run", "storage": str(storage)},
@@ -126,9 +131,9 @@ def tensors(run: Path, scratch: Path, name: str | None = None) -> dict[str, torc
 
 @contextmanager
 def crash_at(*places: tuple[int, int]) -> Iterator[list[tuple[int, int]]]:
-    """Training in this process stops dead before the (epoch, step) of the first place, then of the second, ...
+    """Make training in this process crash before the first (epoch, step), the next training before the second, ...
 
-    Yields the list of steps that were trained, in order. Epochs and steps count from 0.
+    Yields the list of trained steps, in order. Epochs and steps count from 0.
     """
     trained: list[tuple[int, int]] = []
     left, train_step = list(places), Engine.train_step
@@ -137,9 +142,9 @@ def crash_at(*places: tuple[int, int]) -> Iterator[list[tuple[int, int]]]:
         if left and (epoch, step) == left[0]:
             left.pop(0)
             raise RuntimeError("crash")
-        told = train_step(engine, epoch, step, *rest)
+        result = train_step(engine, epoch, step, *rest)
         trained.append((epoch, step))
-        return told
+        return result
 
     Engine.train_step = crashing_step  # type: ignore[method-assign]
     try:
@@ -149,7 +154,7 @@ def crash_at(*places: tuple[int, int]) -> Iterator[list[tuple[int, int]]]:
 
 
 def same_losses(one: Path, other: Path, rtol: float) -> None:
-    """Both runs have the same epochs, with losses within `rtol` and every row trained once."""
+    """Check that both runs have the same epochs, losses within `rtol`, and trained every row once per epoch."""
     first, second = metrics(one), metrics(other)
     assert [epoch["epoch"] for epoch in first] == [epoch["epoch"] for epoch in second]
     for mine, others in zip(first, second, strict=True):
@@ -161,7 +166,7 @@ def same_losses(one: Path, other: Path, rtol: float) -> None:
 
 
 def same_tensors(want: dict[str, torch.Tensor], got: dict[str, torch.Tensor], lr: float, steps: int) -> None:
-    """Promise 1 of the design: 99.9 % of the elements of each table within 1e-4, all within `lr` x `steps`."""
+    """Check that 99.9 % of each tensor's elements differ by at most 1e-4, and all by at most `lr` x `steps`."""
     assert want.keys() == got.keys()
     for name, tensor in want.items():
         gap = (tensor.float() - got[name].float()).abs()

@@ -1,4 +1,4 @@
-"""Steps of an engine, and its whole state."""
+"""Helpers that train steps of an engine and read its whole state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def train_steps(engine: Engine, first: int, stop: int) -> None:
 
 
 def full(engine: Engine) -> dict[str, np.ndarray]:
-    """Every tensor of the engine's state, whole."""
+    """Every tensor of the engine's state, as a whole array. Collective."""
     return {
         name: (value.full_tensor() if isinstance(value, DTensor) else value).numpy().copy()
         for name, value in engine.state().items()

@@ -1,4 +1,4 @@
-"""A global batch in micro-batches gives the step that plain PyTorch takes with the undivided batch."""
+"""A step over micro-batches equals the undivided step of plain PyTorch in one process."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from tests.distributed import run_workers
 from tests.methods.configs import run
 from tests.training.towered import build, place, plain, weights, write_data
 
-# With a small eps, AdamW turns the rounding of gradients that all but cancel into steps of its own.
+# If gradients nearly cancel, AdamW with a small eps turns their rounding errors into full steps.
 ADAMW: dict[str, Any] = {"name": "adamw", "lr": 1e-2, "weight_decay": 0.1, "eps": 1e-4}
 CLIP = 0.02
-# By ZeRO stage. Neither number divides 50 rows; with 3 workers a piece of the last batch, one row, leaves two without.
+# Number of micro-batches by ZeRO stage; neither divides 50 rows. A micro-batch of the last batch has at most one row,
+# so with 3 workers at least two have no rows.
 PIECES = {0: 3, 1: 7, 2: 7, 3: 3}
 
 
@@ -43,7 +44,7 @@ def trajectories(folder: str) -> None:
 
 
 def without_a_module(folder: str) -> None:
-    """Undivided and divided steps of a method that has only tables."""
+    """Compare divided with undivided steps for a method that has only tables."""
     found = []
     for pieces in (1, 3, 7):
         method, train = {"name": "bprmf", "dim": 4}, {"accumulate": pieces}
@@ -57,7 +58,7 @@ def without_a_module(folder: str) -> None:
 
 
 class Sometimes(torch.nn.Module):
-    """Two layers, of which the second runs only if `both` is set."""
+    """A module whose second layer is used only on request."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +69,7 @@ class Sometimes(torch.nn.Module):
 
 
 def unused_parameters() -> None:
-    """No step and no micro-batch uses a gradient left over from an earlier one."""
+    """Check that no step and no micro-batch uses a gradient left over from an earlier one."""
     from distrec.training.dense import DenseEngine
 
     world = World.current()
@@ -106,12 +107,12 @@ def test_micro_batches_add_up_to_the_undivided_step(size: int, tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["lightgcn", "alignrec", "mentor", "stair", "popularity"])
-def test_micro_batches_are_refused_where_rows_depend_on_each_other(name: str):
+def test_micro_batches_are_refused_if_rows_depend_on_each_other(name: str):
     with pytest.raises(InputError, match=f"key 'train.accumulate' is 2 but the loss of {name} is not a sum over"):
         resolve(run({"name": name}, train={"accumulate": 2}))
 
 
-def test_micro_batches_are_refused_where_tables_step_inside_backward():
+def test_micro_batches_are_refused_if_tables_are_updated_in_the_backward_pass():
     def bprmf(**optimizer: Any) -> RunConfig:
         return resolve(run({"name": "bprmf"}, train={"accumulate": 2}, optimizer=optimizer))
 

@@ -1,4 +1,4 @@
-"""Checkpoints: torn ones are passed over, others load at any number of workers and ZeRO stage, few are kept."""
+"""Checkpoints: torn ones are skipped, others load at any number of workers and any ZeRO stage, and few are kept."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, data: str) -> Path:
 
 
 def assert_same(whole: Path, run: Path, scratch: Path) -> None:
-    """At the same number of workers a replay is the same to the last bit."""
+    """Check that both runs are bit-identical, as they must be at the same number of workers."""
     small.same_losses(whole, run, rtol=0)
     want, got = small.tensors(whole, scratch), small.tensors(run, scratch)
     assert want.keys() == got.keys()
@@ -70,7 +70,7 @@ TEARS: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("tear", TEARS)
-def test_a_torn_checkpoint_within_an_epoch_is_passed_over(tmp_path: Path, data: str, whole: Path, tear: str) -> None:
+def test_a_torn_checkpoint_within_an_epoch_is_skipped(tmp_path: Path, data: str, whole: Path, tear: str) -> None:
     config = small.write_config(tmp_path / "run.yaml", data, tmp_path, train={"checkpoint_every": 4})
     run = tmp_path / "run"
     with small.crash_at((1, 6)):
@@ -89,10 +89,11 @@ def test_a_torn_checkpoint_within_an_epoch_is_passed_over(tmp_path: Path, data: 
 
 
 @pytest.mark.parametrize("tear", ["tensor file cut short", "no complete.json"])
-def test_a_torn_checkpoint_at_the_end_of_an_epoch_is_passed_over(
-    tmp_path: Path, data: str, whole: Path, tear: str
-) -> None:
-    """Killed while epoch 2's checkpoint was written: the one before it is there, and the epoch's rest runs again."""
+def test_a_torn_checkpoint_at_the_end_of_an_epoch_is_skipped(tmp_path: Path, data: str, whole: Path, tear: str) -> None:
+    """The run is killed while it writes the checkpoint of epoch 2.
+
+    The previous checkpoint still exists, and the rest of epoch 2 runs again.
+    """
     config = small.write_config(tmp_path / "run.yaml", data, tmp_path, train={"checkpoint_every": 4})
     run, before = tmp_path / "run", "epoch-000001-step-000000004"
     with small.crash_at((1, 6), (2, 0)):
@@ -107,7 +108,7 @@ def test_a_torn_checkpoint_at_the_end_of_an_epoch_is_passed_over(
     assert_same(whole, run, tmp_path)
 
 
-def test_without_any_whole_checkpoint_training_starts_over(tmp_path: Path, data: str, whole: Path) -> None:
+def test_without_any_complete_checkpoint_training_starts_over(tmp_path: Path, data: str, whole: Path) -> None:
     config, run = small.write_config(tmp_path / "run.yaml", data, tmp_path), tmp_path / "run"
     with small.crash_at((2, 3)):
         assert main(["train", config]) == 1
@@ -117,7 +118,7 @@ def test_without_any_whole_checkpoint_training_starts_over(tmp_path: Path, data:
     assert_same(whole, run, tmp_path)
 
 
-def test_a_torn_best_checkpoint_is_refused_where_it_is_needed(
+def test_a_torn_best_checkpoint_is_refused_when_it_is_needed(
     tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, run = small.write_config(tmp_path / "run.yaml", data, tmp_path), tmp_path / "run"
@@ -156,7 +157,7 @@ CASES = {
 
 
 def configs(folder: Path, data: str, shift: int) -> dict[str, RunConfig]:
-    """The cases' configs, each ZeRO stage moved on by `shift`."""
+    """The configs of the cases, with `shift` added to each ZeRO stage (modulo 4)."""
     return {
         name: resolve(load_run(small.write_config(
             folder / f"{name}-{shift}.yaml", data, folder, method, optimizer=optimizer,
@@ -170,7 +171,10 @@ State = dict[str, dict[str, np.ndarray]]
 
 
 def save_at_this_size(folder: str, data: str, cases: dict[str, RunConfig], run: RunConfig) -> tuple[State, State]:
-    """Per case the state that was saved, and the state a few steps later; then `run` until it crashes in epoch 2."""
+    """For each case, the state that was saved and the state a few steps later.
+
+    Then `run` trains until it crashes in epoch 2.
+    """
     world, dataset = World.current(), Dataset.open(data)
     saved, later = {}, {}
     for name, config in cases.items():
@@ -189,7 +193,10 @@ def save_at_this_size(folder: str, data: str, cases: dict[str, RunConfig], run: 
 def load_at_this_size(
     folder: str, data: str, cases: dict[str, RunConfig], run: RunConfig, crash: list[tuple[int, int]]
 ) -> tuple[State, State]:
-    """The same after loading; then `run` goes on until it ends or crashes."""
+    """For each case, the state that was loaded and the state a few steps later.
+
+    Then `run` continues until it ends or crashes.
+    """
     world, dataset = World.current(), Dataset.open(data)
     loaded, later = {}, {}
     for name, config in cases.items():
@@ -204,7 +211,7 @@ def load_at_this_size(
 
 
 @pytest.mark.multiprocess
-def test_a_checkpoint_of_two_workers_goes_on_at_other_sizes_and_stages(tmp_path: Path, data: str) -> None:
+def test_a_checkpoint_of_two_workers_continues_at_other_sizes_and_stages(tmp_path: Path, data: str) -> None:
     folder, runs = str(tmp_path / "checkpoints"), tmp_path / "runs"
     run = resolve(load_run(small.write_config(tmp_path / "run.yaml", data, runs, train={"checkpoint_every": 4})))
     RunFolder.of(run).open_attempt(run, Dataset.open(data).hash)
@@ -218,13 +225,14 @@ def test_a_checkpoint_of_two_workers_goes_on_at_other_sizes_and_stages(tmp_path:
         for rank, (loaded, after) in enumerate(of_ranks):
             for case, tensors in saved.items():
                 assert loaded[case].keys() == tensors.keys()
-                wrong = [name for name, value in tensors.items() if not np.array_equal(value, loaded[case][name])]
-                assert wrong == [], (case, size, rank)
+                different = [name for name, value in tensors.items() if not np.array_equal(value, loaded[case][name])]
+                assert different == [], (case, size, rank)
                 for name, value in later[case].items():
                     assert np.abs(value - after[case][name]).max() < 1e-4, (case, name, size)
-                    assert not np.array_equal(value, tensors[name]), f"{case}: training does not move {name}"
+                    assert not np.array_equal(value, tensors[name]), f"{case}: training does not change {name}"
 
-    # The run itself: 2 workers until step 6 of epoch 2, 3 until step 3 of epoch 3, then 1, against one uninterrupted.
+    # `run` used 2 workers up to step 6 of epoch 2, 3 workers up to step 3 of epoch 3, and then 1. Compare it with an
+    # uninterrupted run.
     assert main(["train", str(tmp_path / "run.yaml"), "run.name=whole"]) == 0
     small.same_losses(runs / "whole", runs / "run", rtol=1e-5)
     assert [epoch["replayed"] for epoch in small.metrics(runs / "run")] == [0, 2, 3]

@@ -1,4 +1,4 @@
-"""Clipping by the norm over tables and dense weights together, against plain PyTorch on one process."""
+"""Clipping by the joint norm of tables and dense weights, against plain PyTorch in one process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.distributed import run_workers
 from tests.methods.configs import run
 from tests.training.towered import STEPS, build, place, plain, weights, write_data
 
-# With a small eps, AdamW turns the rounding of gradients that all but cancel into steps of its own.
+# If gradients nearly cancel, AdamW with a small eps turns their rounding errors into full steps.
 ADAMW: dict[str, Any] = {"name": "adamw", "lr": 1e-2, "weight_decay": 0.1, "eps": 1e-4}
 ACTIVE, IDLE = 0.02, 1e3
 
@@ -44,7 +44,7 @@ def trajectories(folder: str) -> None:
 
 
 def without(folder: str) -> None:
-    """Clipping changes the trajectory, and without it no norm is computed."""
+    """Check that clipping changes the trajectory and that no norm is computed without it."""
     engine = build(folder, optimizer=ADAMW)
     *_, (_, _, unclipped) = plain(engine)
     *_, (_, _, clipped) = plain(engine, ACTIVE)
@@ -54,7 +54,7 @@ def without(folder: str) -> None:
 
 
 def not_finite(folder: str, world: World) -> None:
-    """One rank's gradient is infinite: every rank refuses the step, and no weight has moved."""
+    """If one rank's gradient is infinite, every rank raises an error, and no weight changes."""
     for stage in (0, 1, 2, 3):
         engine = build(folder, optimizer=ADAMW | {"clip_norm": ACTIVE}, dense={"zero_stage": stage})
         before = weights(engine)
@@ -69,15 +69,15 @@ def not_finite(folder: str, world: World) -> None:
 
 
 def broken_backward(loss: Any, batch: Any) -> Any:
-    """Terms whose values are right and whose gradients are NaN."""
+    """Loss terms with correct values, whose gradients are NaN."""
     terms = loss(batch)
     for term in terms.values():
         term.register_hook(lambda grad: grad * torch.nan)
     return terms
 
 
-def left_out(folder: str, world: World) -> None:
-    """Without clipping, DeepSpeed leaves such a step out under ZeRO: that is told on every rank, and no table moves."""
+def skipped(folder: str, world: World) -> None:
+    """Without clipping, DeepSpeed skips such a step under ZeRO. Every rank raises an error, and no table changes."""
     for stage in (1, 2, 3):
         for precision in ("fp32", "bf16"):
             engine = build(folder, optimizer=ADAMW, dense={"zero_stage": stage, "precision": precision})
@@ -96,7 +96,7 @@ def everything(folder: str) -> None:
     trajectories(folder)
     without(folder)
     not_finite(folder, World.current())
-    left_out(folder, World.current())
+    skipped(folder, World.current())
 
 
 @pytest.mark.multiprocess
@@ -105,9 +105,9 @@ def test_every_stage_clips_the_whole_gradient_as_pytorch_does(size: int, tmp_pat
     run_workers(everything, size, write_data(tmp_path / "data"), timeout=300)
 
 
-def test_clipping_is_refused_where_tables_step_before_the_norm_is_known():
+def test_clipping_is_refused_if_tables_are_updated_before_the_norm_is_known():
     optimizer = {"tables": "sparse", "clip_norm": 1.0}
     with pytest.raises(InputError, match=r"key 'optimizer.clip_norm' must be 0 with 'optimizer.tables: sparse'"):
         resolve(run({"name": "bprmf"}, optimizer=optimizer))
     assert resolve(run({"name": "lightgcn"}, optimizer={"clip_norm": 1.0})).optimizer.clip_norm == 1.0
-    assert STEPS > 3  # beyond an epoch, so that a short batch is among them
+    assert STEPS > 3  # more than an epoch, so that the steps include a short batch

@@ -1,4 +1,4 @@
-"""The dense module under DeepSpeed against plain PyTorch, at ZeRO 0 to 3, and its state loaded at another stage."""
+"""The dense module under DeepSpeed against plain PyTorch, for ZeRO 0 to 3, and a state passed between the stages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STEPS = 4
 
 
 class Net(torch.nn.Module):
-    """Odd sizes that no number of workers divides, and a parameter of one element."""
+    """A module whose sizes no number of workers divides, with a parameter of one element."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def plain(optimizer: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
-    """Weights, gradients and moments after each step of PyTorch's own optimizer on the whole batch."""
+    """Weights, gradients and moments after each step of PyTorch's optimizer on the whole batch."""
     module, history = net(), []
     rule: Any = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[optimizer["name"]]
     rule = rule(module.parameters(), foreach=False, **{key: value for key, value in optimizer.items() if key != "name"})
@@ -90,7 +90,7 @@ def everything() -> None:
             initial = {f"{name}.weight": value.detach() for name, value in net().named_parameters()}
             compare({key: value for key, value in dense.state().items() if key in initial}, initial, where)
             assert dense.steps == 0
-            # Each stage starts from the state that the stage before it had after one step.
+            # Each stage starts from the state that the previous one had after its first step.
             start = 0
             if carried is not None:
                 dense.load(carried[0])
@@ -127,7 +127,7 @@ def without_a_module() -> None:
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_every_stage_steps_as_pytorch_does_and_takes_over_from_any_other(size: int):
+def test_every_stage_steps_as_pytorch_does_and_loads_the_state_of_another(size: int):
     run_workers(everything, size, timeout=400)
 
 

@@ -1,4 +1,4 @@
-"""The order of a step: what is told, what is refused before a weight moves, and what a restart takes over."""
+"""A training step: what it returns, which errors leave all weights unchanged, and what a restart restores."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def unequal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> lis
 
 
 def not_finite(folder: str) -> dict[str, Any]:
-    """A row of one rank is NaN."""
+    """A row of one rank is NaN or infinite."""
     engine = build(folder, {"name": "alignrec", "dim": 4})
     step(engine, 0)
     if engine.world.rank == engine.world.size - 1:
@@ -72,7 +72,7 @@ def flags(folder: str) -> list[dict[str, Any]]:
 
 
 def resumed(folder: str) -> dict[str, dict[str, Any]]:
-    """By optimizer: the fourth step of an engine, and of a fresh one that has loaded the state after three."""
+    """By optimizer: the fourth step of an engine, compared with that of a new one that loaded the state after three."""
     out = {}
     for optimizer in ("adam", "sgd"):
         first = build(folder, {"name": "alignrec", "dim": 4}, name=optimizer)
@@ -96,7 +96,7 @@ def resumed(folder: str) -> dict[str, dict[str, Any]]:
 
 
 def seeds(folder: str) -> dict[str, Any]:
-    """What torch draws around the building of an engine, and whether a second engine starts alike."""
+    """What torch draws after an engine is built, and whether a second engine has the same initial state."""
     torch.manual_seed(1)
     wanted = torch.rand(3).tolist()
     torch.manual_seed(1)
@@ -106,7 +106,7 @@ def seeds(folder: str) -> dict[str, Any]:
 
 
 def untrained(folder: str) -> dict[str, Any]:
-    """Scores of a method that only counts, for my users and items; its state; what asking it for samples raises."""
+    """Popularity's scores for my users and items, its state, and the error when it is asked for samples."""
     engine = build(folder, {"name": "popularity"})
     world, users, items = engine.world, engine.space.users, engine.space.items
     final, error = engine.representations(), None
@@ -124,7 +124,10 @@ CHECKS = (not_finite, flags, resumed, seeds, untrained)
 
 
 def all_checks(folder: str) -> dict[str, Any]:
-    """What each check found, or the exception that ended it. Nothing is asserted here, so that ranks stay together."""
+    """The result of each check, or the exception that ended it.
+
+    Nothing is asserted here: a rank that stopped early would leave the others waiting.
+    """
     quiet()
     out: dict[str, Any] = {}
     for check in CHECKS:
@@ -137,7 +140,7 @@ def all_checks(folder: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module", params=[1, 2])
 def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any]]:
-    """What a check found, by rank."""
+    """A function that returns a check's results, by rank."""
     folder = write_random(tmp_path_factory.mktemp("engine") / "data", 31, 13, 152, 0)
     of_ranks = run_workers(all_checks, request.param, folder, timeout=400)
 
@@ -151,14 +154,14 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.multiprocess
-def test_a_loss_that_is_not_finite_is_told_on_every_rank_and_moves_no_weight(found: Any):
+def test_a_loss_that_is_not_finite_is_raised_on_every_rank_and_changes_no_weight(found: Any):
     for rank in found(not_finite):
         assert re.match(r"loss term '\w+' is (nan|inf|-inf) at epoch 3, step 2; weights were not", rank["error"] or "")
         assert rank["moved"] == []
 
 
 @pytest.mark.multiprocess
-def test_the_flag_of_one_rank_and_the_terms_of_the_whole_batch_are_told_on_every_rank(found: Any):
+def test_every_rank_gets_the_flag_of_one_rank_and_the_terms_of_the_whole_batch(found: Any):
     for flag, steps in zip((False, True), zip(*found(flags), strict=True), strict=True):
         assert [rank["raised"] for rank in steps] == [flag] * len(steps)
         assert all(rank["terms"] == steps[0]["terms"] for rank in steps)
@@ -167,7 +170,7 @@ def test_the_flag_of_one_rank_and_the_terms_of_the_whole_batch_are_told_on_every
 
 
 @pytest.mark.multiprocess
-def test_a_step_after_loading_is_the_step_without_a_stop(found: Any):
+def test_a_step_after_loading_is_the_same_as_without_a_stop(found: Any):
     for rank in found(resumed):
         for optimizer, outcome in rank.items():
             assert outcome["names"], optimizer
@@ -177,7 +180,7 @@ def test_a_step_after_loading_is_the_step_without_a_stop(found: Any):
 
 
 @pytest.mark.multiprocess
-def test_building_an_engine_neither_follows_nor_disturbs_the_random_numbers_of_torch(found: Any):
+def test_building_an_engine_neither_depends_on_nor_changes_the_random_state_of_torch(found: Any):
     for rank in found(seeds):
         drawn, wanted = rank["draws"]
         assert drawn == wanted

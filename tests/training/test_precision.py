@@ -1,4 +1,4 @@
-"""The dense module in bfloat16 beside float32: close, decreasing, and carried from one number of workers to another."""
+"""Training in bfloat16: losses are close to those in float32, decrease, and continue at another number of workers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.methods.configs import run
 from tests.training.towered import build, place, weights, write_data
 
 STEPS, MORE = 5, 3
-CASES = (("adamw", 1), ("sgd", 1), ("adamw", 2), ("adamw", 3))  # with ZeRO's stage
+CASES = (("adamw", 1), ("sgd", 1), ("adamw", 2), ("adamw", 3))  # optimizer and ZeRO stage
 Losses = list[float]
 
 
@@ -47,7 +47,10 @@ def load(engine: Any, state: dict[str, torch.Tensor], steps: int) -> None:
 
 
 def trained(folder: str, carried: list[dict[str, torch.Tensor]]) -> list[tuple[dict[str, torch.Tensor], Losses]]:
-    """By case: state after some steps from the start, or carried here; and the losses of more steps."""
+    """By case, the state after some steps and the losses of further steps.
+
+    The state is trained here if `carried` is empty, and otherwise loaded from it.
+    """
     quiet()
     out = []
     for rule, stage in CASES:
@@ -61,10 +64,10 @@ def trained(folder: str, carried: list[dict[str, torch.Tensor]]) -> list[tuple[d
         else:
             exact = made(folder, rule, "fp32", stage)
             initial = weights(exact)
-            assert all(torch.equal(value, initial[name]) for name, value in weights(engine).items()), "unrounded"
+            assert all(torch.equal(value, initial[name]) for name, value in weights(engine).items()), "rounded weights"
             wanted, found = losses(exact, 0, STEPS), losses(engine, 0, STEPS)
             assert found == pytest.approx(wanted, rel=2e-2), where
-            assert found != wanted, "bfloat16 is on"
+            assert found != wanted, "bfloat16 has no effect"
             pieces = made(folder, rule, "bf16", stage, accumulate=3)
             assert losses(pieces, 0, STEPS) == pytest.approx(wanted, rel=2e-2), where
         state = whole(engine)

@@ -1,4 +1,4 @@
-"""Promise 1 of docs/design.md: workers, sharding and ZeRO stage change speed and memory, never the trajectory."""
+"""Promise 1 of docs/design.md: the trajectory does not depend on the number of workers, sharding or ZeRO stage."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from tests.distributed import run_workers
 from tests.training.random_data import write_random
 
 STEPS, BATCH = 20, 50
-KS = [5, 10, 20, 100]  # the last one holds every rank: no dataset has more items
-# Users, items, training rows, seed. An epoch of 7, 3 or 5 steps ends with a batch of 2, 1 or 3 rows: with 4 workers
-# some have none. Neither counts nor batches divide by the numbers of workers. With 9 users on 4 workers the last one
-# has no user; with 4 users or 4 items on 3 workers the last one has none of them.
+KS = [5, 10, 20, 100]  # every rank is at most 100: no dataset has more items
+# Users, items, training rows, seed. Each epoch ends with a batch of 1 to 3 rows: with 4 workers some have none.
+# The numbers of workers divide neither the counts nor the batch sizes. With 9 users on 4 workers, the last worker has
+# no users; with 4 users or 4 items on 3 workers, the last worker has no users or no items.
 DATASETS = {
     "more users": (61, 23, 302, 0),
     "more items": (17, 90, 101, 1),
@@ -53,9 +53,9 @@ POSITION = BIVREC | {
     "rank_by": "both",
     "mm_type": "sum",
 }
-# Without noise, tokens that start at zero leave the assignment to rounding: all interests are equally near.
+# Without noise, tokens that start at zero are equally near to all interests, so rounding would decide the assignment.
 CLOSE = PROTOTYPE | {"gumbel": "close", "nce": "intended", "zero_tokens": False}
-GENTLE = {"name": "sgd", "lr": 1e-3}  # the contrast's first gradients are large: its vectors lie near zero
+GENTLE = {"name": "sgd", "lr": 1e-3}  # the contrast's first gradients are large, since its vectors are near zero
 UNPERTURBED = MENTOR | {"mask_weight_g": 0.0, "item_layers": 2}
 INTENT = MENTOR | {"variant": "intent"}
 
@@ -97,11 +97,11 @@ RUNS["bprmf, sparse tables"] = Run("more users", BPRMF, {"tables": "sparse", "lr
 RUNS["odmt, sparse tables"] = Run("more users", ODMT | {"id_dim": 8}, {"tables": "sparse", "lr": 2e-3}, 51)
 RUNS["sasrec, small batches"] = Run("few users", SASREC, CLIPPED, 52, batch=4)
 
-# What `make test` trains, each at 1, 2 and 3 workers, and what for; the other runs are wide.
+# The runs that `make test` trains, with 1, 2 and 3 workers, and what each of them covers; the other runs are wide.
 DEFAULT = {
-    "alignrec, adam, more users",  # a table that starts from features, item graph, gate
+    "alignrec, adam, more users",  # a table initialised from features, item graph, gate
     "alignrec, adam, fewest items",  # dense module and item graph on a worker without items
-    "lightgcn, adam, more items",  # one row in the last batch: a worker without rows
+    "lightgcn, adam, more items",  # one row in the last batch, so a worker without rows
     "lightgcn, adam, fewest users",  # user-item graph on a worker without users
     "bprmf, sgd, more users",  # SGD
     "bprmf, sparse tables",  # TorchRec's fused tables
@@ -113,33 +113,33 @@ DEFAULT = {
     "sasrec, small batches",  # histories, clipping, a falling learning rate, a worker without rows of a batch
     "sasrec, adam, fewest users",  # ranking by histories on a worker without users
     "odmt, adamw, more users",  # tokens, items encoded by their owners, clipping
-    "odmt, sgd, more items",  # the other mask, a table that starts from tokens
-    "odmt, adam, few users",  # a table tied to tokens, an item encoded once per place
+    "odmt, sgd, more items",  # the other mask, a table initialised from tokens
+    "odmt, adam, few users",  # a table tied to tokens, an item encoded once per position
     "odmt, adam, fewest items",  # tokens on a worker without items
     "odmt, sparse tables",  # fused tables beside a dense module
     "bivrec, adam, more users",  # two views, keyed Gumbel noise, several vectors per user
     "bivrec prototype, adam, more users",  # the authors' code
-    "bivrec position, sgd, more items",  # the other readings, ranked by both views
+    "bivrec position, sgd, more items",  # the other interpretations of the paper, ranked by both views
     "popularity, adam, fewest items",  # ranking without training, on a worker without items
 }
 ZERO = ["alignrec, adam, more users", "alignrec, adamw, more users", "alignrec, sgd, more items"]
 ZERO += ["mentor, adam, more users", "mentor intent, adam, more users", "sasrec, adam, more users"]
 ZERO += ["odmt, adamw, more users"]
 ZERO += ["bivrec, adam, more users", "bivrec prototype, adam, more users"]
-# One small module; clipping over partitions; a module whose inputs are functions of other tables.
+# In this order: one small module; clipping over partitions; a module whose inputs are functions of other tables.
 ZERO_DEFAULT = {"alignrec, adam, more users", "odmt, adamw, more users", "bivrec, adam, more users"}
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far rounding may lead two runs apart: about ten times what all runs at 2, 3 and 4 workers showed.
+    """The largest allowed differences between two runs: about ten times those of all runs with 2, 3 and 4 workers.
 
     Attributes:
-        gradients: of moments, and of what SGD has moved, relative to the root mean square over the tensor. Both are
-            linear in the gradients, so that one wrong row shows.
-        weights: of an Adam weight, in learning rates. Adam divides by the gradient's size, so an element whose gradient
-            is rounding itself wanders more than its moments do.
-        scores: relative to the standard deviation of the scores.
+        gradients: the difference of moments and of SGD's total updates, relative to their root mean square over the
+            tensor. Both are linear in the gradients, so that a single faulty row is noticed.
+        weights: the difference of weights under Adam, in learning rates. Adam divides by the gradient's size. An
+            element whose gradient consists of rounding errors therefore differs more than its moments do.
+        scores: the difference of scores, relative to their standard deviation.
     """
 
     gradients: float = 1e-3
@@ -147,9 +147,9 @@ class Tolerance:
     scores: float = 1e-4
 
 
-# BiVRec assigns each item to the interest that is highest at the time: where two are close, rounding shows sooner.
+# BiVRec assigns each item to the interest with the highest score. If two scores are close, rounding can change it.
 TOLERANCES = {"bivrec": Tolerance(1e-2, 0.1), "popularity": Tolerance(0, 0, 0)}
-# Without noise, more of them are close.
+# Without noise, more of these scores are close.
 CLOSE_TOLERANCE = Tolerance(0.1, 2.0)
 
 
@@ -161,7 +161,11 @@ Result = dict[str, Any]
 
 
 def train(folder: str, run: Run, stage: int) -> Result:
-    """Twenty steps as production takes them: terms of each, then the whole state, and both splits scored and ranked."""
+    """Train twenty steps as production does, then score and rank both splits.
+
+    Returns:
+        The loss terms and gradient norms of the steps, the state before and after, scores and ranks.
+    """
     from distrec.training.engine import Engine
     from distrec.training.loop import build_evaluator
 
@@ -195,7 +199,7 @@ def train(folder: str, run: Run, stage: int) -> Result:
 
 
 def whole(engine: Any) -> dict[str, np.ndarray]:
-    """Tables, dense weights and their moments by name: whole tensors. Collective."""
+    """Tables, dense weights and their moments by name, as whole tensors. Collective."""
     state = engine.state().items()
     return {
         name: (value.full_tensor() if isinstance(value, DTensor) else value).detach().double().numpy().copy()
@@ -211,7 +215,7 @@ def train_all(folder: str, runs: list[tuple[str, int]]) -> list[Result]:
 
 @pytest.fixture(scope="module")
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
-    """Results of the chosen runs with some number of workers, by (run, ZeRO stage); each number starts once."""
+    """Results by (run, ZeRO stage) of the selected tests' runs; each number of workers is started only once."""
     folder = tmp_path_factory.mktemp("data")
     for name, shape in DATASETS.items():
         write_random(folder / name, *shape)
@@ -220,7 +224,7 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
     @cache
     def made(size: int) -> dict[tuple[str, int], Result]:
-        if size == 1:  # what all others are compared with
+        if size == 1:  # all other results are compared with these
             needed = [(it["name"], 0) for it in chosen]
         else:
             needed = [(it["name"], it.get("stage", 0)) for it in chosen if it.get("size", 2) == size]
@@ -231,7 +235,7 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def agree(found: Result, wanted: Result, run: Run) -> None:
-    """Losses, gradients' norms, tables, dense weights, moments, scores and ranks differ by rounding only."""
+    """Check that losses, gradient norms, tables, dense weights, moments, scores and ranks differ only by rounding."""
     tolerance, lr = tolerance_of(run), run.optimizer["lr"]
     for step, (ours, theirs) in enumerate(zip(found["terms"], wanted["terms"], strict=True)):
         assert ours.keys() == theirs.keys()
@@ -244,7 +248,7 @@ def agree(found: Result, wanted: Result, run: Run) -> None:
     for key, theirs in wanted["state"].items():
         kind = key.rpartition(".")[2]
         if kind != "weight":
-            # A gradient that is zero in exact arithmetic is made of rounding: its size is no measure.
+            # A gradient that is zero in exact arithmetic consists of rounding errors, so its size is no yardstick.
             largest = max(size for other, size in sizes.items() if other.endswith(f".{kind}"))
             floor = largest * (1e-9 if kind == "exp_avg" else 1e-18)
             bound = tolerance.gradients * max(sizes[key], floor)
@@ -264,7 +268,7 @@ def root_mean_square(values: np.ndarray) -> float:
 
 
 def ranks_agree(found: Result, wanted: Result, split: str, tolerance: float) -> None:
-    """Scores agree, and each rank of both is one that the scores explain: items that tie within rounding may swap."""
+    """Check that scores agree, and ranks do too, except that items whose scores tie within rounding may swap."""
     scores = wanted["scores"][split]
     near = tolerance * scores[np.abs(scores) < 1e20].std()  # some methods hide an item behind a score of -1e30
     worst = float(np.abs(found["scores"][split] - scores).max())
@@ -277,7 +281,7 @@ def ranks_agree(found: Result, wanted: Result, split: str, tolerance: float) -> 
     seen = ~wanted["masked"][user, theirs.item]
     if tolerance:
         assert (highest > lowest)[seen].sum() <= max(1, 0.05 * seen.sum()), (
-            "near-ties must be few, or ranks say nothing"
+            "there must be few near-ties, or comparing ranks proves nothing"
         )
     else:
         np.testing.assert_array_equal(found["ranked"][split].rank, theirs.rank)
@@ -310,13 +314,16 @@ def test_any_zero_stage_gives_the_same_trajectory(results, name: str, stage: int
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("name", runs_of([name for name in RUNS if "popularity" not in name], DEFAULT))
 def test_a_run_does_train(results, name: str):
-    """The comparison means something: the loss falls, every weight moves, and only histories tell the splits apart."""
+    """The loss falls and every weight changes. Scores differ between splits only for methods that read histories.
+
+    Otherwise the comparison would prove nothing.
+    """
     result = results(1)[name, 0]
     main = next(term for term in ("bpr", "ce", "ce_id") if term in result["terms"][0])
     full = [terms[main] for terms, whole in zip(result["terms"], result["full"], strict=True) if whole]
     assert np.mean(full[-3:]) < np.mean(full[:3])
     still = [key for key, value in result["state"].items() if np.array_equal(value, result["start"][key])]
-    assert still == [] or RUNS[name].optimizer == GENTLE  # whose steps can be less than a weight's rounding
+    assert still == [] or RUNS[name].optimizer == GENTLE  # whose steps can be smaller than a weight's rounding
     same = np.array_equal(result["scores"]["valid"], result["scores"]["test"])
     assert same == (RUNS[name].method["name"] not in ("sasrec", "odmt", "bivrec"))
 
@@ -333,7 +340,7 @@ def test_no_two_runs_are_the_same(results):
 
 
 def more_gradient(result: Result) -> None:
-    """As if two rows of a table had a gradient 2 % too large."""
+    """Change the result as if the gradients of two rows of a table were 2 % too large."""
     if "table.item.exp_avg" in result["state"]:
         result["state"]["table.item.exp_avg"][[3, 5]] *= 1.02
     else:
@@ -363,7 +370,7 @@ def other_loss(result: Result) -> None:
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("name", ["lightgcn, adam, more items", "bprmf, sgd, more users"])
 @pytest.mark.parametrize("fault", [more_gradient, swapped_ranks, other_scores, other_weights, other_loss])
-def test_the_comparison_sees_a_planted_fault(results, name: str, fault: Any):
+def test_the_comparison_notices_a_planted_fault(results, name: str, fault: Any):
     alone = results(1)[name, 0]
     agree(alone, alone, RUNS[name])
     planted = copy.deepcopy(alone)

@@ -1,6 +1,6 @@
-"""A method with a small dense module, for tests of training: BPR-MF whose item rows pass through a tower.
+"""A method for training tests that need a dense module: BPR-MF whose item rows pass through a small tower.
 
-Also the same training in plain PyTorch in one process.
+The module also has the same training in plain PyTorch in one process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from distrec.parallel.world import World
 from tests.training.random_data import write_random
 
 DIM, GLOBAL_BATCH, USERS, ITEMS = 4, 50, 31, 23
-STEPS = 5  # an epoch has three; the last one has 2 rows, so one of 3 workers has none
+STEPS = 5  # an epoch has three, and its last batch has 2 rows: with 3 workers, one has none
 
 
 def write_data(path: Path) -> str:
@@ -29,16 +29,14 @@ def write_data(path: Path) -> str:
 
 
 class Block(torch.nn.Module):
-    """A block of odd sizes, which no number of workers divides."""
+    """A residual block whose sizes no number of workers divides."""
 
     recompute: ClassVar[bool] = True
 
     def __init__(self, dim: int, dropout: float):
         super().__init__()
         self.first, self.last = torch.nn.Linear(dim, 7), torch.nn.Linear(7, dim, bias=False)
-        self.gain = torch.nn.Parameter(
-            torch.full((dim,), 0.5)
-        )  # the block's own parameter, because ZeRO 3 gathers by module
+        self.gain = torch.nn.Parameter(torch.full((dim,), 0.5))  # the block's own, since ZeRO 3 gathers by module
         self.dropout, self.runs = dropout, 0
 
     def forward(self, x: torch.Tensor, *, scale: torch.Tensor) -> torch.Tensor:
@@ -48,7 +46,7 @@ class Block(torch.nn.Module):
 
 
 class Tower(torch.nn.Module):
-    """Two blocks and a parameter of one element; its input and output are mappings with one entry of integers."""
+    """Two blocks and a parameter of one element. Inputs and outputs are mappings that include an integer tensor."""
 
     def __init__(self, dim: int, dropout: float = 0.0):
         super().__init__()
@@ -93,7 +91,7 @@ class Towered(BprMf):
 
 
 def build(folder: str, *, method: dict[str, Any] | None = None, **sections: dict[str, Any]) -> Any:
-    """An engine on this worker; `sections` of the run config."""
+    """An engine on this worker; `sections` are sections of the run config."""
     from distrec.training.engine import Engine
 
     METHODS["towered"] = Towered
@@ -104,7 +102,7 @@ def build(folder: str, *, method: dict[str, Any] | None = None, **sections: dict
 
 
 def place(engine: Any, number: int) -> tuple[int, int]:
-    """Epoch and step of the step with this number."""
+    """The epoch and the step within it, for a step's number in the run."""
     epoch, step = divmod(number, engine.steps_per_epoch)
     return epoch, step
 
@@ -120,9 +118,9 @@ def weights(engine: Any) -> dict[str, torch.Tensor]:
 
 
 def plain(engine: Any, clip: float = 0.0) -> Iterator[tuple[float, float, dict[str, torch.Tensor]]]:
-    """PyTorch's AdamW over tables and tower in one process.
+    """Train tables and tower with PyTorch's AdamW in one process.
 
-    Yields the loss, the gradient norm before clipping, and the weights of each step.
+    Yields the loss, the gradient norm before clipping and the weights of each step.
     """
     optimizer, seed = engine.config.optimizer, engine.config.train.seed
     rows = {"user": USERS, "item": ITEMS}

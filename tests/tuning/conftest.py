@@ -1,4 +1,4 @@
-"""A small dataset, and a sweep over it that nothing disturbed."""
+"""A small dataset, and an uninterrupted sweep over it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, data: str, cluster: None) -> Path:
-    """A sweep that ran from start to end."""
+    """The folder of a sweep that ran from start to end without interruption."""
     folder = tmp_path_factory.mktemp("undisturbed")
     assert main(["tune", write_sweep(folder, data, METHODS, **SECTIONS)]) == DONE
     return folder / "sweep"

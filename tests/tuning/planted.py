@@ -1,4 +1,4 @@
-"""Sweep configs over the small dataset, and searches whose results are planted instead of trained."""
+"""Sweep configs for the small dataset, and searches whose results are planted instead of trained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from tests.training import small
 
 
 def write_sweep(path: Path, data: str, methods: Mapping[str, dict[str, Any]], **sections: Any) -> str:
-    """Write a sweep config over small run configs; `methods` has each entry's section without its `config`."""
+    """Write a sweep config and its run configs; returns its path.
+
+    `methods` has the section of each entry, without its `config`.
+    """
     tree: dict[str, Any] = {
         "run": {"name": "sweep", "storage": str(path)},
         "data": data,
@@ -47,7 +50,7 @@ def plan_of(path: Path, spaces: Mapping[str, Space], **sections: Any) -> Plan:
 
 
 def searched(plan: Plan, value: Callable[[Trial], float | None], at_once: int = 1) -> list[Trial]:
-    """The trials of a search in which each trial t ends with `value(t)`, or fails if that is None."""
+    """The trials of a search in which each trial ends with the value `value(trial)`, or fails if it is None."""
     trials: list[Trial] = []
     running: list[Trial] = []
     while True:

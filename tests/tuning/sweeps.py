@@ -1,4 +1,4 @@
-"""The sweep that tests run whole, and what a sweep leaves behind."""
+"""The sweep that several tests run, and functions that read a sweep's results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def trials(sweep: Path, phase: str = "trials") -> dict[str, dict[str, Any]]:
 
 
 def results(sweep: Path) -> dict[str, Any]:
-    """What every trial and every winner's seed found, apart from how long it took."""
+    """The losses and metrics of every trial and of every winner's seed, without durations."""
     found = {}
     for phase in ("trials", "final"):
         for name in trials(sweep, phase):

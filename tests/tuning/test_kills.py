@@ -1,4 +1,4 @@
-"""Sweeps whose processes are killed or stopped: nothing is lost or done twice, whoever it is."""
+"""Sweeps whose processes are killed or stopped: no result is lost, and no finished trial runs twice."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from tests.tuning.sweeps import METHODS, SECTIONS, attempts, results, trials
 pytestmark = pytest.mark.multiprocess
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TRIAL = "ImplicitFunc"  # how Ray titles the process of a trial that is a function
+TRIAL = "ImplicitFunc"  # Ray's title for the process of a trial that is a function
 
 
 class Command:
-    """`distrec tune` in a process of its own, and its Ray cluster's processes."""
+    """`distrec tune` in its own process, with the processes of its Ray cluster."""
 
     def __init__(self, config: str, home: Path, *arguments: str):
         environment = {
@@ -48,7 +48,7 @@ class Command:
             )  # fmt: skip
 
     def processes(self, *words: str) -> list[psutil.Process]:
-        """Living processes of the cluster whose title or command has one of `words`."""
+        """The running processes of the cluster whose title or command has one of `words`."""
         found = []
         with suppress(psutil.NoSuchProcess):
             for process in psutil.Process(self.process.pid).children(recursive=True):
@@ -64,7 +64,7 @@ class Command:
             pytest.fail(f"the sweep did not end in {seconds} s:\n{self.log.read_text()[-3000:]}")
 
     def end(self) -> None:
-        """Leave nothing behind."""
+        """Kill the command and all processes of its cluster."""
         left = self.processes("")
         if self.process.poll() is None:
             self.process.kill()
@@ -88,7 +88,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Command]]:
 
 
 def trained(sweep: Path) -> int:
-    """Epochs that the sweep's runs have recorded, all together."""
+    """The total number of epochs that the sweep's runs have recorded."""
     return sum(len(file.read_bytes().splitlines()) for file in sweep.glob("*/*/metrics.jsonl"))
 
 
@@ -99,18 +99,18 @@ VICTIMS = ("trial", "raylet/raylet", "gcs_server")
     ("seed", "victims"),
     [(0, VICTIMS), *(pytest.param(seed, (*VICTIMS, "driver"), marks=pytest.mark.wide) for seed in (1, 2, 3))],
 )
-def test_whoever_is_killed_nothing_is_lost_and_nothing_finished_runs_twice(
+def test_after_any_kill_nothing_is_lost_and_nothing_finished_runs_twice(
     tmp_path: Path, data: str, undisturbed: Path, start: Callable[..., Command], seed: int, victims: tuple[str, ...]
 ) -> None:
-    """SIGKILL to a trial's process and then to the driver, to Ray's node, to Ray's head service, and to the driver alone.
+    """Send SIGKILL to each of `victims` in turn; when a trial's process was killed, kill the driver after it.
 
-    Each comes once some number of further epochs has been trained, so that a seed names the same places in any run.
+    Each kill comes after a random number of further epochs, so that a seed kills at the same epochs in any run.
     """
     config, sweep, moment = write_sweep(tmp_path, data, METHODS, **SECTIONS), tmp_path / "sweep", random.Random(seed)
     finished: dict[str, tuple[int, int]] = {}
 
-    def look() -> None:
-        """What has finished so far must stay as it is."""
+    def check_finished() -> None:
+        """Check that what had finished before has not changed."""
         for summary in sweep.glob("trials/*/summary.json"):
             now = (attempts(summary.parent), summary.stat().st_mtime_ns)
             assert finished.setdefault(summary.parent.name, now) == now, f"{summary.parent} ran again"
@@ -119,8 +119,8 @@ def test_whoever_is_killed_nothing_is_lost_and_nothing_finished_runs_twice(
                 now = (attempts(record.parent), (record.parent / "summary.json").stat().st_mtime_ns)
                 assert finished.setdefault(record.parent.name, now) == now, f"{record.parent} ran again"
 
-    def train_on(command: Command, epochs: int) -> None:
-        """Wait until a trial runs and so many further epochs are recorded, or the command has ended."""
+    def train_further(command: Command, epochs: int) -> None:
+        """Wait until a trial runs and `epochs` further epochs are recorded, or the command has ended."""
         wanted, deadline = trained(sweep) + epochs, time.monotonic() + 90
         while command.process.poll() is None and time.monotonic() < deadline:
             if command.processes(TRIAL) and trained(sweep) >= wanted:
@@ -129,8 +129,8 @@ def test_whoever_is_killed_nothing_is_lost_and_nothing_finished_runs_twice(
 
     for victim in victims:
         command = start(config)
-        train_on(command, moment.randrange(12))
-        look()
+        train_further(command, moment.randrange(12))
+        check_finished()
         if victim == "driver":
             command.process.kill()
         else:
@@ -138,13 +138,13 @@ def test_whoever_is_killed_nothing_is_lost_and_nothing_finished_runs_twice(
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
         if victim == "trial":
-            train_on(command, moment.randrange(4))
+            train_further(command, moment.randrange(4))
             command.process.kill()
         command.wait(150)
         command.end()
-        look()
+        check_finished()
     assert start(config).wait(300) == DONE, (tmp_path / "log").read_text()[-3000:]
-    look()
+    check_finished()
     assert all(trial["status"] == "done" for phase in ("trials", "final") for trial in trials(sweep, phase).values())
     assert results(sweep) == results(undisturbed)
 
@@ -174,7 +174,7 @@ def test_a_trial_that_dies_is_retried_from_its_checkpoint_and_one_that_fails_doe
     assert set(trials(sweep, "final")) == {"lightgcn-seed2"}
 
 
-def test_trials_of_several_workers_stop_by_the_scheduler_and_on_ctrl_c(
+def test_the_scheduler_and_ctrl_c_stop_trials_of_several_workers(
     tmp_path: Path, data: str, start: Callable[..., Command]
 ) -> None:
     methods = {"bprmf": {"space": {"method.dim": [4, 12, 16]}, "train": {"global_batch": 8, "epochs": 9}}}
@@ -194,9 +194,8 @@ def test_trials_of_several_workers_stop_by_the_scheduler_and_on_ctrl_c(
     assert attempts(sweep / "trials" / min(record)) == 2
     assert {trial["status"] for trial in record.values()} == {"done", "stopped"}
     stopped = [name for name, trial in record.items() if trial["status"] == "stopped"]
-    for name in (
-        stopped
-    ):  # training goes on until Ray Tune has ended the processes, so more epochs than the decision took may stand
+    # Training continues until Ray Tune has ended the processes, so there may be epochs after the scheduler's decision.
+    for name in stopped:
         values = [epoch["valid"]["recall@20"] for epoch in small.metrics(sweep / "trials" / name)]
         assert len(values) >= 2
         assert record[name]["value"] in values
@@ -204,7 +203,7 @@ def test_trials_of_several_workers_stop_by_the_scheduler_and_on_ctrl_c(
     assert final["world_size"] == 2
 
 
-def test_a_population_survives_its_driver_and_a_clones_config_repeats_its_way(
+def test_a_population_survives_its_driver_and_a_clones_config_repeats_its_training(
     tmp_path: Path, data: str, start: Callable[..., Command]
 ) -> None:
     methods: dict[str, dict[str, Any]] = {
@@ -243,7 +242,7 @@ def test_a_population_survives_its_driver_and_a_clones_config_repeats_its_way(
     assert len(again) == 6
     assert {trial["entry"] for trial in trials(sweep, "final").values()} == {"alignrec", "bprmf"}
     assert main(["report", str(sweep)]) == DONE
-    told = (sweep / "report.md").read_text()
-    assert "3 of 3, 2 clones" in told  # a clone and whom it replaced are one trial
-    assert told.count("from epoch 2 a clone of") == told.count("from epoch 4 a clone of") == 1
-    assert "population-based training" in told
+    report = (sweep / "report.md").read_text()
+    assert "3 of 3, 2 clones" in report  # a clone and the trial that it replaces count as one
+    assert report.count("from epoch 2 a clone of") == report.count("from epoch 4 a clone of") == 1
+    assert "population-based training" in report

@@ -1,4 +1,4 @@
-"""Whole sweeps with Ray Tune, on a cluster that lives on: what they leave behind."""
+"""Whole sweeps with Ray Tune on a cluster that survives them, and the files that they leave."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.tuning.sweeps import METHODS, trials
 pytestmark = pytest.mark.multiprocess
 
 
-def test_a_sweep_chooses_on_validation_and_reads_test_for_the_winners_alone(undisturbed: Path) -> None:
+def test_a_sweep_chooses_on_validation_and_ranks_test_only_for_the_winners(undisturbed: Path) -> None:
     searched, finals = trials(undisturbed), trials(undisturbed, "final")
     assert len(searched) == 5
     assert all(trial["status"] == "done" for trial in [*searched.values(), *finals.values()])
@@ -44,7 +44,7 @@ def test_a_sweep_chooses_on_validation_and_reads_test_for_the_winners_alone(undi
     assert record["done"]
 
 
-def test_checkpoints_stay_for_the_best_trial_of_a_method_alone(undisturbed: Path) -> None:
+def test_only_the_best_trial_of_a_method_keeps_its_checkpoints(undisturbed: Path) -> None:
     winners = set(json.loads((undisturbed / "sweep.json").read_text())["winners"].values())
     kept = {path.parent.name for path in (undisturbed / "trials").glob("*/checkpoints")}
     assert kept == winners
@@ -56,7 +56,7 @@ def test_a_finished_sweep_runs_nothing_again(undisturbed: Path, cluster: None) -
     assert {str(path): path.stat().st_mtime_ns for path in undisturbed.glob("*/*/*.json")} == before
 
 
-def test_resources_that_no_node_has_are_told_at_once(
+def test_resources_that_no_node_has_are_refused_at_once(
     tmp_path: Path, data: str, cluster: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     methods = {"bprmf": {"train": {"global_batch": 1000}}}
@@ -66,17 +66,17 @@ def test_resources_that_no_node_has_are_told_at_once(
     assert not (tmp_path / "sweep").exists()
 
 
-def test_a_sweep_of_which_every_trial_fails_says_why(
+def test_a_sweep_whose_trials_all_fail_says_why(
     tmp_path: Path, data: str, cluster: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     methods = {"bprmf": {"overrides": {"optimizer.name": "sgd", "optimizer.lr": 1e30}}}
     assert main(["tune", write_sweep(tmp_path, data, methods, budget={"trials": 1})]) == BAD_INPUT
-    told = capsys.readouterr().err
-    assert "no trial of the sweep" in told
-    assert "NonFiniteLoss" in told
+    printed = capsys.readouterr().err
+    assert "no trial of the sweep" in printed
+    assert "NonFiniteLoss" in printed
 
 
-def test_a_sweep_lives_in_an_object_store(tmp_path: Path, s3: str) -> None:
+def test_a_sweep_can_be_stored_in_an_object_store(tmp_path: Path, s3: str) -> None:
     from distrec.data.storage import open_folder
 
     data = small.write_small(f"{s3}/data")
@@ -85,7 +85,7 @@ def test_a_sweep_lives_in_an_object_store(tmp_path: Path, s3: str) -> None:
         tmp_path, data, methods, run={"name": "sweep", "storage": f"{s3}/sweeps"}, budget={"trials": 3}
     )
     assert main(["tune", config]) == DONE
-    assert main(["tune", config]) == DONE  # finds all of it again
+    assert main(["tune", config]) == DONE  # the same command finds the finished sweep
     folder = open_folder(f"{s3}/sweeps/sweep")
     assert folder.names("trials") == ["bprmf-000", "bprmf-001", "popularity-000"]
     assert {folder.read_json("trials", name, "trial.json")["status"] for name in folder.names("trials")} == {"done"}
