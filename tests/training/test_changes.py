@@ -164,7 +164,7 @@ def test_changes_ahead_may_be_set_and_those_behind_may_not(tmp_path: Path, data:
 @pytest.mark.parametrize(
     ("method", "changes", "told"),
     [
-        ("alignrec", [{"epoch": 1, "values": {"method.knn_k": 5}}], "'method.knn_k' after epoch 1, which cannot change"),
+        ("alignrec", [{"epoch": 1, "values": {"method.knn_k": 5}}], "method.knn_k' after epoch 1, which cannot change"),
         ("alignrec", [{"epoch": 1, "values": {"method.sim_wieght": 5.0}}], "did you mean 'method.sim_weight'"),
         ("alignrec", [{"epoch": 1, "values": {"optimizer.lr": -1.0}}], "'optimizer.lr' is -1.0"),
         ("alignrec", [{"epoch": 2, "values": {"optimizer.lr": 1.0}}] * 2, "ascending epochs"),
