@@ -116,7 +116,7 @@ DEFAULT = {
     "odmt, sgd, more items",  # the other mask, a table initialised from tokens
     "odmt, adam, few users",  # a table tied to tokens, an item encoded once per position
     "odmt, adam, fewest items",  # tokens on a worker without items
-    "odmt, sparse tables",  # fused tables beside a dense module
+    "odmt, sparse tables",  # fused tables together with a dense module
     "bivrec, adam, more users",  # two views, keyed Gumbel noise, several vectors per user
     "bivrec prototype, adam, more users",  # the authors' code
     "bivrec position, sgd, more items",  # the other interpretations of the paper, ranked by both views
@@ -289,8 +289,8 @@ def ranks_agree(found: Result, wanted: Result, split: str, tolerance: float) -> 
         for name in ("user", "item", "masked"):
             np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
         np.testing.assert_array_equal(ours.masked, ~seen)
-        wrong = seen & ((ours.rank < lowest) | (ours.rank > highest))
-        assert not wrong.any(), f"ranks of users {user[wrong]}, {split}"
+        unexplained = seen & ((ours.rank < lowest) | (ours.rank > highest))
+        assert not unexplained.any(), f"ranks of users {user[unexplained]}, {split}"
 
 
 def runs_of(names: Any, default: set[str]) -> Any:
