@@ -79,7 +79,7 @@ def test_with_all_switches_the_reconstruction_is_the_prototype(data: Dataset):
     assert {"term ce_id", "term contrast"} == {key for key in ours if key.startswith("term")}
 
 
-@pytest.mark.parametrize("key", [*SWITCHES, "scales", "positions", "gaussian", "lambda_f", "lambda_mm"])
+@pytest.mark.parametrize("key", [*sorted(SWITCHES), "scales", "positions", "gaussian", "lambda_f", "lambda_mm"])
 def test_every_switch_matters(data: Dataset, key: str):
     if key == "zero_tokens":  # it affects initial values only, which `perturbed` changes
         starts = [Bare(ALONE, data, REDUCED | {key: on}).dense["views.mm.tokens"] for on in (True, False)]

@@ -38,6 +38,7 @@ class Command:
             "OMP_NUM_THREADS": "1",
             "HOME": str(home),
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # a driver whose head service died waits 60 s by default
         }
         environment.pop("RAY_ADDRESS", None)
         self.log = home / "log"
@@ -92,7 +93,8 @@ def trained(sweep: Path) -> int:
     return sum(len(file.read_bytes().splitlines()) for file in sweep.glob("*/*/metrics.jsonl"))
 
 
-VICTIMS = ("trial", "raylet/raylet", "gcs_server")
+VICTIMS = ("trial", "raylet/raylet", "gcs_server", "ctrl-c")
+EPOCHS = 48  # of the 40 of the search and the 16 of the winners' seeds: the last kill may hit either
 
 
 @pytest.mark.parametrize(
@@ -104,9 +106,11 @@ def test_after_any_kill_nothing_is_lost_and_nothing_finished_runs_twice(
 ) -> None:
     """Send SIGKILL to each of `victims` in turn; when a trial's process was killed, kill the driver after it.
 
-    Each kill comes after a random number of further epochs, so that a seed kills at the same epochs in any run.
+    "ctrl-c" is SIGINT to the driver instead.
+
+    The kills are spread over the sweep's epochs. A seed kills after the same numbers of epochs in any run.
     """
-    config, sweep, moment = write_sweep(tmp_path, data, METHODS, **SECTIONS), tmp_path / "sweep", random.Random(seed)
+    config, sweep, draw = write_sweep(tmp_path, data, METHODS, **SECTIONS), tmp_path / "sweep", random.Random(seed)
     finished: dict[str, tuple[int, int]] = {}
 
     def check_finished() -> None:
@@ -119,30 +123,31 @@ def test_after_any_kill_nothing_is_lost_and_nothing_finished_runs_twice(
                 now = (attempts(record.parent), (record.parent / "summary.json").stat().st_mtime_ns)
                 assert finished.setdefault(record.parent.name, now) == now, f"{record.parent} ran again"
 
-    def train_further(command: Command, epochs: int) -> None:
-        """Wait until a trial runs and `epochs` further epochs are recorded, or the command has ended."""
-        wanted, deadline = trained(sweep) + epochs, time.monotonic() + 90
-        while command.process.poll() is None and time.monotonic() < deadline:
-            if command.processes(TRIAL) and trained(sweep) >= wanted:
-                return
+    def train_until(command: Command, epochs: int) -> None:
+        """Wait until a trial runs and the sweep has recorded `epochs`."""
+        deadline = time.monotonic() + 90
+        while trained(sweep) < epochs or not command.processes(TRIAL):
+            assert command.process.poll() is None, "the sweep ended before it could be disturbed"
+            assert time.monotonic() < deadline, f"{epochs} epochs were not reached in time"
             time.sleep(0.05)
 
-    for victim in victims:
+    for number, victim in enumerate(victims):
         command = start(config)
-        train_further(command, moment.randrange(12))
+        train_until(command, draw.randrange(EPOCHS * number // len(victims), EPOCHS * (number + 1) // len(victims)))
         check_finished()
-        if victim == "driver":
-            command.process.kill()
-        else:
-            for process in command.processes(TRIAL if victim == "trial" else victim)[:1]:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
+        if victim == "ctrl-c":
+            command.process.send_signal(signal.SIGINT)
+        elif victim != "driver":
+            process = command.processes(TRIAL if victim == "trial" else victim)[0]
+            process.kill()
         if victim == "trial":
-            train_further(command, moment.randrange(4))
+            train_until(command, trained(sweep) + draw.randrange(3))
+        if victim in ("trial", "driver"):
             command.process.kill()
-        command.wait(150)
+        assert (command.wait(150) == INTERRUPTED) == (victim == "ctrl-c"), command.log.read_text()[-3000:]
         command.end()
         check_finished()
+    assert finished, "no trial had finished before the last kill"
     assert start(config).wait(300) == DONE, (tmp_path / "log").read_text()[-3000:]
     check_finished()
     assert all(trial["status"] == "done" for phase in ("trials", "final") for trial in trials(sweep, phase).values())
@@ -174,6 +179,7 @@ def test_a_trial_that_dies_is_retried_from_its_checkpoint_and_one_that_fails_doe
     assert set(trials(sweep, "final")) == {"lightgcn-seed2"}
 
 
+@pytest.mark.wide
 def test_the_scheduler_and_ctrl_c_stop_trials_of_several_workers(
     tmp_path: Path, data: str, start: Callable[..., Command]
 ) -> None:
