@@ -10,7 +10,11 @@ class InputError(Exception):
 
 
 class NonFiniteLoss(Exception):
-    """A loss term or the gradient's norm is NaN or infinite; the step has not changed any weight. Exit status 3."""
+    """A loss term, the gradient, a weight or a score is NaN or infinite. Exit status 3.
+
+    If a loss term or the gradient is, the step has changed no weight, except sparse tables, which the backward pass
+    updates.
+    """
 
 
 class Interrupted(Exception):

@@ -52,7 +52,8 @@ def _section(
         elif own[0] == header and len(behind := f"{header}  # {field.description}") <= width:
             lines += [behind, *own[1:]]
         else:
-            lines += [*textwrap.wrap(f"# {field.description}", width, subsequent_indent="# "), *own]
+            text = f"# {field.description}"
+            lines += [*textwrap.wrap(text, width, subsequent_indent="# ", break_on_hyphens=False), *own]
     return lines
 
 

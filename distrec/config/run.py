@@ -85,7 +85,8 @@ class LrDecay(Section):
 
     factor: float = Field(gt=0, le=1, description="factor that multiplies the learning rate over 'epochs' epochs")
     epochs: float = Field(
-        gt=0, description="number of epochs, not necessarily whole, in which the learning rate falls by 'factor'"
+        gt=0,
+        description="number of epochs, not necessarily whole, in which the learning rate is multiplied by 'factor'",
     )
 
 

@@ -27,13 +27,8 @@ USERS, ITEMS, INTERACTIONS = 2_000, 1_000, 40_000
 KS = (5, 10, 20, 50)
 COLD = 5  # maximum training interactions of a cold item, as in the evaluation's slices
 
-_TASTE = {
-    "shape": 0.9,
-    "colour": 1.2,
-    "pattern": 0.9,
-    "material": 1.1,
-    "occasion": 1.1,
-}  # standard deviation over users
+# Standard deviations over users.
+_TASTE = {"shape": 0.9, "colour": 1.2, "pattern": 0.9, "material": 1.1, "occasion": 1.1}
 _POPULARITY = 0.7
 _NEW_ITEMS = 240  # a quarter of them goes on sale at the very end of the training period
 _NO_PICTURE, _NO_DESCRIPTION = 40, 60

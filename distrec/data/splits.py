@@ -28,9 +28,8 @@ from distrec.data import keyed
 from distrec.errors import InputError
 
 TRAIN, VALID, TEST, CONTEXT, LEFT_OUT = 0, 1, 2, 3, -1
-_Counts = Callable[
-    [np.ndarray], tuple[np.ndarray, np.ndarray]
-]  # users' numbers of rows -> their numbers of valid and of test rows
+# From users' numbers of rows to their numbers of validation and of test rows.
+_Counts = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class SplitSection(Section):

@@ -289,9 +289,8 @@ def _write_feature(
     """Write one feature set: a vector is its cluster's vector plus noise, with entries of about `width ** -0.5`."""
     centres = keyed.normal(("synth-centre", size.seed, name), 0, size.clusters * width).reshape(-1, width)
     centres = centres.astype(np.float32)
-    out = parts.Parts(
-        folder, f"features/{name}", parts.items_per_part(4 * width)
-    )  # sized by float32, in which a part is generated
+    # Parts are sized by float32, in which they are generated.
+    out = parts.Parts(folder, f"features/{name}", parts.items_per_part(4 * width))
     amplitude = 12**0.5 * _NOISE[name]
     for start in range(0, size.items, out.rows):
         stop = min(start + out.rows, size.items)

@@ -59,9 +59,8 @@ class LightGCN(Method):
         positives, ego_positives = batch.positives.rows(final.items, self.block("item"))
         negatives, ego_negatives = batch.negatives.rows(final.items, self.block("item"))
         squares = torch.stack([rows.square().sum() for rows in (ego_users, ego_positives, ego_negatives)])
-        norms = (
-            self.space.world.total(squares).sqrt().sum()
-        )  # norms over the whole batch's rows; ranks' norms do not add up
+        # Norms over the whole batch's rows, since ranks' norms do not add up.
+        norms = self.space.world.total(squares).sqrt().sum()
         return {
             "bpr": batch.mean(bpr(users, positives, negatives)),
             "reg": self.my_share(self.config.reg * norms / batch.size),

@@ -115,8 +115,8 @@ class MENTOR(Method):
         mask_weight_f: float = Field(
             1.5,
             ge=0,
-            description="lambda_f, weight of the feature mask term, a constant if 'variant' is published; 0 leaves it "
-            "out (4.4)",
+            description="lambda_f, weight of the feature mask term; the term is a constant if 'variant' is published; "
+            "0 leaves it out (4.4)",
         )
         mask_weight_g: float = Field(
             1e-3, ge=0, description="lambda_g, weight of the contrast of noisy towers; 0 leaves them out (4.5)"

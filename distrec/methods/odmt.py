@@ -218,18 +218,18 @@ class ODMT(Method):
 
     def degradations(self) -> list[str]:
         config, missing = self.config, {name: self.data.feature(name).missing for name in self.features()}
-        told = [
+        notes = [
             f"{count} of {self.data.items} items lack '{name}'; a zero vector is used as their only token"
             for name, count in missing.items()
             if count
         ]
         if config.dedupe and config.dropout:
-            told.append("a batch encodes each item once, so an item's copies share their dropout ('method.dedupe')")
+            notes.append("a batch encodes each item once, so an item's copies share their dropout ('method.dedupe')")
         if config.negatives == "local":
-            told.append(
+            notes.append(
                 "candidates are the items of a worker's share of the batch, so results depend on the number of workers"
             )
-        return told
+        return notes
 
     def _widths(self) -> tuple[int, int]:
         if self.encoders:

@@ -97,7 +97,8 @@ class Engine:
             Every loss term over the whole batch, and whether any rank raised `flag`.
 
         Raises:
-            NonFiniteLoss: a term or the gradient is NaN or infinite; no weight has changed.
+            NonFiniteLoss: a term or the gradient is NaN or infinite; no weight has changed, except sparse tables, which
+                the backward pass updates.
         """
         result = self.forward_backward(epoch, step, samples, flag)
         self.update()
@@ -130,7 +131,8 @@ class Engine:
         """Clip the gradient if the config asks for it, then make one step with every optimizer. Collective.
 
         Raises:
-            NonFiniteLoss: clipping or DeepSpeed found a gradient that is not finite; no weight has changed.
+            NonFiniteLoss: clipping or DeepSpeed found a gradient that is not finite; no weight has changed, except
+                sparse tables, which the backward pass has updated.
         """
         if self.config.optimizer.clip_norm:
             dense, replicated = self.dense.local_gradients(), self.dense.replicated

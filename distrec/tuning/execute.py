@@ -250,7 +250,7 @@ class _PerMethod(FIFOScheduler):
         self._sweep, self._folder = sweep, folder
         self._earlier = folder.trials("trials")
         self._schedulers: dict[str, ASHAScheduler] = {}
-        self._told: dict[str, int] = {}  # the last epoch known from earlier attempts, by trial
+        self._last_epoch: dict[str, int] = {}  # of earlier attempts, by trial
 
     def _of(self, trial: Any) -> ASHAScheduler:
         label = trial.config["entry"]
@@ -277,16 +277,16 @@ class _PerMethod(FIFOScheduler):
                 for record in self._folder.run("trials", trial).read_metrics():
                     if "valid" in record:
                         best = max(best, record["valid"][self._sweep.metric])
-                        told = {"epoch": record["epoch"], "best": best}
-                        self._schedulers[label].on_trial_result(nobody, _known(trial.id), told)
-                        self._told[trial.id] = record["epoch"]
+                        result = {"epoch": record["epoch"], "best": best}
+                        self._schedulers[label].on_trial_result(nobody, _known(trial.id), result)
+                        self._last_epoch[trial.id] = record["epoch"]
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         self._of(trial).on_trial_add(tune_controller, _known(trial.config["name"]))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         name = trial.config["name"]
-        if result.get("epoch", math.inf) <= self._told.get(name, 0):
+        if result.get("epoch", math.inf) <= self._last_epoch.get(name, 0):
             return TrialScheduler.CONTINUE
         return str(self._of(trial).on_trial_result(tune_controller, _known(name), result))
 

@@ -27,7 +27,7 @@ class Live:
         self._sweep, self._folder = sweep, folder
         self._console = Console(file=sys.stdout)
         self._phase: Phase = "trials"
-        self._total, self._told = math.inf, set[str]()
+        self._total, self._printed = math.inf, set[str]()
         self._started, self._before = time.monotonic(), 0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -56,11 +56,11 @@ class Live:
         """Start to show a phase of at most `total` trials. `trials` are those that exist already."""
         self._show()
         ended = {trial.id for trial in in_place(trials) if trial.ended}
-        self._phase, self._total, self._told, self._before = phase, total, ended, len(ended)
+        self._phase, self._total, self._printed, self._before = phase, total, ended, len(ended)
         self._started = time.monotonic()
         what = "search" if phase == "trials" else "winners with fresh seeds, evaluated on test"
         count = f": at most {total:g} trials" if math.isfinite(total) else ""
-        print(f"{what}{count}{f', {len(ended)} of them already ended' if ended else ''}", flush=True)
+        print(f"{what}{count}{f', {len(ended)} trials already ended' if ended else ''}", flush=True)
 
     def _watch(self) -> None:
         while not self._done.wait(_SECONDS if self._folder.folder.local else 5 * _SECONDS):
@@ -72,8 +72,8 @@ class Live:
             self._live.update(Group(self._table(trials), Text(self._summary(trials))), refresh=True)
             return
         for trial in trials:
-            if trial.ended and trial.id not in self._told:
-                self._told.add(trial.id)
+            if trial.ended and trial.id not in self._printed:
+                self._printed.add(trial.id)
                 print(f"{_line(trial, self._sweep.metric)}  | {self._summary(trials)}", flush=True)
 
     def _table(self, trials: Sequence[Trial]) -> Table:

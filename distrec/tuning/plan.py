@@ -179,9 +179,8 @@ def require_optuna():  # type: ignore[no-untyped-def]  # an optional package has
 
 def _distribution(optuna, candidates):  # type: ignore[no-untyped-def]
     if not isinstance(candidates, Range):
-        return optuna.distributions.CategoricalDistribution(
-            list(range(len(candidates)))
-        )  # Optuna accepts no lists as choices
+        # Optuna accepts no lists as choices.
+        return optuna.distributions.CategoricalDistribution(list(range(len(candidates))))
     if candidates.integer:
         return optuna.distributions.IntDistribution(int(candidates.low), int(candidates.high), log=candidates.log)
     return optuna.distributions.FloatDistribution(candidates.low, candidates.high, log=candidates.log)

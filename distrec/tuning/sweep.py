@@ -308,9 +308,9 @@ def _check_populations(sweep: SweepConfig, entries: dict[str, Entry]) -> None:
             )
         if entry.interval(sweep.pbt) >= entry.base.train.epochs:
             raise InputError(
-                f"key 'pbt.interval' is {sweep.pbt.interval}, rounded up to whole evaluations "
-                f"{entry.interval(sweep.pbt)} epochs, but 'methods.{entry.label}' trains {entry.base.train.epochs}; "
-                "lower it, or give the method more epochs."
+                f"key 'pbt.interval' is {sweep.pbt.interval} ({entry.interval(sweep.pbt)} epochs when rounded up to "
+                f"whole evaluations), but 'methods.{entry.label}' trains {entry.base.train.epochs}; lower it, or give "
+                "the method more epochs."
             )
 
 

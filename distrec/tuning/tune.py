@@ -175,9 +175,8 @@ class Search:
                 self.folder.read_result(phase, trial, self.sweep.metric)
                 if asdict(trial) != before:
                     self.folder.write_trial(phase, trial)
-        newest = {
-            (trial.entry, trial.number): trial for trial in trials
-        }  # a clone comes after the trial that it replaces
+        # A clone comes after the trial that it replaces.
+        newest = {(trial.entry, trial.number): trial for trial in trials}
         for trial in trials:
             if not trial.ended and newest[trial.entry, trial.number] is not trial:
                 self.folder.replace(trial)

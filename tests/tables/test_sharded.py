@@ -5,21 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from distrec.config.run import OptimizerSection
 from distrec.errors import InputError
-from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
 from distrec.runtime import quiet
-from distrec.tables.spec import Table, from_rows, xavier_uniform
+from distrec.tables.spec import xavier_uniform
 from tests.distributed import run_workers
 from tests.tables import feature_blocks
+from tests.tables.small_tables import ITEMS, SEED, USERS, WIDTH, given_rows, tables
 
-SEED, USERS, WIDTH = 3, 13, 8
-ITEMS = {"exact": 2, "sparse": 5}  # with 2 items, one of 3 processes owns none
 EXACT: list[dict[str, Any]] = [
     {"name": "adam", "lr": 1e-2},
     {"name": "adam", "lr": 1e-2, "betas": [0.5, 0.9], "eps": 1e-3, "weight_decay": 0.1},
@@ -27,24 +23,6 @@ EXACT: list[dict[str, Any]] = [
     {"name": "sgd", "lr": 0.5},
     {"name": "sgd", "lr": 0.5, "weight_decay": 0.1},
 ]
-
-
-def given_rows(items: int) -> np.ndarray:
-    return np.random.default_rng(1).normal(size=(items, 4)).astype(np.float32)
-
-
-def tables(world: World, optimizer: dict[str, Any], items: int | None = None) -> Any:
-    from distrec.tables.sharded import ShardedTables
-
-    items = items or ITEMS[optimizer.get("tables", "exact")]
-    given = given_rows(items)
-    specs = [
-        Table("user", "user", WIDTH),
-        Table("item", "item", WIDTH),
-        Table("given", "item", 4, from_rows(lambda start, stop: given[start:stop])),
-    ]
-    sides = {"user": Partition(USERS, world.size), "item": Partition(items, world.size)}
-    return ShardedTables(world, specs, sides, OptimizerSection(**optimizer), SEED)  # type: ignore[arg-type]
 
 
 def whole(sharded: Any, name: str) -> torch.Tensor:

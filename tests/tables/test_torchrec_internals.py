@@ -10,7 +10,7 @@ import torch
 from distrec.parallel.world import World
 from distrec.runtime import quiet
 from tests.distributed import run_workers
-from tests.tables.test_sharded import ITEMS, WIDTH, tables
+from tests.tables.small_tables import ITEMS, WIDTH, tables
 
 EPS = 1e-3
 

@@ -11,7 +11,7 @@ from distrec.config.run import DenseSection, OptimizerSection
 from distrec.parallel.world import World
 from distrec.runtime import quiet
 from tests.distributed import run_workers
-from tests.training.test_dense import net
+from tests.training.small_net import net
 
 CASES = [(stage, "fp32") for stage in (0, 1, 2, 3)] + [(stage, "bf16") for stage in (1, 2, 3)]
 LR, KEPT = 1e-2, 0.9  # of the first moment
@@ -86,7 +86,7 @@ def test_optimizer_master_weights_and_gradients_are_where_they_are_looked_for(fo
     if case[0]:
         assert torch.equal(seen["gradients"], seen["public gradients"])
     for name, (moment, wanted) in seen["first moments"].items():
-        torch.testing.assert_close(moment, wanted, msg=lambda told, name=name: f"{name} did not step by it: {told}")
+        torch.testing.assert_close(moment, wanted, msg=lambda text, name=name: f"{name} did not step by it: {text}")
     assert seen["same masters"]
     assert set(seen["steps"]) == {1}
     assert seen["moved"]

@@ -12,6 +12,7 @@ from distrec.parallel.partition import share
 from distrec.parallel.world import World
 from distrec.runtime import quiet
 from tests.distributed import run_workers
+from tests.training.small_net import net
 
 RULES: list[dict[str, Any]] = [
     {"name": "adam", "lr": 1e-2, "betas": [0.8, 0.99], "weight_decay": 0.05},
@@ -19,23 +20,6 @@ RULES: list[dict[str, Any]] = [
     {"name": "sgd", "lr": 0.1, "weight_decay": 0.05},
 ]
 STEPS = 4
-
-
-class Net(torch.nn.Module):
-    """A module whose sizes no number of workers divides, with a parameter of one element."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = torch.nn.Linear(5, 7), torch.nn.Linear(7, 3, bias=False)
-        self.scale = torch.nn.Parameter(torch.tensor([1.5]))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.last(torch.tanh(self.first(x))) * self.scale
-
-
-def net() -> Net:
-    torch.manual_seed(0)
-    return Net()
 
 
 def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,7 +17,6 @@ from distrec.tuning.folder import SweepFolder, Trial
 from distrec.tuning.space import Range
 from distrec.tuning.sweep import load_sweep, resolve_entries
 from distrec.tuning.tune import Search
-from tests.training import small
 from tests.tuning.planted import write_sweep
 
 LR = {"low": 1e-4, "high": 1e-1, "log": True}
@@ -30,11 +29,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "popularity": {},
     "stair": {"space": {"method.gamma": [0.1, 0.2, 0.3]}, "train": {"epochs": 14}},
 }
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return small.write_small(tmp_path_factory.mktemp("data"))
 
 
 def search_of(path: Path, data: str, methods: Sequence[str] = tuple(METHODS), **sections: Any) -> Search:
@@ -106,7 +100,7 @@ def write_run(folder: SweepFolder, trial: Trial, epochs: int) -> None:
     run.folder.write_json({"epochs": epochs, "valid": {"recall@20": trial.value}}, "summary.json")
 
 
-def told(trials: list[Trial]) -> list[dict[str, Any]]:
+def records(trials: list[Trial]) -> list[dict[str, Any]]:
     return [{key: value for key, value in asdict(trial).items() if key != "seconds"} for trial in trials]
 
 
@@ -118,11 +112,11 @@ def test_neither_the_order_of_events_nor_a_kill_changes_a_decision(
     tmp_path: Path, data: str, seed: int, trials: int, kills: int
 ) -> None:
     budget = {"trials": trials, "min_trials": 4}
-    want = told(searched(tmp_path / "one", data, 1, seed=seed, budget=budget))
-    assert told(searched(tmp_path / "many", data, 5, seed=seed, budget=budget)) == want
+    want = records(searched(tmp_path / "one", data, 1, seed=seed, budget=budget))
+    assert records(searched(tmp_path / "many", data, 5, seed=seed, budget=budget)) == want
     for again in range(kills):
         moments = random.Random(10 * seed + again)
-        assert told(searched(tmp_path / f"killed{again}", data, 3, moments, seed=seed, budget=budget)) == want
+        assert records(searched(tmp_path / f"killed{again}", data, 3, moments, seed=seed, budget=budget)) == want
 
 
 def test_a_population_trains_as_many_at_once_as_there_is_room_for(tmp_path: Path, data: str) -> None:
@@ -202,7 +196,7 @@ def test_the_config_of_a_clone_holds_its_earlier_settings(tmp_path: Path, data: 
 
 
 @pytest.mark.parametrize(
-    ("sections", "methods", "told"),
+    ("sections", "methods", "message"),
     [
         ({"budget": {"trials": 30, "min_trials": 1}}, METHODS, "'budget.min_trials' is 1 but 'scheduler: pbt'"),
         ({}, {"popularity": {}, "stair": METHODS["stair"]}, "no method's space has a parameter that may change"),
@@ -215,7 +209,7 @@ def test_the_config_of_a_clone_holds_its_earlier_settings(tmp_path: Path, data: 
         ({}, {"lightgcn": {"space": {"optimizer.lr": LR, "train.epochs": [9, 12]}}}, "searches 'train.epochs'"),
     ],
 )  # fmt: skip
-def test_refused(tmp_path: Path, data: str, sections: dict[str, Any], methods: dict[str, Any], told: str) -> None:
+def test_refused(tmp_path: Path, data: str, sections: dict[str, Any], methods: dict[str, Any], message: str) -> None:
     settings: dict[str, Any] = {"budget": {"trials": 30, "min_trials": 4}, "scheduler": "pbt"}
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         resolve_entries(load_sweep(write_sweep(tmp_path, data, methods, **(settings | sections))))

@@ -17,14 +17,7 @@ from distrec.tuning.folder import SweepFolder, Trial
 from distrec.tuning.sweep import PrepareSection, load_sweep, resolve_entries
 from distrec.tuning.tune import prepare_data, tune
 from tests.data import raw
-from tests.training import small
 from tests.tuning.planted import write_sweep
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return small.write_small(tmp_path_factory.mktemp("data"))
-
 
 LIGHT: dict[str, Any] = {"space": {"method.layers": [1, 2]}}
 

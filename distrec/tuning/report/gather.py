@@ -279,11 +279,11 @@ def _require_finished(entries: list[dict[str, Any]], path: str) -> None:
     if any(entry["best"] for entry in entries):
         return
     counts = {status: sum(entry["counts"][status] for entry in entries) for status in STATUSES}
-    told = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "none has started"
+    counted = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "none has started"
     failed = [one for entry in entries for one in entry["trials"] if one["status"] == "failed"]
     why = f"; the first failure: {failed[0]['reason']}" if failed and failed[0]["reason"] else ""
     raise InputError(
-        f"sweep '{path}' has no finished trial ({told}{why}); continue it with 'distrec tune', then run this again."
+        f"sweep '{path}' has no finished trial ({counted}{why}); continue it with 'distrec tune', then run this again."
     )
 
 

@@ -51,16 +51,18 @@ def _state(report: dict[str, Any]) -> str:
         status: sum(entry["counts"][status] for entry in report["entries"])
         for status in ("done", "stopped", "failed", "running", "waiting")
     }
-    told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    counted = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     seeds = sum(bool(seed["test"]) for entry in report["entries"] for seed in entry["seeds"])
     if report["sweep"]["state"] == "done":
-        return f"The sweep is complete. Trials: {told}. Runs with fresh seeds: {seeds}."
+        return f"The sweep is complete. Trials: {counted}. Runs with fresh seeds: {seeds}."
     if report["sweep"]["state"] == "finishing":
         return (
-            f"The search is over (trials: {told}), but the winners' runs with fresh seeds are not: {seeds} have "
+            f"The search is over (trials: {counted}), but the winners' runs with fresh seeds are not: {seeds} have "
             "finished. Numbers can still change."
         )
-    return f"The search is still running (trials: {told}). Everything below is based on what has been measured so far."
+    return (
+        f"The search is still running (trials: {counted}). Everything below is based on what has been measured so far."
+    )
 
 
 def answer(report: dict[str, Any]) -> list[str]:
