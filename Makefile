@@ -42,10 +42,8 @@ demo: env
 # workers and kills.
 test: SCOPE := and not wide
 test test-all: lint
-	@echo "== Tests of one process, two at a time"
-	$(PYTEST) -n 2 -m "not multiprocess and not realdata $(SCOPE)"
-	@echo "== Tests of several processes: gloo workers and Ray clusters on this machine"
-	$(PYTEST) -m "multiprocess and not realdata $(SCOPE)"
+	@echo "== Tests, two at a time; those of several processes start gloo workers and Ray clusters on this machine"
+	$(PYTEST) -n 2 --dist loadgroup --no-loadscope-reorder -m "not realdata $(SCOPE)"
 	@echo "== Tests on real data: the datasets in shared/data next to the repository"
 	$(PYTEST) -m "realdata $(SCOPE)"
 

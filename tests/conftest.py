@@ -14,32 +14,52 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed import SharedCluster
+
 # For the whole process: Ray reads the authentication mode only once, so a later cluster with another mode would never
 # start an actor.
 os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
 
-SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+SHARED_CLUSTER = SharedCluster()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run tests on the shared cluster last, so that its processes do not slow down other tests."""
-    items.sort(key=lambda item: "cluster" in getattr(item, "fixturenames", ()))
+    """Group the tests for processes that take them group by group, the longest groups first.
+
+    The tests on the shared cluster are one group, so that one process starts it once; the others are grouped by file.
+    """
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("cluster" if _on_cluster(item) else str(item.path.relative_to(ROOT))))
+    items.sort(key=lambda item: 0 if _on_cluster(item) else 1 if item.get_closest_marker("multiprocess") else 2)
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """End the shared cluster after the last of its tests, so that no other test finds it."""
+    if _on_cluster(item) and not (nextitem and _on_cluster(nextitem)):
+        SHARED_CLUSTER.stop()
+
+
+def _on_cluster(item: pytest.Item) -> bool:
+    return "shared_cluster" in getattr(item, "fixturenames", ())
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedCluster]:
+    """The Ray cluster that tests share, for fixtures that run something on it."""
+    SHARED_CLUSTER.home = tmp_path_factory.mktemp("home")
+    yield SHARED_CLUSTER
+    SHARED_CLUSTER.stop()
+
+
+@pytest.fixture
+def cluster(shared_cluster: SharedCluster) -> None:
     """A Ray cluster of 2 CPUs, which commands in this process use and do not stop.
 
     Its tests may kill Train workers and trials, which Ray restarts, but no process of the cluster itself.
     """
-    from tests.distributed import own_cluster
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-        patch.setenv("OMP_NUM_THREADS", "1")
-        with own_cluster(cpus=2):
-            yield
+    shared_cluster.start()
 
 
 @pytest.fixture

@@ -11,12 +11,13 @@ import pickle
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -104,13 +105,30 @@ def _work(
     os._exit(0)
 
 
-@contextmanager
-def own_cluster(cpus: int) -> Iterator[None]:
-    """Start a local Ray cluster with `cpus` CPUs, which the project's commands use and do not shut down."""
-    import ray
+class SharedCluster:
+    """A local Ray cluster of 2 CPUs that several tests use: commands in this process find it and do not stop it."""
 
-    ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    home: Path
+
+    def __init__(self) -> None:
+        self._stack: ExitStack | None = None
+
+    def start(self) -> None:
+        """Start it, unless it runs."""
+        if self._stack is not None:
+            return
+        import ray
+
+        self._stack = ExitStack()
+        patch = self._stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setenv("HOME", str(self.home))
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        self._stack.callback(ray.shutdown)
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
+
+    def stop(self) -> None:
+        """Stop it, if it runs."""
+        if self._stack is not None:
+            self._stack.close()
+            self._stack = None

@@ -15,7 +15,6 @@ from distrec.data.dataset import Dataset, FeatureEntry, write_manifest
 from distrec.encoders.encode import encode
 from distrec.encoders.registry import make_encoder
 from distrec.errors import InputError
-from tests.distributed import own_cluster
 from tests.encoders import tiny
 
 
@@ -166,7 +165,7 @@ def test_a_killed_run_leaves_the_dataset_as_it_was_and_is_continued(tmp_path: Pa
 
 
 @pytest.mark.multiprocess
-def test_ray_workers_give_the_same_features(tmp_path: Path, bert: str, vit: str) -> None:
+def test_ray_workers_give_the_same_features(tmp_path: Path, bert: str, vit: str, cluster: None) -> None:
     texts: list[str | None] = list(tiny.texts(60))
     images: list[bytes | None] = [tiny.jpeg(seed) for seed in range(60)]
     texts[5], images[6], images[7] = None, None, b"damaged"
@@ -182,19 +181,18 @@ def test_ray_workers_give_the_same_features(tmp_path: Path, bert: str, vit: str)
 
 
 @pytest.mark.multiprocess
-def test_a_given_cluster_is_used_and_kept_when_encoding_is_refused(tmp_path: Path, bert: str) -> None:
+def test_a_given_cluster_is_used_and_kept_when_encoding_is_refused(tmp_path: Path, bert: str, cluster: None) -> None:
     import ray
 
     broken = Path(tiny.text_model(tmp_path / "bert"))
     (broken / "model.safetensors").write_bytes(b"no weights")
     data = tiny.write_dataset(str(tmp_path / "data"), tiny.texts(5))
-    with own_cluster(cpus=1):
-        with pytest.raises(InputError, match=r"asks for 6 CPUs \(2 workers x 3 threads\) but the cluster offers 1"):
-            encode(data, text=bert, workers=2, threads=3)
-        assert not parts(data)
-        with pytest.raises(InputError, match="cannot be loaded"):
-            encode(data, text=str(broken), workers=1)
-        assert ray.is_initialized()
+    with pytest.raises(InputError, match=r"asks for 6 CPUs \(2 workers x 3 threads\) but the cluster offers 2"):
+        encode(data, text=bert, workers=2, threads=3)
+    assert not parts(data)
+    with pytest.raises(InputError, match="cannot be loaded"):
+        encode(data, text=str(broken), workers=1)
+    assert ray.is_initialized()
 
 
 def test_a_dataset_on_s3(s3: str, bert: str) -> None:

@@ -232,7 +232,7 @@ def test_vectors_beyond_float16_are_missing(tmp_path: Path, models: dict[str, st
 
 
 @pytest.mark.multiprocess
-def test_ray_workers_give_the_same_tokens(tmp_path: Path, models: dict[str, str]) -> None:
+def test_ray_workers_give_the_same_tokens(tmp_path: Path, models: dict[str, str], cluster: None) -> None:
     texts: list[str | None] = list(tiny.texts(40))
     images: list[bytes | None] = [tiny.jpeg(seed) for seed in range(40)]
     texts[5], images[6], images[7] = None, None, b"damaged"

@@ -230,7 +230,7 @@ def test_a_population_survives_its_driver_and_a_clones_config_repeats_its_traini
     command.wait(60)
     command.end()
     assert start(config).wait(300) == DONE, (tmp_path / "log").read_text()[-3000:]
-    assert "bprmf: no parameter of its space may change while it trains" in (tmp_path / "log").read_text()
+    assert "bprmf: no parameter of its space may change while a run trains" in (tmp_path / "log").read_text()
     record = trials(sweep)
     clones = {name: trial for name, trial in record.items() if trial["parent"]}
     assert sorted(trial["born"] for trial in clones.values()) == [2, 4]

@@ -76,6 +76,32 @@ def test_a_sweep_whose_trials_all_fail_says_why(
     assert "NonFiniteLoss" in printed
 
 
+def test_the_scheduler_stops_trials(tmp_path: Path, data: str, cluster: None) -> None:
+    methods = {"bprmf": {"space": {"method.dim": [4, 12, 16]}, "train": {"global_batch": 8, "epochs": 9}}}
+    config = write_sweep(
+        tmp_path, data, methods, budget={"trials": 4}, scheduler="asha", asha={"grace": 2, "factor": 2}
+    )
+    assert main(["tune", config]) == DONE
+    record = trials(tmp_path / "sweep")
+    assert {trial["status"] for trial in record.values()} == {"done", "stopped"}
+    # Training continues until Ray Tune has ended the processes, so there may be epochs after the scheduler's decision.
+    for name, trial in record.items():
+        values = [epoch["valid"]["recall@20"] for epoch in small.metrics(tmp_path / "sweep" / "trials" / name)]
+        assert len(values) >= 2
+        assert trial["value"] in values
+
+
+def test_a_trial_may_have_several_workers(tmp_path: Path, data: str, cluster: None) -> None:
+    methods = {"bprmf": {"train": {"epochs": 2}}}
+    config = write_sweep(
+        tmp_path, data, methods, budget={"trials": 1}, resources={"workers": 2, "cpus_per_worker": 0.5}
+    )
+    assert main(["tune", config]) == DONE
+    for run in ("trials/bprmf-000", "final/bprmf-seed2"):
+        assert small.read(tmp_path / "sweep" / run, "run.json")["world_size"] == 2
+        assert [epoch["workers"] for epoch in small.metrics(tmp_path / "sweep" / run)] == [2, 2]
+
+
 def test_a_sweep_can_be_stored_in_an_object_store(tmp_path: Path, s3: str) -> None:
     from distrec.data.storage import open_folder
 
