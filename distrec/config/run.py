@@ -14,25 +14,28 @@ from pydantic import Field, field_validator
 from distrec.config.tree import Section, apply_overrides, decode, load_file
 
 
-class RunSection(Section):
-    """Name and folder of a run. The same name in the same folder continues the run."""
+class PlaceSection(Section):
+    """Name and folder of a run or sweep. The same name in the same folder continues it."""
 
     name: str = Field(
         description="name of the run or sweep, and of its folder inside 'storage'; the same name again continues it"
     )
     storage: str = Field("runs", description="folder or s3:// prefix that holds the folders of runs")
-    graphs: str | None = Field(
-        None,
-        description="folder or s3:// prefix where runs share neighbour lists of items; null: each run computes its "
-        "own; unused in sweeps",
-    )
-
     @field_validator("name")
     @classmethod
     def _plain(cls, name: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise ValueError("must be letters, digits, '.', '_' and '-', since it names a folder")
         return name
+
+
+class RunSection(PlaceSection):
+    """Name and folder of a run, and what it shares with other runs."""
+
+    graphs: str | None = Field(
+        None,
+        description="folder or s3:// prefix where runs share neighbour lists of items; null: each run computes its own",
+    )
 
 
 class TrainSection(Section):

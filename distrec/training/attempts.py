@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import yaml
 
-from distrec.config.run import RunSection
+from distrec.config.run import PlaceSection
 from distrec.data.storage import Folder, located, open_folder
 from distrec.errors import InputError
 
@@ -21,7 +21,7 @@ class Config(Protocol):
     """The parts that the configs of runs and sweeps share."""
 
     @property
-    def run(self) -> RunSection: ...
+    def run(self) -> PlaceSection: ...
 
     @property
     def data(self) -> str: ...
@@ -89,9 +89,8 @@ def writing_to(storage: str) -> Iterator[None]:
 
 def with_absolute_paths(config: C) -> C:
     """Make the local paths of a config absolute, because workers and trials may have another working folder."""
-    graphs = config.run.graphs and located(config.run.graphs)  # only runs set it; a sweep's trials share a folder
-    run = config.run.model_copy(update={"storage": located(config.run.storage), "graphs": graphs})
-    return config.model_copy(update={"data": located(config.data), "run": run})
+    paths = {key: located(path) for key, path in config.run.model_dump(exclude={"name"}).items() if path is not None}
+    return config.model_copy(update={"data": located(config.data), "run": config.run.model_copy(update=paths)})
 
 
 def to_yaml(config: Config) -> bytes:

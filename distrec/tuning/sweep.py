@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from distrec.config.run import EvaluateSection, RunConfig, RunSection, TrackingSection, TrainSection
+from distrec.config.run import EvaluateSection, PlaceSection, RunConfig, TrackingSection, TrainSection
 from distrec.config.tree import Section, apply_overrides, decode, load_file, nearest, set_keys
 from distrec.errors import InputError
 from distrec.methods.registry import changeable, resolve
@@ -125,7 +125,7 @@ class PublishedSection(Section):
 class SweepConfig(Section):
     """One sweep: one dataset, one protocol, one metric, one budget, several methods."""
 
-    run: RunSection = Field(description="name and place of the sweep")
+    run: PlaceSection = Field(description="name and place of the sweep")
     data: str = Field(description="folder or s3:// prefix of the prepared dataset that all trials use")
     methods: dict[str, EntrySection] = Field(min_length=1, description="methods to search, by a label of your choice")
     budget: BudgetSection = Field(

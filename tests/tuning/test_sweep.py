@@ -28,6 +28,7 @@ LIGHT: dict[str, Any] = {"space": {"method.layers": [1, 2]}}
         ({}, {}, "'methods' is {} but"),
         ({"lightgcn": {"space": {"method.layer": [1, 2]}}}, {}, r"unknown key 'method.layer'; did you mean 'layers'\?"),
         ({"lightgcn": {"space": {"optimizer.learning": [1.0]}}}, {}, "unknown key 'optimizer.learning'"),
+        ({"lightgcn": {}}, {"run": {"graphs": "kept"}}, "unknown key 'run.graphs'"),  # a sweep's trials share a folder
         ({"lightgcn": {"space": {"method.layers": [1, -2]}}}, {}, "key 'method.layers' is -2"),
         ({"lightgcn": {"space": {"optimizer.lr": {"low": -1.0, "high": 1.0}}}}, {}, "key 'optimizer.lr' is -1.0"),
         ({"lightgcn": {"space": {"train.seed": [1, 2]}}}, {}, "key 'train.seed' is not searched"),
