@@ -25,6 +25,7 @@ SHARED = ROOT.parent / "shared" / "data"
 SHARED_CLUSTER = SharedCluster()
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups after it
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Group the tests for processes that take them group by group, the longest groups first.
 

@@ -202,7 +202,7 @@ def test_the_config_of_a_clone_holds_its_earlier_settings(tmp_path: Path, data: 
         ({}, {"popularity": {}, "stair": METHODS["stair"]}, "no method's space has a parameter that may change"),
         ({"pbt": {"interval": 14}}, {"lightgcn": METHODS["lightgcn"]}, "'pbt.interval' is 14"),
         ({"pbt": {"interval": 9}}, {"lightgcn": {**METHODS["lightgcn"], "overrides": {"train.eval_every": 8}}},
-         "16 epochs, but"),
+         r"is 9 \(16 epochs when rounded up to whole evaluations\), but"),
         ({}, {"lightgcn": {**METHODS["lightgcn"],
                            "overrides": {"changes": [{"epoch": 1, "values": {"method.reg": 1.0}}]}}},
          "key 'changes' is set"),
