@@ -43,7 +43,7 @@ demo: env
 test: SCOPE := and not wide
 test test-all: lint
 	@echo "== Tests, two at a time; those of several processes start gloo workers and Ray clusters on this machine"
-	$(PYTEST) -n 2 --dist loadgroup --no-loadscope-reorder -m "not realdata $(SCOPE)"
+	$(PYTEST) -n 2 --no-loadscope-reorder -m "not realdata $(SCOPE)"
 	@echo "== Tests on real data: the datasets in shared/data next to the repository"
 	$(PYTEST) -m "realdata $(SCOPE)"
 

@@ -11,6 +11,7 @@ import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,17 +24,29 @@ os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 SHARED_CLUSTER = SharedCluster()
+CLUSTER_FILES = ("tests/tuning/test_kills.py", "tests/tuning/test_tune.py", "tests/training/test_on_ray.py")
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups after it
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group the tests for processes that take them group by group, the longest groups first.
+    """Begin with the files that take longest, so that two processes end at about the same time."""
+    slow = {item.path for item in items if item.get_closest_marker("multiprocess")}
+    items.sort(key=lambda item: 0 if _file(item.nodeid) in CLUSTER_FILES else 1 if item.path in slow else 2)
 
-    The tests on the shared cluster are one group, so that one process starts it once; the others are grouped by file.
-    """
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("cluster" if _on_cluster(item) else str(item.path.relative_to(ROOT))))
-    items.sort(key=lambda item: 0 if _on_cluster(item) else 1 if item.get_closest_marker("multiprocess") else 2)
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give whole files to a process, and all files on the shared cluster to one process, which starts it once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "cluster" if _file(nodeid) in CLUSTER_FILES else _file(nodeid)
+
+    return ByFile(config, log)
+
+
+def _file(nodeid: str) -> str:
+    return nodeid.partition("::")[0]
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:

@@ -21,6 +21,7 @@ class PlaceSection(Section):
         description="name of the run or sweep, and of its folder inside 'storage'; the same name again continues it"
     )
     storage: str = Field("runs", description="folder or s3:// prefix that holds the folders of runs")
+
     @field_validator("name")
     @classmethod
     def _plain(cls, name: str) -> str:

@@ -177,16 +177,3 @@ def test_changes_ahead_may_be_set_and_those_behind_may_not(tmp_path: Path, data:
 def test_refused(tmp_path: Path, data: str, method: str, changes: list[dict[str, Any]], told: str) -> None:
     with pytest.raises(InputError, match=told):
         run(tmp_path, data, method, changes)
-
-
-@pytest.mark.multiprocess
-def test_two_workers_train_the_same_schedule(tmp_path: Path, data: str, cluster: None) -> None:
-    changes = [
-        {"epoch": 1, "values": {"optimizer.lr": 0.004, "method.cl_loss": 0.1}},
-        {"epoch": 2, "values": {"method.sim_weight": 0.5}},
-    ]
-    one = run(tmp_path / "one", data, "alignrec", changes)
-    two = run(tmp_path / "two", data, "alignrec", changes, train={"workers": 2})
-    small.same_losses(one, two, rtol=1e-4)
-    steps = 3 * -(-small.metrics(one)[0]["ledger"]["expected"] // 64)
-    small.same_tensors(small.tensors(one, tmp_path), small.tensors(two, tmp_path), 0.004, steps)
