@@ -14,7 +14,11 @@ from distrec.config.tree import decode, set_keys
 from distrec.data.dataset import Dataset
 from distrec.errors import InputError
 from distrec.methods.registry import METHODS, build_method, changeable, resolve
+from distrec.parallel.world import World
 from distrec.training.launch import train
+from distrec.training.loop import fit
+from distrec.training.run_folder import RunFolder
+from tests.distributed import run_workers
 from tests.training import small
 
 TRAINED = [name for name, kind in METHODS.items() if kind.trainable]
@@ -177,3 +181,24 @@ def test_changes_ahead_may_be_set_and_those_behind_may_not(tmp_path: Path, data:
 def test_refused(tmp_path: Path, data: str, method: str, changes: list[dict[str, Any]], told: str) -> None:
     with pytest.raises(InputError, match=told):
         run(tmp_path, data, method, changes)
+
+
+def train_here(config: RunConfig) -> None:
+    fit(World.current(), Dataset.open(config.data), config)
+
+
+@pytest.mark.multiprocess
+def test_two_workers_train_the_same_schedule(tmp_path: Path, data: str) -> None:
+    changes = [
+        {"epoch": 1, "values": {"optimizer.lr": 0.004, "method.cl_loss": 0.1}},
+        {"epoch": 2, "values": {"method.sim_weight": 0.5}},
+    ]
+    one = run(tmp_path / "one", data, "alignrec", changes)
+    path = small.write_config(tmp_path / "two" / "run.yaml", data, tmp_path / "two", "alignrec", changes=changes)
+    config, two = resolve(load_run(path)), tmp_path / "two" / "run"
+    RunFolder.of(config).open_attempt(config, Dataset.open(data).hash)
+    run_workers(train_here, 2, config)
+    assert [epoch["workers"] for epoch in small.metrics(two)] == [2, 2, 2]
+    small.same_losses(one, two, rtol=1e-4)
+    steps = 3 * -(-small.metrics(one)[0]["ledger"]["expected"] // 64)
+    small.same_tensors(small.tensors(one, tmp_path), small.tensors(two, tmp_path), 0.004, steps)

@@ -91,18 +91,28 @@ def test_the_scheduler_stops_trials(tmp_path: Path, data: str, cluster: None) ->
         assert trial["value"] in values
 
 
-def test_a_trial_may_have_several_workers(tmp_path: Path, data: str, cluster: None) -> None:
-    methods = {"bprmf": {"train": {"epochs": 2}}}
+def test_trials_of_several_workers_in_an_object_store(tmp_path: Path, s3: str, cluster: None) -> None:
+    from distrec.data.storage import open_folder
+
+    data = small.write_small(f"{s3}/data")
     config = write_sweep(
-        tmp_path, data, methods, budget={"trials": 1}, resources={"workers": 2, "cpus_per_worker": 0.5}
-    )
+        tmp_path, data, {"bprmf": {"train": {"epochs": 2}}}, run={"name": "sweep", "storage": f"{s3}/sweeps"},
+        budget={"trials": 1}, resources={"workers": 2, "cpus_per_worker": 0.5},
+    )  # fmt: skip
     assert main(["tune", config]) == DONE
+    folder = open_folder(f"{s3}/sweeps/sweep")
     for run in ("trials/bprmf-000", "final/bprmf-seed2"):
-        assert small.read(tmp_path / "sweep" / run, "run.json")["world_size"] == 2
-        assert [epoch["workers"] for epoch in small.metrics(tmp_path / "sweep" / run)] == [2, 2]
+        assert folder.read_json(run, "run.json")["world_size"] == 2
+        assert folder.read_json(run, "summary.json")["epochs"] == 2
+    assert main(["tune", config]) == DONE  # the sweep is finished, so nothing runs
+    assert len(folder.read_json("trials/bprmf-000", "run.json")["attempts"]) == 1
+    assert main(["report", f"{s3}/sweeps/sweep"]) == DONE
+    assert folder.exists("report.html")
+    assert not list(tmp_path.glob("sweep/*"))
 
 
-def test_a_sweep_can_be_stored_in_an_object_store(tmp_path: Path, s3: str) -> None:
+@pytest.mark.wide
+def test_a_sweep_can_be_stored_in_an_object_store(tmp_path: Path, s3: str, cluster: None) -> None:
     from distrec.data.storage import open_folder
 
     data = small.write_small(f"{s3}/data")
