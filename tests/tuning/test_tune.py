@@ -91,7 +91,8 @@ def test_the_scheduler_stops_trials(tmp_path: Path, data: str, cluster: None) ->
         assert trial["value"] in values
 
 
-def test_trials_of_several_workers_in_an_object_store(tmp_path: Path, s3: str, cluster: None) -> None:
+# Not on the shared cluster, whose processes do not have the environment variables of this test's bucket.
+def test_trials_of_several_workers_in_an_object_store(tmp_path: Path, s3: str) -> None:
     from distrec.data.storage import open_folder
 
     data = small.write_small(f"{s3}/data")
@@ -112,7 +113,7 @@ def test_trials_of_several_workers_in_an_object_store(tmp_path: Path, s3: str, c
 
 
 @pytest.mark.wide
-def test_a_sweep_can_be_stored_in_an_object_store(tmp_path: Path, s3: str, cluster: None) -> None:
+def test_a_sweep_can_be_stored_in_an_object_store(tmp_path: Path, s3: str) -> None:
     from distrec.data.storage import open_folder
 
     data = small.write_small(f"{s3}/data")
