@@ -1,8 +1,8 @@
 """Run a function in several gloo processes, or start a Ray cluster of a given size.
 
-Workers are forked from a server process that has imported the heavy libraries once, since these imports take 7 s of CPU
-in every new interpreter. The server runs no tensor operation and starts no thread, so forking it is safe. Apart from
-the imported libraries, a worker is in the state of a new interpreter.
+Workers are forked from a server process that has imported the heavy libraries once, since these imports take 3 to 7 s
+of CPU in every new interpreter. The server runs no tensor operation and starts no thread, so forking it is safe. Apart
+from the imported libraries, a worker is in the state of a new interpreter.
 """
 
 import multiprocessing
