@@ -1,4 +1,4 @@
-"""Run a function in several gloo processes, or start a Ray cluster of a given size.
+"""Run a function in several gloo processes, or share one Ray cluster of 2 CPUs between tests.
 
 Workers are forked from a server process that has imported the heavy libraries once, since these imports take 3 to 7 s
 of CPU in every new interpreter. The server runs no tensor operation and starts no thread, so forking it is safe. Apart

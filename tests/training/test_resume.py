@@ -76,7 +76,7 @@ def test_crashes_anywhere_change_nothing(tmp_path: Path, data: str, method: str,
     assert summaries[0]["best_epoch"] == summaries[1]["best_epoch"]
 
 
-def test_an_epoch_whose_end_was_not_told_is_told_after_the_restart(tmp_path: Path, data: str) -> None:
+def test_an_epoch_whose_end_was_not_recorded_is_recorded_after_the_restart(tmp_path: Path, data: str) -> None:
     config = small.write_config(tmp_path / "run.yaml", data, tmp_path)
     assert main(["train", config]) == 0
     run = tmp_path / "run"
