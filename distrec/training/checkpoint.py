@@ -1,8 +1,9 @@
 """Checkpoints: everything a run needs to continue, at any number of workers, sharding plan and ZeRO stage.
 
 A checkpoint is a folder (docs/data.md section 5). Its tensors are safetensors files and all other content is JSON, so
-that reading one never runs code. Each rank writes its own rows of tables and their moments, with the number of the first
-row, to `rows-<rank>.safetensors`, and its share of the dense weights, moments and counts to `whole-<rank>.safetensors`.
+that reading one never runs code. Each rank writes its own rows of tables and their moments, with the number of the
+first row, to `rows-<rank>.safetensors`, and its share of the dense weights, moments and counts to
+`whole-<rank>.safetensors`.
 `state.json` holds the cursor, the history and the dataset's hash. `complete.json` is written last and lists every other
 file with its size and SHA-256. A checkpoint that does not match it is damaged.
 
