@@ -30,16 +30,8 @@ from turns import OURS_IMPORTS, Ours, Program, Start, finish, report, running, t
 
 from distrec.config import decode
 from distrec.config.run import RunConfig
-from distrec.data.dataset import (
-    SPLITS,
-    Dataset,
-    FeatureEntry,
-    Manifest,
-    group_rows,
-    vector_table,
-    write_manifest,
-    write_part,
-)
+from distrec.data.dataset import Dataset, group_rows, vector_table, write_part
+from distrec.data.manifest import SPLITS, FeatureEntry, Manifest, write_manifest
 from distrec.data.storage import open_folder
 from distrec.methods.registry import resolve
 

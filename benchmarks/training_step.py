@@ -23,7 +23,8 @@ import plain
 from turns import OURS_IMPORTS, Ours, Program, Start, finish, report, running, turn
 
 from distrec.config.run import RunConfig
-from distrec.data.dataset import Dataset, FeatureEntry, vector_table, write_manifest, write_part
+from distrec.data.dataset import Dataset, vector_table, write_part
+from distrec.data.manifest import FeatureEntry, write_manifest
 from distrec.data.storage import open_folder
 
 BATCH, WIDTH, COMPARED = 2048, 768, 10

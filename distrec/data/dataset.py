@@ -16,73 +16,22 @@ is the concatenation of an item's tokens. The first `count` tokens are real; the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+import pyarrow.parquet as pq
 
-from distrec.config import Section, decode, digest, nearest
+from distrec.config import digest, nearest
+from distrec.data.manifest import FeatureEntry, FileEntry, Manifest, Split, read_manifest
+from distrec.data.opening import MAY_BE_EMPTY, Defect, damaged, first_defect, reading_parquet
 from distrec.data.storage import Folder, open_folder, open_parquet, parquet_bytes, sha256
 from distrec.errors import InputError
 
-FORMAT = 1
-Split = Literal["train", "valid", "test"]
-SPLITS: tuple[Split, ...] = ("train", "valid", "test")
-CONTEXT: Literal["context"] = "context"
-"""Interactions of held-out users. A ranking may read them, training must not. Most datasets have none."""
-TOKENS = "-tokens"
-"""Suffix of the name of a token set: `text-tokens` is the token set of modality `text`."""
 _BYTES_PER_GROUP = 8 << 20
-
-
-class FileEntry(Section):
-    """One file of a prepared dataset."""
-
-    rows: int = Field(description="number of rows in the file")
-    bytes: int = Field(description="size of the file in bytes")
-    sha256: str = Field(description="SHA-256 of the file's content, in hexadecimal")
-
-
-class FeatureEntry(Section):
-    """One feature set: a vector per item, or several (tokens)."""
-
-    tokens: int = Field(1, ge=1, description="number of vectors per item")
-    width: int = Field(description="length of each vector")
-    dtype: Literal["float16", "float32"] = Field(description="number format of the vectors, float16 or float32")
-    missing: int = Field(description="number of items without a vector")
-    source: str = Field(description="encoder and its version, or the imported file")
-    parts: list[str] = Field(description="files that hold the vectors, in index order")
-
-    @model_serializer(mode="wrap")
-    def _without_default(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out `tokens: 1`, so that datasets older than token sets keep their identity."""
-        tree: dict[str, Any] = dump(self)
-        if self.tokens == 1:
-            tree.pop("tokens", None)
-        return tree
-
-
-class Manifest(Section):
-    """`manifest.json`."""
-
-    format: int = Field(description="version of the format of prepared datasets")
-    name: str = Field(description="name of the dataset")
-    users: int = Field(description="number of users")
-    items: int = Field(description="number of items")
-    interactions: dict[str, int] = Field(description="number of interactions by split")
-    split: str = Field(description="rule by which the interactions were split")
-    id_order: str = Field(description="rule by which users and items were numbered")
-    features: dict[str, FeatureEntry] = Field(description="feature sets by name")
-    content: dict[str, int] = Field(
-        description="number of items that have a text or an image, by modality; empty without content"
-    )
-    config: dict[str, Any] = Field(description="data config that the dataset was prepared with")
-    source: str = Field("", description="SHA-256 over the source files; empty if there are none")
-    files: dict[str, FileEntry] = Field(description="every file of the dataset by name")
 
 
 @dataclass(frozen=True)
@@ -98,42 +47,38 @@ class Interactions:
 
 
 class Dataset:
-    """Read access to a prepared dataset. Opening it reads only the manifest."""
+    """Read access to a prepared dataset."""
 
     def __init__(self, folder: Folder, manifest: Manifest):
         self.folder, self.manifest = folder, manifest
         self.users, self.items = manifest.users, manifest.items
 
     @classmethod
-    def open(cls, path: str) -> Dataset:
+    def open(cls, path: str, checked: bool = False) -> Dataset:
         """Open the prepared dataset at a local path or `s3://` prefix.
 
+        Args:
+            path: where it is.
+            checked: True: read only the manifest, because this process or the one that started it has opened the
+                dataset before; False: also check every file's footer (`distrec.data.opening`).
+
         Raises:
-            InputError: there is no dataset, its prepare did not finish, or its format is another one.
+            InputError: there is no dataset, its prepare did not finish, its format is another one, or a file does not
+                agree with the manifest.
         """
         folder = open_folder(path)
-        if not folder.exists("manifest.json"):
-            state = "an interrupted prepare" if folder.names() else "nothing"
-            raise InputError(
-                f"data '{path}' has no manifest.json ({state} is there); run 'distrec prepare CONFIG --source DIR "
-                f"--out {path}'."
-            )
-        try:
-            tree = folder.read_json("manifest.json")
-        except ValueError as error:
-            raise InputError(
-                f"data '{path}': manifest.json is not valid JSON ({error}); run 'distrec prepare' again."
-            ) from None
-        if not isinstance(tree, dict) or tree.get("format") != FORMAT:
-            found = tree.get("format") if isinstance(tree, dict) else type(tree).__name__
-            raise InputError(
-                f"data '{path}': manifest format is {found!r} but this version reads {FORMAT}; run 'distrec prepare' "
-                "again."
-            )
-        try:
-            return cls(folder, decode(Manifest, tree, "manifest"))
-        except InputError as error:
-            raise InputError(f"data '{path}': {error}") from None
+        data = cls(folder, read_manifest(folder, path))
+        if not checked and (defect := data.defect()):
+            raise data.error(defect)
+        return data
+
+    def defect(self, encoded: bool = True) -> Defect | None:
+        """The first defect that shows in manifest and footers; see `first_defect`."""
+        return first_defect(self.folder, self.manifest, encoded)
+
+    def error(self, defect: Defect) -> InputError:
+        """The error about a defect of this dataset."""
+        return damaged(self.folder, self.manifest, defect)
 
     @cached_property
     def hash(self) -> str:
@@ -144,21 +89,46 @@ class Dataset:
         """Read one file of the manifest as a table.
 
         Raises:
-            InputError: the file is missing or, with `verify`, does not match its recorded SHA-256.
+            InputError: the file is missing, damaged or, with `verify`, does not match its recorded SHA-256.
         """
         entry = self.manifest.files[name]
-        try:
-            data = self.folder.read_bytes(name)
-        except FileNotFoundError:
-            raise InputError(
-                f"data '{self.folder}': '{name}' is listed in manifest.json but missing; run 'distrec prepare' again."
-            ) from None
-        if verify and sha256(data) != entry.sha256:
-            raise InputError(
-                f"data '{self.folder}': checksum of '{name}' differs from manifest.json ({len(data)} bytes, expected "
-                f"{entry.bytes}); run 'distrec prepare' again."
-            )
-        return pa.parquet.read_table(pa.BufferReader(data))
+        with reading_parquet(self.folder, self.manifest, name):
+            data = self.folder.read_bytes(*name.split("/"))
+            if verify and sha256(data) != entry.sha256:
+                raise self.error(
+                    Defect(
+                        name,
+                        f"checksum of '{name}' differs from manifest.json ({len(data)} bytes, expected {entry.bytes})",
+                    )
+                )
+            return _whole(pq.read_table(pa.BufferReader(data)), entry.rows)
+
+    def row_groups(
+        self, name: str, columns: list[str], wanted: Callable[[int, int], bool] = lambda start, stop: True
+    ) -> Iterator[tuple[int, pa.Table]]:
+        """Read the row groups of a file, one at a time.
+
+        Args:
+            name: the file.
+            columns: the columns to read.
+            wanted: whether to read the row group that holds the file's rows `start:stop`.
+
+        Returns:
+            For each: the number in the file of its first row, and its rows.
+
+        Raises:
+            InputError: the file is missing or damaged.
+        """
+        with reading_parquet(self.folder, self.manifest, name):
+            file = open_parquet(self.folder, *name.split("/"))
+            rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        at = 0
+        for group, count in enumerate(rows):
+            if wanted(at, at + count):
+                with reading_parquet(self.folder, self.manifest, name):
+                    table = _whole(file.read_row_group(group, columns=columns), count)
+                yield at, table
+            at += count
 
     def interactions(self, split: Split | Literal["context"]) -> Interactions:
         """All rows of a split or of the context, with user and item as int32 and timestamp as int64.
@@ -166,9 +136,7 @@ class Dataset:
         Raises:
             InputError: a file is missing or damaged, or an id is out of range.
         """
-        parts = [
-            self.read_table(name) for name in sorted(self.manifest.files) if name.startswith(f"interactions/{split}/")
-        ]
+        parts = [self.read_table(name) for name in self.manifest.parts(f"interactions/{split}")]
         if not parts:
             empty = np.empty(0, np.int32)
             return Interactions(empty, empty, np.empty(0, np.int64))
@@ -203,7 +171,8 @@ class Dataset:
         Reads only the row groups that hold these rows.
 
         Raises:
-            InputError: there is no such set, or it has several vectors per item.
+            InputError: there is no such set, it has several vectors per item, a file is damaged, or a number is NaN or
+                infinite.
         """
         entry = self.feature(name)
         if entry.tokens > 1:
@@ -213,8 +182,8 @@ class Dataset:
             )
         values = np.zeros((max(stop - start, 0), entry.width), np.float32)
         missing = np.zeros(len(values), bool)
-        for rows, table in self._feature_tables(entry, start, stop, ["vector", "missing"]):
-            values[rows] = vectors(table["vector"], entry.width)
+        for rows, table, found in self._feature_tables(name, start, stop, ["missing"]):
+            values[rows] = found
             missing[rows] = table["missing"].to_numpy()
         values[missing] = 0
         return values, missing
@@ -227,7 +196,8 @@ class Dataset:
             of real tokens, which come first, `[rows]` int32; missing `[rows]` bool.
 
         Raises:
-            InputError: there is no such set, or it has one vector per item.
+            InputError: there is no such set, it has one vector per item, a file is damaged, or a number is NaN or
+                infinite.
         """
         entry = self.feature(name)
         if entry.tokens == 1:
@@ -238,36 +208,69 @@ class Dataset:
         values = np.zeros((max(stop - start, 0), entry.tokens, entry.width), np.float16)
         count = np.zeros(len(values), np.int32)
         missing = np.zeros(len(values), bool)
-        for rows, table in self._feature_tables(entry, start, stop, ["vector", "count", "missing"]):
-            values[rows] = vectors(table["vector"], entry.tokens * entry.width).reshape(-1, entry.tokens, entry.width)
+        for rows, table, found in self._feature_tables(name, start, stop, ["count", "missing"]):
+            values[rows] = found.reshape(-1, entry.tokens, entry.width)
             count[rows], missing[rows] = table["count"].to_numpy(), table["missing"].to_numpy()
         values[missing], count[missing] = 0, 0
         return values, count, missing
 
     def _feature_tables(
-        self, entry: FeatureEntry, start: int, stop: int, columns: list[str]
-    ) -> Iterator[tuple[slice, pa.Table]]:
-        """Rows `start:stop` of a set, one row group at a time: their places within `start:stop`, and the rows."""
-        first = 0
+        self, name: str, start: int, stop: int, columns: list[str]
+    ) -> Iterator[tuple[slice, pa.Table, np.ndarray]]:
+        """Rows `start:stop` of a set, one row group at a time.
+
+        Returns:
+            For each: the places of its rows within `start:stop`, its `columns`, and its vectors `[rows, length]`.
+        """
+        entry, first = self.feature(name), 0
         for part in entry.parts:
             rows = self.manifest.files[part].rows
             if first < stop and first + rows > start:
-                file = open_parquet(self.folder, part)
-                at = first
-                for group in range(file.num_row_groups):
-                    count = file.metadata.row_group(group).num_rows
-                    low, high = max(at, start), min(at + count, stop)
-                    if low < high:
-                        table = file.read_row_group(group, columns=columns)
-                        yield slice(low - start, high - start), table.slice(low - at, high - low)
-                    at += count
+                from_row, to_row = start - first, stop - first
+
+                def overlaps(low: int, high: int, from_row: int = from_row, to_row: int = to_row) -> bool:
+                    return max(low, from_row) < min(high, to_row)
+
+                for at, table in self.row_groups(part, ["vector", *columns], overlaps):
+                    low, high = max(first + at, start), min(first + at + table.num_rows, stop)
+                    table = table.slice(low - first - at, high - low)
+                    yield slice(low - start, high - start), table, self.finite_vectors(name, part, table, low)
             first += rows
 
-    def content(self, columns: list[str], batch_rows: int = 256) -> Iterator[pa.RecordBatch]:
-        """Stream raw content in item order, as batches with `item` and those of `text` and `image` in `columns`."""
-        for name in sorted(self.manifest.files):
-            if name.startswith("content/"):
-                yield from open_parquet(self.folder, name).iter_batches(batch_rows, columns=["item", *columns])
+    def finite_vectors(self, name: str, part: str, table: pa.Table, first: int) -> np.ndarray:
+        """The vectors of rows of feature set `name`, `[rows, tokens * width]` in the set's dtype.
+
+        Args:
+            name: the feature set.
+            part: the file of the rows.
+            table: the rows, with column `vector`.
+            first: the item of the first row.
+
+        Raises:
+            InputError: a number is NaN or infinite.
+        """
+        entry = self.feature(name)
+        with reading_parquet(self.folder, self.manifest, part):
+            values = vectors(table["vector"], entry.tokens * entry.width)
+        if not np.isfinite(values).all():
+            row, column = np.argwhere(~np.isfinite(values))[0]
+            correct = "" if entry.encoded else f"correct {entry.source!r} and "
+            raise InputError(
+                f"data '{self.folder}': '{part}' item {first + row}: feature {column} is {values[row, column]}; "
+                f"{correct}{entry.remedy}."
+            )
+        return values
+
+    def missing(self, name: str) -> np.ndarray:
+        """Which items lack feature set `name`, `[items]` bool."""
+        tables = (table for part in self.feature(name).parts for _, table in self.row_groups(part, ["missing"]))
+        return np.concatenate([table["missing"].to_numpy() for table in tables])
+
+    def content(self, columns: list[str]) -> Iterator[pa.Table]:
+        """Stream raw content in item order, as tables with `item` and those of `text` and `image` in `columns`."""
+        for name in self.manifest.parts("content"):
+            for _, table in self.row_groups(name, ["item", *columns]):
+                yield table
 
     def content_of(self, items: Sequence[int], columns: list[str]) -> Iterator[dict[str, Any]]:
         """Raw content of `items`, one dictionary each with `item` and `columns`, ascending by item.
@@ -275,19 +278,17 @@ class Dataset:
         Reads only the row groups that hold these items.
         """
         wanted, first = np.unique(np.asarray(items, np.int64)), 0
-        for name in sorted(self.manifest.files):
-            if not name.startswith("content/"):
-                continue
+        for name in self.manifest.parts("content"):
             rows = self.manifest.files[name].rows
-            if ((wanted >= first) & (wanted < first + rows)).any():
-                file, at = open_parquet(self.folder, name), first
-                for group in range(file.num_row_groups):
-                    count = file.metadata.row_group(group).num_rows
-                    mine = wanted[(wanted >= at) & (wanted < at + count)]
-                    if len(mine):
-                        table = file.read_row_group(group, columns=["item", *columns])
-                        yield from table.take(pa.array(mine - at)).to_pylist()
-                    at += count
+            here = wanted[(wanted >= first) & (wanted < first + rows)] - first
+            if len(here):
+
+                def holds(low: int, high: int, here: np.ndarray = here) -> bool:
+                    return bool(((here >= low) & (here < high)).any())
+
+                for at, table in self.row_groups(name, ["item", *columns], holds):
+                    mine = here[(here >= at) & (here < at + table.num_rows)] - at
+                    yield from table.take(pa.array(mine)).to_pylist()
             first += rows
 
     def items_table(self) -> pa.Table:
@@ -300,9 +301,25 @@ class Dataset:
 
 
 def vectors(column: pa.ChunkedArray, width: int) -> np.ndarray:
-    """Convert a column of fixed-size lists to an array `[rows, width]` of the same float type."""
-    chunks = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, width) for chunk in column.chunks]
+    """Convert a column of fixed-size lists to an array `[rows, width]` of the same float type.
+
+    Raises:
+        ValueError: a list or a number is null.
+    """
+    flat = [chunk.flatten() for chunk in column.chunks]
+    if column.null_count or any(chunk.null_count for chunk in flat):
+        raise ValueError("a vector is empty")
+    chunks = [chunk.to_numpy(zero_copy_only=False).reshape(-1, width) for chunk in flat]
     return np.concatenate(chunks) if chunks else np.empty((0, width), np.float32)
+
+
+def _whole(table: pa.Table, rows: int) -> pa.Table:
+    """The table, if it has `rows` rows, valid values, and no nulls where none belong; otherwise a ValueError."""
+    table.validate(full=True)
+    empty = [name for name in table.column_names if name not in MAY_BE_EMPTY and table[name].null_count]
+    if table.num_rows != rows or empty:
+        raise ValueError(f"it has {table.num_rows} of {rows} rows, and nulls in columns {empty}")
+    return table
 
 
 def vector_table(first_item: int, values: np.ndarray, missing: np.ndarray, count: np.ndarray | None = None) -> pa.Table:
@@ -330,8 +347,3 @@ def write_part(folder: Folder, name: str, table: pa.Table, row_group_rows: int =
     data = parquet_bytes(table, row_group_rows)
     folder.write_bytes(data, *name.split("/"))
     return FileEntry(rows=table.num_rows, bytes=len(data), sha256=sha256(data))
-
-
-def write_manifest(folder: Folder, manifest: Manifest) -> None:
-    """Write `manifest.json`, atomically; always the last file of a prepare or encode."""
-    folder.write_json(manifest.model_dump(), "manifest.json")

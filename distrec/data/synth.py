@@ -18,17 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distrec.data import keyed, parts
-from distrec.data.dataset import (
-    FORMAT,
-    SPLITS,
-    Dataset,
-    FeatureEntry,
-    FileEntry,
-    Manifest,
-    vector_table,
-    write_manifest,
-    write_part,
-)
+from distrec.data.dataset import Dataset, vector_table, write_part
+from distrec.data.manifest import FORMAT, SPLITS, FeatureEntry, FileEntry, Manifest, write_manifest
 from distrec.data.storage import Folder, open_folder
 from distrec.errors import InputError
 
@@ -147,7 +138,7 @@ def write_graph(out: str, size: GraphSize, block: int = _BLOCK) -> Dataset:
     print(
         f"{manifest.name}: {size.users:,} users, {size.items:,} items, {size.edges:,} interactions ({shown}) in {out}"
     )
-    return Dataset.open(out)
+    return Dataset.open(out, checked=True)
 
 
 def _ids(prefix: str, count: int) -> pa.Table:

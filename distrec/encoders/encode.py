@@ -16,9 +16,10 @@ from typing import Any
 from tqdm import tqdm
 
 from distrec.data import parts
-from distrec.data.dataset import Dataset, FeatureEntry, FileEntry, group_rows, vector_table, write_manifest
+from distrec.data.dataset import Dataset, group_rows, vector_table
+from distrec.data.manifest import FeatureEntry, FileEntry, write_manifest
 from distrec.data.storage import Folder, open_folder
-from distrec.encoders.base import ENCODED, MODALITIES, Encoder, Modality, cut_name
+from distrec.encoders.base import MODALITIES, Encoder, Modality, cut_name
 from distrec.encoders.cache import Cache, content_hash
 from distrec.encoders.pool import Job, Pool, Shard
 from distrec.encoders.registry import DEFAULTS, make_encoder
@@ -100,7 +101,9 @@ def encode(
             raise InputError(f"encode: --{name} is {value} but --tokens is not given; add it, or leave --{name} out.")
         if value is not None and value < least:
             raise InputError(f"encode: --{name} is {value}; give at least {least}.")
-    dataset = Dataset.open(data)
+    dataset = Dataset.open(data, checked=True)
+    if defect := dataset.defect(encoded=False):  # damaged encoded features do not matter, since this writes them again
+        raise dataset.error(defect)
     options: dict[str, Any] = {"max_tokens": max_tokens}
     if tokens:
         options = {"max_tokens": text_tokens or 30, "pooled": False, "image_pool": image_pool, "cut": cut or 0}
@@ -147,7 +150,7 @@ def _choose(
             )
         feature = names[modality]
         entry = dataset.manifest.features.get(feature)
-        if entry is not None and not entry.source.startswith(ENCODED):
+        if entry is not None and not entry.encoded:
             raise InputError(
                 f"data '{dataset.folder}' has an imported feature '{feature}' (from {entry.source}) that encode would "
                 f"replace; give it another name in the data config, or pass --{modality} none."

@@ -5,7 +5,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from distrec.data.dataset import FORMAT, Dataset, FeatureEntry, Manifest, vector_table, write_manifest, write_part
+from distrec.data.dataset import Dataset, vector_table, write_part
+from distrec.data.manifest import FORMAT, FeatureEntry, Manifest, write_manifest
 from distrec.data.storage import Folder, open_folder
 from distrec.errors import InputError
 

@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from distrec.data.dataset import Dataset, FeatureEntry, Manifest, vector_table, write_manifest, write_part
+from distrec.data.dataset import Dataset, vector_table, write_part
+from distrec.data.manifest import FeatureEntry, Manifest, write_manifest
 from distrec.data.storage import open_folder
 from distrec.evaluation.report import report, table
 from distrec.evaluation.slices import missing_items, slices

@@ -11,8 +11,9 @@ import pyarrow as pa
 import torch
 
 from distrec.config import RunConfig, decode
-from distrec.data.dataset import SPLITS, Dataset, FeatureEntry, Manifest, vector_table, write_manifest, write_part
+from distrec.data.dataset import Dataset, vector_table, write_part
 from distrec.data.histories import Histories
+from distrec.data.manifest import SPLITS, FeatureEntry, Manifest, write_manifest
 from distrec.data.storage import open_folder
 from distrec.methods.base import Method, Representations, Space
 from distrec.methods.batch import Lookup, batch_of

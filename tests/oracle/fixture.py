@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from distrec.config.run import RunConfig
 from distrec.config.tree import decode
-from distrec.data.dataset import SPLITS, Dataset, FeatureEntry, Manifest, vector_table, write_manifest, write_part
+from distrec.data.dataset import Dataset, vector_table, write_part
+from distrec.data.manifest import SPLITS, FeatureEntry, Manifest, write_manifest
 from distrec.data.storage import open_folder
 from distrec.methods.registry import resolve
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distrec.data.dataset import Dataset, FeatureEntry, Manifest, vector_table, write_manifest, write_part
+from distrec.data.dataset import Dataset, vector_table, write_part
+from distrec.data.manifest import FeatureEntry, Manifest, write_manifest
 from distrec.data.storage import open_folder
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from distrec.data.dataset import SPLITS, FeatureEntry, FileEntry, Manifest, vector_table, write_manifest, write_part
+from distrec.data.dataset import vector_table, write_part
+from distrec.data.manifest import SPLITS, FeatureEntry, FileEntry, Manifest, write_manifest
 from distrec.data.storage import Folder, open_folder
 
 WIDTHS = {"text": 8, "image": 5}

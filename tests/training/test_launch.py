@@ -15,7 +15,8 @@ import pytest
 import distrec
 from distrec.cli import main
 from distrec.config import load_run
-from distrec.data.dataset import Dataset, write_manifest, write_part
+from distrec.data.dataset import Dataset, write_part
+from distrec.data.manifest import write_manifest
 from distrec.errors import InputError
 from tests.training import small
 
