@@ -43,7 +43,9 @@ def with_features(source: str, widths: Mapping[str, int] | None = None, clusters
     data, draw = Dataset.open(source), np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as path:
         folder = open_folder(path)
-        files = {name: entry for name, entry in data.manifest.files.items() if name.startswith("interactions/")}
+        files = {
+            name: entry for name, entry in data.manifest.files.items() if not name.startswith(("features/", "content/"))
+        }
         for name in files:
             folder.write_bytes(data.folder.read_bytes(name), *name.split("/"))
         features, cluster = {}, draw.integers(0, clusters, data.items) if clusters else None

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from functools import partial
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from distrec.data.dataset import Dataset
@@ -38,8 +39,8 @@ def check(path: str) -> None:
     print(f"{manifest.name}: {manifest.users:,} users, {manifest.items:,} items")
     print(f"  files         {len(manifest.files)} with {size / 1e6:,.1f} MB, checksums match")
     warnings: list[str] = []
-    for name, count in (("users", manifest.users), ("items", manifest.items)):
-        _check_ids(dataset, name, count)
+    _check_ids(dataset, "users", dataset.users_table())
+    _check_ids(dataset, "items", dataset.items_table())
     _check_interactions(dataset, warnings)
     for name in manifest.features:
         _check_feature(dataset, name, warnings)
@@ -71,14 +72,12 @@ def _damage(dataset: Dataset, name: str) -> Defect | None:
     return Defect(name, f"checksum of '{name}' differs from manifest.json (expected {entry.bytes} bytes)")
 
 
-def _check_ids(dataset: Dataset, what: str, count: int) -> None:
-    name = f"{what}.parquet"
-    table = dataset.read_table(name, verify=False)
-    if not np.array_equal(table["index"].to_numpy(), np.arange(count)):
-        raise InputError(f"data '{dataset.folder}': '{name}' index is not 0 to {count - 1}; {_AGAIN}.")
-    distinct = pc.count_distinct(table["original"]).as_py()
-    if distinct != count or table["original"].null_count:
-        raise InputError(f"data '{dataset.folder}': '{name}' has {distinct} distinct ids for {count} {what}; {_AGAIN}.")
+def _check_ids(dataset: Dataset, what: str, table: pa.Table) -> None:
+    distinct, count = pc.count_distinct(table["original"]).as_py(), table.num_rows
+    if distinct != count:
+        raise InputError(
+            f"data '{dataset.folder}': '{what}.parquet' has {distinct} distinct ids for {count} {what}; {_AGAIN}."
+        )
 
 
 def _check_interactions(dataset: Dataset, warnings: list[str]) -> None:
@@ -136,30 +135,12 @@ def _pair(dataset: Dataset, pair: np.int64) -> str:
 
 def _check_feature(dataset: Dataset, name: str, warnings: list[str]) -> None:
     entry = dataset.manifest.features[name]
-    columns = ["item", "vector", "missing", *(["count"] if entry.tokens > 1 else [])]
     fingerprints = []  # by row group, one 64-bit number per item that has the feature
-    at = missing_rows = real = 0
-    for part in entry.parts:
-        for _, table in dataset.row_groups(part, columns):
-            values, missing = dataset.finite_vectors(name, part, table, at), table["missing"].to_numpy()
-            where = f"data '{dataset.folder}': '{part}'"
-            if not np.array_equal(table["item"].to_numpy(), np.arange(at, at + len(values))):
-                raise InputError(
-                    f"{where} does not hold items {at} to {at + len(values) - 1} in order; {entry.remedy}."
-                )
-            if entry.tokens > 1:
-                count = table["count"].to_numpy()
-                wrong = (count < 0) | (count > entry.tokens) | ((count == 0) != missing)
-                if wrong.any():
-                    row = int(np.flatnonzero(wrong)[0])
-                    raise InputError(
-                        f"{where} item {at + row}: {count[row]} of {entry.tokens} tokens are real but 'missing' is "
-                        f"{bool(missing[row])}; {entry.remedy}."
-                    )
-                real += int(count.sum())
-            fingerprints.append(_fingerprints(values[~missing]))
-            at += len(values)
-            missing_rows += int(missing.sum())
+    missing_rows = real = 0
+    for rows in dataset.feature_groups(name, 0, dataset.items):
+        fingerprints.append(_fingerprints(rows.values[~rows.missing]))
+        missing_rows += int(rows.missing.sum())
+        real += int(rows.count.sum())
     if missing_rows != entry.missing:
         raise InputError(
             f"data '{dataset.folder}': feature '{name}' has {missing_rows} missing items but manifest.json says "
@@ -191,11 +172,7 @@ def _check_content(dataset: Dataset, warnings: list[str]) -> None:
     if not dataset.manifest.content:
         return
     found = {"text": 0, "image": 0}
-    at = 0
     for rows in dataset.content(["text", "image"]):
-        if not np.array_equal(rows["item"].to_numpy(), np.arange(at, at + len(rows))):
-            raise InputError(f"data '{dataset.folder}': content is not in item order near item {at}; {_AGAIN}.")
-        at += len(rows)
         for kind in found:
             found[kind] += len(rows) - rows[kind].null_count
     if found != dataset.manifest.content:

@@ -27,11 +27,12 @@ import pyarrow.parquet as pq
 
 from distrec.config import digest, nearest
 from distrec.data.manifest import FeatureEntry, FileEntry, Manifest, Split, read_manifest
-from distrec.data.opening import MAY_BE_EMPTY, Defect, damaged, first_defect, reading_parquet
+from distrec.data.opening import Defect, damaged, first_defect, reading_parquet
 from distrec.data.storage import Folder, open_folder, open_parquet, parquet_bytes, sha256
 from distrec.errors import InputError
 
 _BYTES_PER_GROUP = 8 << 20
+_NULLABLE = ("title", "text", "image")  # in other columns, a null is damage
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,25 @@ class Interactions:
 
     def __len__(self) -> int:
         return len(self.user)
+
+
+@dataclass(frozen=True)
+class FeatureRows:
+    """Consecutive rows of a feature set, from one row group of `part`.
+
+    Attributes:
+        part: the file.
+        first: the item of the first row.
+        values: `[rows, tokens * width]` in the set's dtype; all finite.
+        missing: `[rows]` bool.
+        count: `[rows]` int32, the number of real vectors: 0 where missing, otherwise from 1 to `tokens`.
+    """
+
+    part: str
+    first: int
+    values: np.ndarray
+    missing: np.ndarray
+    count: np.ndarray
 
 
 class Dataset:
@@ -104,31 +124,36 @@ class Dataset:
             return _whole(pq.read_table(pa.BufferReader(data)), entry.rows)
 
     def row_groups(
-        self, name: str, columns: list[str], wanted: Callable[[int, int], bool] = lambda start, stop: True
-    ) -> Iterator[tuple[int, pa.Table]]:
-        """Read the row groups of a file, one at a time.
+        self, parts: Sequence[str], columns: list[str], wanted: Callable[[int, int], bool] = lambda first, stop: True
+    ) -> Iterator[tuple[str, int, pa.Table]]:
+        """Read files that continue each other, one row group at a time.
 
         Args:
-            name: the file.
+            parts: the files. Their rows are counted together, from 0.
             columns: the columns to read.
-            wanted: whether to read the row group that holds the file's rows `start:stop`.
+            wanted: whether to read the files and row groups that hold rows `first:stop`.
 
         Returns:
-            For each: the number in the file of its first row, and its rows.
+            For each row group: its file, the number of its first row, and its rows.
 
         Raises:
-            InputError: the file is missing or damaged.
+            InputError: a file is missing or damaged.
         """
-        with reading_parquet(self.folder, self.manifest, name):
-            file = open_parquet(self.folder, *name.split("/"))
-            rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-        at = 0
-        for group, count in enumerate(rows):
-            if wanted(at, at + count):
-                with reading_parquet(self.folder, self.manifest, name):
-                    table = _whole(file.read_row_group(group, columns=columns), count)
-                yield at, table
-            at += count
+        first = 0
+        for part in parts:
+            stop = first + self.manifest.files[part].rows
+            if wanted(first, stop):
+                with reading_parquet(self.folder, self.manifest, part):
+                    file = open_parquet(self.folder, *part.split("/"))
+                    rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+                at = first
+                for group, count in enumerate(rows):
+                    if wanted(at, at + count):
+                        with reading_parquet(self.folder, self.manifest, part):
+                            table = _whole(file.read_row_group(group, columns=columns), count)
+                        yield part, at, table
+                    at += count
+            first = stop
 
     def interactions(self, split: Split | Literal["context"]) -> Interactions:
         """All rows of a split or of the context, with user and item as int32 and timestamp as int64.
@@ -136,22 +161,23 @@ class Dataset:
         Raises:
             InputError: a file is missing or damaged, or an id is out of range.
         """
-        parts = [self.read_table(name) for name in self.manifest.parts(f"interactions/{split}")]
-        if not parts:
+        tables = [self._pairs(name) for name in self.manifest.parts(f"interactions/{split}")]
+        if not tables:
             empty = np.empty(0, np.int32)
             return Interactions(empty, empty, np.empty(0, np.int64))
-        table = pa.concat_tables(parts)
-        user, item, time = (table[column].to_numpy() for column in ("user", "item", "timestamp"))
-        for name, ids, bound in (("user", user, self.users), ("item", item, self.items)):
-            if len(ids) and (ids.min() < 0 or ids.max() >= bound):
-                row = int(np.flatnonzero((ids < 0) | (ids >= bound))[0])
-                raise InputError(
-                    f"data '{self.folder}': {split} row {row} has {name} {ids[row]} but the manifest counts {bound} "
-                    f"{name}s; run 'distrec prepare' again."
-                )
-        return Interactions(
-            user.astype(np.int32, copy=False), item.astype(np.int32, copy=False), time.astype(np.int64, copy=False)
-        )
+        table = pa.concat_tables(tables)
+        return Interactions(*(table[column].to_numpy() for column in ("user", "item", "timestamp")))
+
+    def _pairs(self, name: str) -> pa.Table:
+        table = self.read_table(name)
+        for side, bound in (("user", self.users), ("item", self.items)):
+            ids = table[side].to_numpy()
+            wrong = (ids < 0) | (ids >= bound)
+            if wrong.any():
+                row = int(np.flatnonzero(wrong)[0])
+                what = f"'{name}' row {row} has {side} {ids[row]} but manifest.json counts {bound} {side}s"
+                raise self.error(Defect(name, what))
+        return table
 
     def feature(self, name: str) -> FeatureEntry:
         """The entry of a feature set.
@@ -182,9 +208,9 @@ class Dataset:
             )
         values = np.zeros((max(stop - start, 0), entry.width), np.float32)
         missing = np.zeros(len(values), bool)
-        for rows, table, found in self._feature_tables(name, start, stop, ["missing"]):
-            values[rows] = found
-            missing[rows] = table["missing"].to_numpy()
+        for rows in self.feature_groups(name, start, stop):
+            at = slice(rows.first - start, rows.first - start + len(rows.values))
+            values[at], missing[at] = rows.values, rows.missing
         values[missing] = 0
         return values, missing
 
@@ -208,48 +234,33 @@ class Dataset:
         values = np.zeros((max(stop - start, 0), entry.tokens, entry.width), np.float16)
         count = np.zeros(len(values), np.int32)
         missing = np.zeros(len(values), bool)
-        for rows, table, found in self._feature_tables(name, start, stop, ["count", "missing"]):
-            values[rows] = found.reshape(-1, entry.tokens, entry.width)
-            count[rows], missing[rows] = table["count"].to_numpy(), table["missing"].to_numpy()
+        for rows in self.feature_groups(name, start, stop):
+            at = slice(rows.first - start, rows.first - start + len(rows.values))
+            values[at] = rows.values.reshape(-1, entry.tokens, entry.width)
+            count[at], missing[at] = rows.count, rows.missing
         values[missing], count[missing] = 0, 0
         return values, count, missing
 
-    def _feature_tables(
-        self, name: str, start: int, stop: int, columns: list[str]
-    ) -> Iterator[tuple[slice, pa.Table, np.ndarray]]:
-        """Rows `start:stop` of a set, one row group at a time.
-
-        Returns:
-            For each: the places of its rows within `start:stop`, its `columns`, and its vectors `[rows, length]`.
-        """
-        entry, first = self.feature(name), 0
-        for part in entry.parts:
-            rows = self.manifest.files[part].rows
-            if first < stop and first + rows > start:
-                from_row, to_row = start - first, stop - first
-
-                def overlaps(low: int, high: int, from_row: int = from_row, to_row: int = to_row) -> bool:
-                    return max(low, from_row) < min(high, to_row)
-
-                for at, table in self.row_groups(part, ["vector", *columns], overlaps):
-                    low, high = max(first + at, start), min(first + at + table.num_rows, stop)
-                    table = table.slice(low - first - at, high - low)
-                    yield slice(low - start, high - start), table, self.finite_vectors(name, part, table, low)
-            first += rows
-
-    def finite_vectors(self, name: str, part: str, table: pa.Table, first: int) -> np.ndarray:
-        """The vectors of rows of feature set `name`, `[rows, tokens * width]` in the set's dtype.
-
-        Args:
-            name: the feature set.
-            part: the file of the rows.
-            table: the rows, with column `vector`.
-            first: the item of the first row.
+    def feature_groups(self, name: str, start: int, stop: int) -> Iterator[FeatureRows]:
+        """Rows `start:stop` of a feature set, one row group at a time, checked.
 
         Raises:
-            InputError: a number is NaN or infinite.
+            InputError: a file is damaged, its items are not in order, a number is NaN or infinite, or `count` does not
+                agree with `missing`.
         """
         entry = self.feature(name)
+        columns = ["item", "vector", "missing", *(["count"] if entry.tokens > 1 else [])]
+
+        def wanted(first: int, end: int) -> bool:
+            return max(first, start) < min(end, stop)
+
+        for part, at, table in self.row_groups(entry.parts, columns, wanted):
+            low, high = max(at, start), min(at + table.num_rows, stop)
+            yield self._feature_rows(name, part, low, table.slice(low - at, high - low))
+
+    def _feature_rows(self, name: str, part: str, first: int, table: pa.Table) -> FeatureRows:
+        entry = self.feature(name)
+        self._require_order(part, table, "item", first)
         with reading_parquet(self.folder, self.manifest, part):
             values = vectors(table["vector"], entry.tokens * entry.width)
         if not np.isfinite(values).all():
@@ -259,45 +270,71 @@ class Dataset:
                 f"data '{self.folder}': '{part}' item {first + row}: feature {column} is {values[row, column]}; "
                 f"{correct}{entry.remedy}."
             )
-        return values
+        missing = table["missing"].to_numpy()
+        count = table["count"].to_numpy() if entry.tokens > 1 else (~missing).astype(np.int32)
+        wrong = (count < 0) | (count > entry.tokens) | ((count == 0) != missing)
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            raise InputError(
+                f"data '{self.folder}': '{part}' item {first + row}: {count[row]} of {entry.tokens} tokens are "
+                f"real but 'missing' is {bool(missing[row])}; {entry.remedy}."
+            )
+        return FeatureRows(part, first, values, missing, count)
+
+    def _require_order(self, name: str, table: pa.Table, column: str, first: int) -> None:
+        """Refuse rows whose numbers in `column` are not `first`, `first + 1`, …"""
+        last = first + table.num_rows
+        if not np.array_equal(table[column].to_numpy(), np.arange(first, last)):
+            raise self.error(Defect(name, f"'{name}' column '{column}' is not {first} to {last - 1} in order"))
 
     def missing(self, name: str) -> np.ndarray:
-        """Which items lack feature set `name`, `[items]` bool."""
-        tables = (table for part in self.feature(name).parts for _, table in self.row_groups(part, ["missing"]))
+        """Which items lack feature set `name`, `[items]` bool.
+
+        Raises:
+            InputError: a file is damaged.
+        """
+        tables = (table for _, _, table in self.row_groups(self.feature(name).parts, ["missing"]))
         return np.concatenate([table["missing"].to_numpy() for table in tables])
 
     def content(self, columns: list[str]) -> Iterator[pa.Table]:
-        """Stream raw content in item order, as tables with `item` and those of `text` and `image` in `columns`."""
-        for name in self.manifest.parts("content"):
-            for _, table in self.row_groups(name, ["item", *columns]):
-                yield table
+        """Stream raw content in item order, as tables with `item` and those of `text` and `image` in `columns`.
+
+        Raises:
+            InputError: a file is damaged, or its items are not in order.
+        """
+        for part, first, rows in self.row_groups(self.manifest.parts("content"), ["item", *columns]):
+            self._require_order(part, rows, "item", first)
+            yield rows
 
     def content_of(self, items: Sequence[int], columns: list[str]) -> Iterator[dict[str, Any]]:
         """Raw content of `items`, one dictionary each with `item` and `columns`, ascending by item.
 
-        Reads only the row groups that hold these items.
+        Reads only the row groups that hold these items. Errors as in `content`.
         """
-        wanted, first = np.unique(np.asarray(items, np.int64)), 0
-        for name in self.manifest.parts("content"):
-            rows = self.manifest.files[name].rows
-            here = wanted[(wanted >= first) & (wanted < first + rows)] - first
-            if len(here):
+        wanted = np.unique(np.asarray(items, np.int64))
 
-                def holds(low: int, high: int, here: np.ndarray = here) -> bool:
-                    return bool(((here >= low) & (here < high)).any())
+        def mine(first: int, stop: int) -> np.ndarray:
+            return wanted[(wanted >= first) & (wanted < stop)]
 
-                for at, table in self.row_groups(name, ["item", *columns], holds):
-                    mine = here[(here >= at) & (here < at + table.num_rows)] - at
-                    yield from table.take(pa.array(mine)).to_pylist()
-            first += rows
+        parts = self.manifest.parts("content")
+        for part, first, rows in self.row_groups(
+            parts, ["item", *columns], lambda first, stop: len(mine(first, stop)) > 0
+        ):
+            self._require_order(part, rows, "item", first)
+            yield from rows.take(pa.array(mine(first, first + rows.num_rows) - first)).to_pylist()
 
     def items_table(self) -> pa.Table:
         """`items.parquet`: index, original id, title."""
-        return self.read_table("items.parquet")
+        return self._ids("items.parquet")
 
     def users_table(self) -> pa.Table:
         """`users.parquet`: index, original id."""
-        return self.read_table("users.parquet")
+        return self._ids("users.parquet")
+
+    def _ids(self, name: str) -> pa.Table:
+        table = self.read_table(name)
+        self._require_order(name, table, "index", 0)
+        return table
 
 
 def vectors(column: pa.ChunkedArray, width: int) -> np.ndarray:
@@ -316,7 +353,7 @@ def vectors(column: pa.ChunkedArray, width: int) -> np.ndarray:
 def _whole(table: pa.Table, rows: int) -> pa.Table:
     """The table, if it has `rows` rows, valid values, and no nulls where none belong; otherwise a ValueError."""
     table.validate(full=True)
-    empty = [name for name in table.column_names if name not in MAY_BE_EMPTY and table[name].null_count]
+    empty = [name for name in table.column_names if name not in _NULLABLE and table[name].null_count]
     if table.num_rows != rows or empty:
         raise ValueError(f"it has {table.num_rows} of {rows} rows, and nulls in columns {empty}")
     return table

@@ -197,4 +197,6 @@ def _check_shape(tree: Any) -> None:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+    """The start of an error's text, on one line."""
+    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[:_SHOWN])
+    return shown if len(text) <= _SHOWN else f"{shown}…"

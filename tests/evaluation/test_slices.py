@@ -6,6 +6,7 @@ import pytest
 from distrec.data.dataset import Dataset, vector_table, write_part
 from distrec.data.manifest import FeatureEntry, Manifest, write_manifest
 from distrec.data.storage import open_folder
+from distrec.data.synth import write_ids
 from distrec.evaluation.report import report, table
 from distrec.evaluation.slices import missing_items, slices
 from tests.evaluation.cases import evaluate, pairs, plain_metrics, plain_rankings, random_case
@@ -94,7 +95,7 @@ def test_report_is_json_and_its_table_has_aligned_columns(sliced):
 def test_missing_items_come_from_the_feature_files_and_count_a_modality_once(tmp_path):
     folder = open_folder(str(tmp_path))
     draw = np.random.default_rng(0)
-    files, features, expected = {}, {}, {}
+    files, features, expected = write_ids(folder, 1, 50), {}, {}
     for name, share in (
         ("text-tokens", 0.5),
         ("text-tokens-cut2", 0.4),

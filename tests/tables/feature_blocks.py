@@ -48,7 +48,7 @@ def tokens_of(items: int, missing: list[int]) -> np.ndarray:
 
 
 def check(folder: str) -> None:
-    world, data = World.current(), Dataset.open(folder)
+    world, data = World.current(), Dataset.open(folder, checked=True)
     for name, (items, missing) in CASES.items():
         values = np.load(Path(folder) / f"{name}.npy")
         present = np.delete(values.astype(np.float64), missing, axis=0)
