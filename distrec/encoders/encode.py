@@ -102,13 +102,13 @@ def encode(
         if value is not None and value < least:
             raise InputError(f"encode: --{name} is {value}; give at least {least}.")
     dataset = Dataset.open(data, checked=True)
-    if defect := dataset.defect(encoded=False):  # damaged encoded features do not matter, since this writes them again
-        raise dataset.error(defect)
     options: dict[str, Any] = {"max_tokens": max_tokens}
     if tokens:
         options = {"max_tokens": text_tokens or 30, "pooled": False, "image_pool": image_pool, "cut": cut or 0}
     names = {modality: cut_name(modality, cut or 0) if tokens else modality for modality in MODALITIES}
     encoders = _choose(dataset, {"text": text, "image": image}, names, options)
+    if defect := dataset.defect(encoded=False):  # this command writes encoded features again, damaged or not
+        raise dataset.error(defect)
     for name, encoder in encoders.items():
         if encoder.tokens > 1:
             size = dataset.manifest.content[encoder.modality] * encoder.row_bytes

@@ -39,8 +39,8 @@ def write(
         )
         files[name] = write_part(folder, name, table)
     values = rng.normal(size=(ITEMS, 3 * tokens)).astype(dtype)
-    count = (np.arange(ITEMS) % tokens + 1).astype(np.int32) if tokens > 1 else np.empty(0)
     missing = rng.random(ITEMS) < 0.3
+    count = np.where(missing, 0, np.arange(ITEMS) % tokens + 1).astype(np.int32)
     parts, start = [], 0
     for number, rows in enumerate((9, 0, 5, 9)):
         name = f"features/text/part-{number:05d}.parquet"
@@ -148,8 +148,8 @@ def test_a_changed_or_missing_file_is_refused_by_name(where: str):
 @pytest.mark.parametrize(("bound", "side"), [({"users": 6}, "user 6"), ({"items": 1}, "item 1")])
 def test_an_id_beyond_the_manifest_is_refused_with_its_row(tmp_path: Path, bound: dict[str, int], side: str):
     write(str(tmp_path), **bound)
-    row = 6 if "users" in bound else 7
-    with pytest.raises(InputError, match=f"train row {row} has {side} but the manifest counts"):
+    part, row = (0, 6) if "users" in bound else (1, 0)
+    with pytest.raises(InputError, match=f"part-0000{part}.parquet' row {row} has {side} but manifest.json counts"):
         Dataset.open(str(tmp_path), checked=True).interactions("train")
 
 

@@ -110,7 +110,9 @@ def test_missing_items_come_from_the_feature_files_and_count_a_modality_once(tmp
         parts = []
         for number, (start, stop) in enumerate([(0, 20), (20, 50)]):
             part = f"features/{name}/part-{number:05d}.parquet"
-            rows = vector_table(start, np.zeros((stop - start, 3), np.float16), lacking[start:stop])  # width or tokens
+            gone = lacking[start:stop]
+            count = np.where(gone, 0, tokens).astype(np.int32) if tokens > 1 else None
+            rows = vector_table(start, np.zeros((stop - start, 3), np.float16), gone, count)  # width or tokens
             files[part] = write_part(folder, part, rows, row_group_rows=7)
             parts.append(part)
         features[name] = FeatureEntry(

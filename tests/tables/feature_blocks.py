@@ -14,7 +14,7 @@ from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
 from distrec.tables.features import feature_block, token_block
 
-CASES = {"some": (11, [2, 3, 10]), "none": (7, []), "all": (4, [0, 1, 2, 3]), "one item": (1, [])}
+CASES = {"some": (11, [2, 3, 10]), "none": (7, []), "all": (4, [0, 1, 2, 3]), "one": (1, [])}
 
 
 def write(folder: Path) -> None:
