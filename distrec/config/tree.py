@@ -143,7 +143,7 @@ def decode(section: type[S], tree: Any, where: str = "") -> S:
 
 def _explain(section: type[BaseModel], error: ValidationError, where: str) -> str:
     problem = error.errors()[0]
-    path = [str(part) for part in problem["loc"]]
+    path = [str(part) for part in problem["loc"] if part != "[key]"]  # pydantic's mark of an invalid key
     key = ".".join([where, *path] if where else path)
     if problem["type"] == "extra_forbidden":
         valid = _valid_keys(section, path[:-1])

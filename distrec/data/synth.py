@@ -18,17 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distrec.data import keyed, parts
-from distrec.data.dataset import (
-    FORMAT,
-    SPLITS,
-    Dataset,
-    FeatureEntry,
-    FileEntry,
-    Manifest,
-    vector_table,
-    write_manifest,
-    write_part,
-)
+from distrec.data.dataset import Dataset, vector_table, write_part
+from distrec.data.manifest import FORMAT, SPLITS, FeatureEntry, FileEntry, Manifest, write_manifest
 from distrec.data.storage import Folder, open_folder
 from distrec.errors import InputError
 
@@ -120,9 +111,7 @@ def write_graph(out: str, size: GraphSize, block: int = _BLOCK) -> Dataset:
         raise InputError(
             f"option '--out' is '{out}', which cannot be written ({error}); check the path and its permissions."
         ) from None
-    files: dict[str, FileEntry] = {}
-    for name, prefix, count in (("users", "u", size.users), ("items", "i", size.items)):
-        files[f"{name}.parquet"] = write_part(folder, f"{name}.parquet", _ids(prefix, count))
+    files = write_ids(folder, size.users, size.items)
     ranked = size.ranked()
     counts = _write_interactions(folder, files, size, ranked, block)
     cluster = np.empty(size.items, np.int32)
@@ -147,15 +136,19 @@ def write_graph(out: str, size: GraphSize, block: int = _BLOCK) -> Dataset:
     print(
         f"{manifest.name}: {size.users:,} users, {size.items:,} items, {size.edges:,} interactions ({shown}) in {out}"
     )
-    return Dataset.open(out)
+    return Dataset.open(out, checked=True)
 
 
-def _ids(prefix: str, count: int) -> pa.Table:
-    index = pa.array(np.arange(count, dtype=np.int32))
-    table = {"index": index, "original": pc.binary_join_element_wise(prefix, index.cast(pa.string()), "")}
-    if prefix == "i":
-        table["title"] = pa.nulls(count, pa.string())
-    return pa.table(table)
+def write_ids(folder: Folder, users: int, items: int) -> dict[str, FileEntry]:
+    """Write `users.parquet` and `items.parquet` with made-up ids and no titles; returns their manifest entries."""
+    files = {}
+    for side, count in (("users", users), ("items", items)):
+        index = pa.array(np.arange(count, dtype=np.int32))
+        table = {"index": index, "original": pc.binary_join_element_wise(side[0], index.cast(pa.string()), "")}
+        if side == "items":
+            table["title"] = pa.nulls(count, pa.string())
+        files[f"{side}.parquet"] = write_part(folder, f"{side}.parquet", pa.table(table))
+    return files
 
 
 def degrees(size: GraphSize) -> np.ndarray:

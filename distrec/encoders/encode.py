@@ -16,9 +16,10 @@ from typing import Any
 from tqdm import tqdm
 
 from distrec.data import parts
-from distrec.data.dataset import Dataset, FeatureEntry, FileEntry, group_rows, vector_table, write_manifest
+from distrec.data.dataset import Dataset, group_rows, vector_table
+from distrec.data.manifest import FeatureEntry, FileEntry, write_manifest
 from distrec.data.storage import Folder, open_folder
-from distrec.encoders.base import ENCODED, MODALITIES, Encoder, Modality, cut_name
+from distrec.encoders.base import MODALITIES, Encoder, Modality, cut_name
 from distrec.encoders.cache import Cache, content_hash
 from distrec.encoders.pool import Job, Pool, Shard
 from distrec.encoders.registry import DEFAULTS, make_encoder
@@ -100,12 +101,14 @@ def encode(
             raise InputError(f"encode: --{name} is {value} but --tokens is not given; add it, or leave --{name} out.")
         if value is not None and value < least:
             raise InputError(f"encode: --{name} is {value}; give at least {least}.")
-    dataset = Dataset.open(data)
+    dataset = Dataset.open(data, checked=True)
     options: dict[str, Any] = {"max_tokens": max_tokens}
     if tokens:
         options = {"max_tokens": text_tokens or 30, "pooled": False, "image_pool": image_pool, "cut": cut or 0}
     names = {modality: cut_name(modality, cut or 0) if tokens else modality for modality in MODALITIES}
     encoders = _choose(dataset, {"text": text, "image": image}, names, options)
+    if defect := dataset.defect(encoded=False):  # this command writes encoded features again, damaged or not
+        raise dataset.error(defect)
     for name, encoder in encoders.items():
         if encoder.tokens > 1:
             size = dataset.manifest.content[encoder.modality] * encoder.row_bytes
@@ -147,7 +150,7 @@ def _choose(
             )
         feature = names[modality]
         entry = dataset.manifest.features.get(feature)
-        if entry is not None and not entry.source.startswith(ENCODED):
+        if entry is not None and not entry.encoded:
             raise InputError(
                 f"data '{dataset.folder}' has an imported feature '{feature}' (from {entry.source}) that encode would "
                 f"replace; give it another name in the data config, or pass --{modality} none."

@@ -104,7 +104,7 @@ def evaluate_worker(config: RunConfig, path: str, split: str) -> None:
     from distrec.training.engine import Engine
     from distrec.training.loop import build_evaluator, load_weights
 
-    world, data = World.current(), Dataset.open(config.data)
+    world, data = World.current(), Dataset.open(config.data, checked=True)
     run, _ = RunFolder.existing(path)
     engine = Engine(world, data, config)
     best = run.folder.read_json("summary.json")["best_checkpoint"]

@@ -14,7 +14,8 @@ from typing import Any
 from distrec.config.run import RunConfig, load_run
 from distrec.config.tree import decode
 from distrec.data.check import damaged_file
-from distrec.data.dataset import SPLITS, Dataset
+from distrec.data.dataset import Dataset
+from distrec.data.manifest import SPLITS
 from distrec.data.storage import open_folder
 from distrec.errors import InputError, Interrupted, NonFiniteLoss, exit_status
 from distrec.graph.kept import NOTE
@@ -104,7 +105,7 @@ def check_inputs(config: RunConfig) -> tuple[Dataset, Method, list[str]]:
     method = build_method(config, data)
     parts = [part for name in method.features() for part in data.feature(name).parts]
     if damage := damaged_file(data, parts):
-        raise InputError(f"data '{config.data}': {damage}; run 'distrec prepare' or 'distrec encode' again.")
+        raise data.error(damage)
     splits = {split: data.interactions(split) for split in SPLITS if split != "test" or config.evaluate.test}
     for split, rows in splits.items():
         if not len(rows):
@@ -140,7 +141,7 @@ def train_worker(config: RunConfig) -> None:
     world, run = World.current(), RunFolder.of(config)
     outcome: dict[str, Any] = {"outcome": "done"}
     try:
-        fit(world, Dataset.open(config.data), config)
+        fit(world, Dataset.open(config.data, checked=True), config)
     except (InputError, Interrupted, NonFiniteLoss) as error:
         outcome = {"outcome": type(error).__name__, "message": str(error), "exit_status": exit_status(error)}
     if world.rank == 0:

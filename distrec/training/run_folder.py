@@ -89,7 +89,8 @@ class RunFolder(AttemptFolder):
         if key == "data":
             raise InputError(
                 f"run '{self.folder}' was trained on another dataset than '{config.data}' (manifest hash "
-                f"{str(before)[:12]}, now {str(value)[:12]}); {remedy}"
+                f"{str(before)[:12]}, now {str(value)[:12]}; a new feature set of 'distrec encode' also changes it); "
+                f"{remedy}"
             )
         raise InputError(f"run '{self.folder}' exists with {key} = {before!r}, now {value!r}; {remedy}")
 

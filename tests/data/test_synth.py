@@ -9,7 +9,8 @@ import pytest
 from distrec.cli import main
 from distrec.data import synth
 from distrec.data.check import check
-from distrec.data.dataset import SPLITS, Dataset
+from distrec.data.dataset import Dataset
+from distrec.data.manifest import SPLITS
 from distrec.data.synth import FEWEST, GraphSize, degrees, write_graph
 from distrec.errors import BAD_INPUT, InputError
 

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from distrec.data.check import check
-from distrec.data.dataset import Dataset, FeatureEntry, write_manifest
+from distrec.data.dataset import Dataset
+from distrec.data.manifest import FeatureEntry, write_manifest
 from distrec.encoders.encode import encode
 from distrec.encoders.registry import make_encoder
 from distrec.errors import InputError

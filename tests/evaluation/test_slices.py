@@ -3,8 +3,10 @@ import json
 import numpy as np
 import pytest
 
-from distrec.data.dataset import Dataset, FeatureEntry, Manifest, vector_table, write_manifest, write_part
+from distrec.data.dataset import Dataset, vector_table, write_part
+from distrec.data.manifest import FeatureEntry, Manifest, write_manifest
 from distrec.data.storage import open_folder
+from distrec.data.synth import write_ids
 from distrec.evaluation.report import report, table
 from distrec.evaluation.slices import missing_items, slices
 from tests.evaluation.cases import evaluate, pairs, plain_metrics, plain_rankings, random_case
@@ -93,7 +95,7 @@ def test_report_is_json_and_its_table_has_aligned_columns(sliced):
 def test_missing_items_come_from_the_feature_files_and_count_a_modality_once(tmp_path):
     folder = open_folder(str(tmp_path))
     draw = np.random.default_rng(0)
-    files, features, expected = {}, {}, {}
+    files, features, expected = write_ids(folder, 1, 50), {}, {}
     for name, share in (
         ("text-tokens", 0.5),
         ("text-tokens-cut2", 0.4),
@@ -108,7 +110,9 @@ def test_missing_items_come_from_the_feature_files_and_count_a_modality_once(tmp
         parts = []
         for number, (start, stop) in enumerate([(0, 20), (20, 50)]):
             part = f"features/{name}/part-{number:05d}.parquet"
-            rows = vector_table(start, np.zeros((stop - start, 3), np.float16), lacking[start:stop])  # width or tokens
+            gone = lacking[start:stop]
+            count = np.where(gone, 0, tokens).astype(np.int32) if tokens > 1 else None
+            rows = vector_table(start, np.zeros((stop - start, 3), np.float16), gone, count)  # width or tokens
             files[part] = write_part(folder, part, rows, row_group_rows=7)
             parts.append(part)
         features[name] = FeatureEntry(

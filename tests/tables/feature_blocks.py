@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distrec.data.dataset import Dataset, FeatureEntry, Manifest, vector_table, write_manifest, write_part
+from distrec.data.dataset import Dataset, vector_table, write_part
+from distrec.data.manifest import FeatureEntry, Manifest, write_manifest
 from distrec.data.storage import open_folder
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
 from distrec.tables.features import feature_block, token_block
 
-CASES = {"some": (11, [2, 3, 10]), "none": (7, []), "all": (4, [0, 1, 2, 3]), "one item": (1, [])}
+CASES = {"some": (11, [2, 3, 10]), "none": (7, []), "all": (4, [0, 1, 2, 3]), "one": (1, [])}
 
 
 def write(folder: Path) -> None:
@@ -47,7 +48,7 @@ def tokens_of(items: int, missing: list[int]) -> np.ndarray:
 
 
 def check(folder: str) -> None:
-    world, data = World.current(), Dataset.open(folder)
+    world, data = World.current(), Dataset.open(folder, checked=True)
     for name, (items, missing) in CASES.items():
         values = np.load(Path(folder) / f"{name}.npy")
         present = np.delete(values.astype(np.float64), missing, axis=0)

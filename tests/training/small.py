@@ -14,16 +14,8 @@ import torch
 import yaml
 from safetensors import safe_open
 
-from distrec.data.dataset import (
-    FORMAT,
-    SPLITS,
-    FeatureEntry,
-    FileEntry,
-    Manifest,
-    vector_table,
-    write_manifest,
-    write_part,
-)
+from distrec.data.dataset import vector_table, write_part
+from distrec.data.manifest import FORMAT, SPLITS, FeatureEntry, FileEntry, Manifest, write_manifest
 from distrec.data.storage import open_folder
 from distrec.training.engine import Engine
 from tests.training.random_data import write_tokens

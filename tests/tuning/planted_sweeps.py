@@ -14,7 +14,8 @@ import yaml
 from PIL import Image, ImageDraw
 
 from distrec.config import RunConfig, decode
-from distrec.data.dataset import FORMAT, Dataset, Manifest, write_manifest, write_part
+from distrec.data.dataset import Dataset, write_part
+from distrec.data.manifest import FORMAT, Manifest, write_manifest
 from distrec.data.storage import Folder, open_folder, parquet_bytes
 from distrec.methods.registry import resolve
 

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distrec.data.dataset import SPLITS
 from distrec.data.importers.source import Rows
+from distrec.data.manifest import SPLITS
 from distrec.errors import InputError
 
 ImageReader = Callable[[np.ndarray], list[bytes | None]]

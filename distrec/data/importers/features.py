@@ -72,7 +72,7 @@ def load_npy(source: Source, name: str) -> np.ndarray:
         raise unreadable(name, "NumPy array", error) from None
     if values.ndim != 2 or not values.shape[1]:
         raise InputError(f"file '{name}' has shape {list(values.shape)}; features are [items, width].")
-    _check_type(name, values.dtype)
+    _check_type(f"'{name}'", values.dtype)
     return values
 
 
@@ -149,7 +149,7 @@ def _vectors(name: str, first: int, column: str, array: pa.Array) -> tuple[np.nd
     if array.drop_null().flatten().null_count:
         raise InputError(f"file '{name}': column '{column}' contains an empty number; fill it or leave the vector out.")
     flat = array.drop_null().flatten().to_numpy(zero_copy_only=False)
-    _check_type(name, flat.dtype)
+    _check_type(f"'{name}' column '{column}'", flat.dtype)
     block = np.zeros((len(array), int(width[0])), flat.dtype)
     block[there] = flat.reshape(-1, int(width[0]))
     return block, there
@@ -173,9 +173,9 @@ def _check_rows(file: str, rows: int, items: int, where: str) -> None:
         raise InputError(f"file {file} has {rows} feature rows for {items} items ({where}); give one row per item.")
 
 
-def _check_type(name: str, dtype: np.dtype) -> None:
+def _check_type(where: str, dtype: np.dtype) -> None:
     if dtype not in (np.float16, np.float32, np.float64):
-        raise InputError(f"file '{name}' holds {dtype}; features must be float16, float32 or float64.")
+        raise InputError(f"file {where} holds {dtype}; features must be float16, float32 or float64.")
 
 
 def _check_values(values: np.ndarray, name: str) -> np.ndarray:

@@ -21,6 +21,7 @@ from distrec.data.importers.content import (
 )
 from distrec.data.importers.features import FeatureFiles, read_feature
 from distrec.data.importers.source import Files, Rows, Source
+from distrec.data.manifest import FeatureName
 from distrec.errors import InputError
 
 
@@ -81,7 +82,9 @@ class Config(Section):
     images: ImagesTable | None = Field(
         None, description="files of images in Parquet, at most one image per item; null if there are none"
     )
-    features: dict[str, FeatureFiles] = Field({}, description="files of each precomputed feature set, by its name")
+    features: dict[FeatureName, FeatureFiles] = Field(
+        {}, description="files of each precomputed feature set, by its name"
+    )
 
 
 def read(source: Source, config: Config) -> RawDataset:

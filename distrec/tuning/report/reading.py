@@ -85,7 +85,7 @@ class Reader:
             return self.folder.read_bytes(*parts)
         except FileNotFoundError:
             return None
-        except OSError:
+        except InputError:
             self.unreadable.append("/".join(parts))
             return None
 
