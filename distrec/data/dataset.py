@@ -36,6 +36,8 @@ CONTEXT: Literal["context"] = "context"
 """Interactions of held-out users. A ranking may read them, training must not. Most datasets have none."""
 TOKENS = "-tokens"
 """Suffix of the name of a token set: `text-tokens` is the token set of modality `text`."""
+COLD = 5
+"""An item with at most this many training interactions is cold."""
 _BYTES_PER_GROUP = 8 << 20
 
 
@@ -158,7 +160,8 @@ class Dataset:
                 f"data '{self.folder}': checksum of '{name}' differs from manifest.json ({len(data)} bytes, expected "
                 f"{entry.bytes}); run 'distrec prepare' again."
             )
-        return pa.parquet.read_table(pa.BufferReader(data))
+        # Arrow's threads can outlive the call and then need the interpreter, which aborts a process that is ending.
+        return pa.parquet.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
 
     def interactions(self, split: Split | Literal["context"]) -> Interactions:
         """All rows of a split or of the context, with user and item as int32 and timestamp as int64.

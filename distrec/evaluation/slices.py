@@ -13,11 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.parquet as pq
 
-from distrec.data.dataset import TOKENS, Dataset, Interactions
+from distrec.data.dataset import COLD, TOKENS, Dataset, Interactions
 from distrec.data.storage import open_parquet
 from distrec.evaluation.ranking import Ranked
 
-COLD = 5  # an item with at most this many training interactions is cold
 ACTIVITY = (0, 5, 10, 20, 50)  # the most training interactions in each group of users; one more group has no limit
 
 

@@ -14,7 +14,8 @@ from typing import Any
 from distrec.config.run import RunConfig, load_run
 from distrec.config.tree import decode
 from distrec.data.check import damaged_file
-from distrec.data.dataset import SPLITS, Dataset
+from distrec.data.dataset import CONTEXT, SPLITS, Dataset
+from distrec.data.histories import require_time_order
 from distrec.data.storage import open_folder
 from distrec.errors import InputError, Interrupted, NonFiniteLoss, exit_status
 from distrec.graph.kept import NOTE
@@ -109,6 +110,9 @@ def check_inputs(config: RunConfig) -> tuple[Dataset, Method, list[str]]:
     for split, rows in splits.items():
         if not len(rows):
             raise InputError(f"data '{config.data}' has no {split} rows; prepare it with another split.")
+    if method.reads_histories:
+        all_splits = {name: data.interactions(name) for name in (*SPLITS, CONTEXT) if name not in splits} | splits
+        require_time_order(data, all_splits, method.title())
     if method.trainable:
         sampler = method.sampler(splits["train"], train.seed)
         if not len(sampler):
