@@ -55,9 +55,7 @@ class Pairs:
         mask = distinct(np.concatenate([none, *(_keys(rows, items) for rows in masked)]))
         owner = pairs // items
         first = starts(owner)
-        return cls(
-            items, owner[first], np.append(first, len(pairs)), pairs % items, mask, contains(mask, pairs)
-        )
+        return cls(items, owner[first], np.append(first, len(pairs)), pairs % items, mask, contains(mask, pairs))
 
     @property
     def length(self) -> np.ndarray:

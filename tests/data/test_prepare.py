@@ -148,6 +148,10 @@ def test_times_are_optional_where_the_split_needs_none(tmp_path: Path, raw: dict
     for rule in ("per_user_time", "leave_last_out", "global_time"):
         with pytest.raises(InputError, match=f"'{rule}' but the source has no timestamp column"):
             prepared(tmp_path, untimed, split={"name": rule}, out=rule)
+    write(tmp_path / "raw/few.csv", {"u": [1, 1, 2, 2], "i": [1, 2, 1, 2]})
+    few = {"interactions": {"files": "few.csv", "user": "u", "item": "i"}}
+    with pytest.raises(InputError, match=r"rule 'per_user_random' is empty .* relax the filters, add interactions or"):
+        prepared(tmp_path, few, split={"name": "per_user_random"}, out="few")
     with pytest.raises(InputError, match="'given' but the source has no split column"):
         prepared(tmp_path, untimed, split={"name": "given"}, out="given")
     with pytest.raises(InputError, match="'min_rating' is set but the source has no rating column"):
@@ -173,7 +177,7 @@ def test_given_split(tmp_path: Path, labels: list, suffix: str) -> None:
     with pytest.raises(InputError, match=r"user 5 has no train interaction in the given split \(1 such users\)"):
         prepared(tmp_path, importer, split={"name": "given"}, out="alone")
     write(file, {**columns, "part": [labels[0 if value == 1 else value] for value in label]})
-    with pytest.raises(InputError, match="split 'valid' of rule 'given' is empty .* correct the labels or choose"):
+    with pytest.raises(InputError, match=r"split 'valid' of rule 'given' is empty .* correct the labels or choose"):
         prepared(tmp_path, importer, split={"name": "given"}, out="empty")
 
 

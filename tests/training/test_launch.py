@@ -174,46 +174,6 @@ def test_unusable_splits_are_refused(
     assert [part for part in told if part not in message] == []
 
 
-@pytest.mark.parametrize("method", ["sasrec", "odmt", "bivrec"])
-def test_histories_from_the_future_are_refused(
-    tmp_path: Path, data: str, refused: Callable[..., str], method: str
-) -> None:
-    """A valid row that is older than the newest train row, and a test row that is older than the valid row only."""
-    dataset = Dataset.open(data)
-    train, valid, test = (dataset.interactions(split) for split in SPLITS)
-    newest = train.timestamp[np.flatnonzero(train.user == 5)[-1]]
-    for split, rows, user, time, before in (
-        ("valid", valid, 5, newest - 1, newest),
-        ("test", test, 7, valid.timestamp[7] - 1, valid.timestamp[7]),
-    ):
-        for change, wrong in ((time, True), (before, False)):  # equal times are not older
-            times = rows.timestamp.copy()
-            times[user] = change
-            folder = tmp_path / f"{split} {wrong}"
-            table = pa.table({"user": rows.user, "item": rows.item, "timestamp": times})
-            path = rewritten(data, folder, split, table)
-            config = small.write_config(tmp_path / "run.yaml", path, tmp_path / "runs", method, evaluate={"test": False})
-            if not wrong:
-                check_inputs(resolve(load_run(config)))
-                continue
-            message = refused("train", config)
-            assert f"data '{folder}': 1 of 122 held-out rows are older than the newest known row" in message
-            assert f"(first: user u{user}, item i{rows.item[user]} in {split} at time {time}, newest known" in message
-            assert f"row at {before}), but {method}" in message
-            assert "prepare the data with 'split.name' leave_last_out, per_user_time or by_user, or use a" in message
-            assert not (tmp_path / "runs").exists()
-            assert not METHODS["lightgcn"].reads_histories
-
-
-def test_a_random_split_without_times_has_no_order(tmp_path: Path, data: str, refused: Callable[..., str]) -> None:
-    """Without times, labels may follow the order of the source. A drawn split cannot."""
-    folder = tmp_path / "data"
-    for split in SPLITS:
-        rows = Dataset.open(data).interactions(split)
-        data = rewritten(data, tmp_path / split, split, rows.timestamp * 0)
-    raise NotImplementedError(folder)
-
-
 def test_an_unread_test_split_may_be_empty(tmp_path: Path, data: str) -> None:
     path = rewritten(data, tmp_path / "data", "test", [])
     config = small.write_config(tmp_path / "run.yaml", path, tmp_path / "runs", evaluate={"test": False})
