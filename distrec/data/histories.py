@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from distrec.data.dataset import CONTEXT, SPLITS, Dataset, Interactions
-from distrec.data.ordered import starts
 from distrec.errors import InputError
 
 PADDING = -1
@@ -141,12 +140,12 @@ def require_time_order(data: Dataset, splits: Mapping[str, Interactions], method
         split, user, item, time, newest = found.first
         user_id, item_id = data.users_table()["original"][user], data.items_table()["original"][item]
         raise InputError(
-            f"data '{data.folder}': {found.older:,} of {found.held_out:,} held-out rows are older than the newest known "
-            f"row of their user (first: user {user_id}, item {item_id} in {split} at time {time}, newest known row at "
-            f"{newest}), but {why}"
+            f"data '{data.folder}': {found.older:,} of {found.held_out:,} held-out rows are older than the newest "
+            f"known row of their user (first: user {user_id}, item {item_id} in {split} at time {time}, newest known "
+            f"row at {newest}), but {why}"
         )
     if data.manifest.split == "per_user_random" and (tied := among_equal_times(splits)):
         raise InputError(
-            f"data '{data.folder}': split 'per_user_random' drew {tied:,} of {found.held_out:,} held-out rows among equal "
-            f"times, but {why}"
+            f"data '{data.folder}': split 'per_user_random' drew {tied:,} of {found.held_out:,} held-out rows among "
+            f"equal times, but {why}"
         )

@@ -70,7 +70,8 @@ def test_a_held_out_row_that_is_older_than_its_history_is_refused(
     message = refused(config(path), capsys)
     assert message.startswith(
         f"distrec train: data '{path}': 1 of 122 held-out rows are older than the newest known row of their user "
-        f"(first: user u{user}, item i{item} in {late} at time {newest - 1}, newest known row at {newest}), but {method}"
+        f"(first: user u{user}, item i{item} in {late} at time {newest - 1}, newest known row at {newest}), "
+        f"but {method}"
     )
     assert message.endswith(
         " reads histories, which would then hold rows from the future; prepare the data with 'split.name' "
