@@ -9,10 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distrec.data.dataset import Dataset
+from distrec.data.dataset import Dataset, Interactions
+from distrec.data.histories import backward, equal_times, timeless
 from distrec.data.importers.source import file_sha256
-from distrec.data.manifest import CONTEXT, SPLITS
+from distrec.data.manifest import COLD, CONTEXT, SPLITS
 from distrec.data.opening import Defect, in_threads
+from distrec.data.ordered import contains, distinct
 from distrec.errors import InputError
 
 _AGAIN = "run 'distrec prepare' again"
@@ -82,6 +84,7 @@ def _check_ids(dataset: Dataset, what: str, table: pa.Table) -> None:
 
 def _check_interactions(dataset: Dataset, warnings: list[str]) -> None:
     pairs: dict[str, np.ndarray] = {}
+    splits: dict[str, Interactions] = {}
     known = np.zeros(dataset.users, bool)
     rows = np.zeros(dataset.items, np.int64)
     context = [CONTEXT] if CONTEXT in dataset.manifest.interactions else []
@@ -100,13 +103,13 @@ def _check_interactions(dataset: Dataset, warnings: list[str]) -> None:
         if len(same):
             raise InputError(f"data '{dataset.folder}': {_pair(dataset, same[0])} occurs twice in '{split}'; {_AGAIN}.")
         for other, earlier in pairs.items():
-            both = np.intersect1d(earlier, pair, assume_unique=True)
+            both = pair[contains(earlier, pair)]
             if len(both):
                 raise InputError(
                     f"data '{dataset.folder}': {_pair(dataset, both[0])} is in '{other}' and in '{split}' ({len(both)} "
                     f"such pairs leak); {_AGAIN}."
                 )
-        pairs[split] = pair
+        pairs[split], splits[split] = pair, found
         if split in ("train", CONTEXT):
             known[found.user] = True
         elif not known[found.user].all():
@@ -122,11 +125,25 @@ def _check_interactions(dataset: Dataset, warnings: list[str]) -> None:
     )
     every = "every user has train or context rows" if context else "every user has train rows"
     print(f"  split         {dataset.manifest.split}; no repeated pairs, {every}")
+    _tell_times(dataset, splits, warnings)
     print(
-        f"  cold items    {int((rows == 0).sum()):,} without a train row, {int((rows < 5).sum()):,} with fewer than 5"
+        f"  cold items    {int((rows <= COLD).sum()):,} with at most {COLD} train rows, of which "
+        f"{int((rows == 0).sum()):,} have none"
     )
     if not known.all():
         warnings.append(f"{int((~known).sum()):,} users have no interactions at all")
+
+
+def _tell_times(dataset: Dataset, splits: dict[str, Interactions], warnings: list[str]) -> None:
+    """Print whether the splits are in time order, and how many held-out rows were chosen among equal times."""
+    order = backward(splits, dataset.users)
+    print(
+        f"  time order    {order.older:,} of {order.held_out:,} held-out rows are older than the newest known row of "
+        "their user"
+    )
+    print(f"  equal times   {equal_times(splits, dataset.manifest.split)}")
+    if timeless(splits):
+        warnings.append("all rows have the same time, so histories are in the order of the source within each split")
 
 
 def _pair(dataset: Dataset, pair: np.int64) -> str:
@@ -151,7 +168,7 @@ def _check_feature(dataset: Dataset, name: str, warnings: list[str]) -> None:
     if entry.tokens > 1:
         shape = f"{entry.tokens} tokens x {shape}, {real / max(len(seen), 1):.1f} of them real on average"
     print(f"  feature       {name}: {shape}, {_share(len(seen), dataset.items)}, from {entry.source}")
-    repeated = len(seen) - len(np.unique(seen))
+    repeated = len(seen) - len(distinct(seen))
     if repeated:
         warnings.append(f"feature '{name}': {repeated:,} items have the same vector as an earlier item")
     _warn_low(f"feature '{name}'", len(seen), dataset.items, warnings)

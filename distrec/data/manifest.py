@@ -19,6 +19,8 @@ CONTEXT: Literal["context"] = "context"
 """Interactions of held-out users. A ranking may read them, training must not. Most datasets have none."""
 TOKENS = "-tokens"
 """Suffix of the name of a token set: `text-tokens` is the token set of modality `text`."""
+COLD = 5
+"""An item with at most this many training interactions is cold."""
 ENCODED = "encoder "
 """Prefix of the `source` of feature sets that `distrec encode` wrote."""
 ENCODED_BY = re.compile(

@@ -70,6 +70,15 @@ class Folder:
         if self.local:
             self.fs.makedirs(self.path, exist_ok=True)
 
+    def in_the_way(self) -> str | None:
+        """What keeps a local folder from being made: the path of a file that is there, or above it; None if nothing."""
+        path = self.path if self.local else ""
+        while path and not os.path.isdir(path):
+            if os.path.lexists(path):
+                return path
+            path = os.path.dirname(path)
+        return None
+
     def remove(self, *parts: str) -> None:
         """Delete a file or folder inside this one, if it exists."""
         if self.exists(*parts):

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from distrec.data.dataset import Dataset, Interactions
-from distrec.data.manifest import TOKENS
+from distrec.data.manifest import COLD, TOKENS
 from distrec.evaluation.ranking import Ranked
 
-COLD = 5  # an item with at most this many training interactions is cold
 ACTIVITY = (0, 5, 10, 20, 50)  # the most training interactions in each group of users; one more group has no limit
 
 

@@ -194,6 +194,7 @@ class BiVRec(Method):
             return scales
 
     config: BiVRec.Config
+    reads_histories = True
     changeable = ("temperature", "dropout", "lambda_id", "lambda_c", "lambda_mm", "lambda_f")
 
     def __init__(self, config: BiVRec.Config, data: Dataset):

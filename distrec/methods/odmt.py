@@ -125,6 +125,7 @@ class ODMT(Method):
 
     whole_tables = False
     config: ODMT.Config
+    reads_histories = True
     changeable = ("dropout", "tau", "alpha")
 
     def __init__(self, config: ODMT.Config, data: Dataset):

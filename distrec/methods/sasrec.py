@@ -37,6 +37,7 @@ class SASRec(Method):
         )
 
     config: SASRec.Config
+    reads_histories = True
     changeable = ("dropout",)
 
     def __init__(self, config: SASRec.Config, data: Dataset):

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from distrec.data.dataset import Dataset
 from distrec.data.histories import Histories
+from distrec.data.ordered import distinct
 from distrec.errors import InputError
 from distrec.graph.matrix import ShardedMatrix
 from distrec.graph.neighbours import symmetric_neighbour_graph
@@ -83,7 +84,7 @@ class STAIR(Method):
     def build(self, space: Space) -> None:
         super().build(space)
         config = self.config
-        pairs = np.unique(space.train.user.astype(np.int64) * space.items.rows + space.train.item)
+        pairs = distinct(space.train.user.astype(np.int64) * space.items.rows + space.train.item)
         user, item = pairs // space.items.rows, pairs % space.items.rows
         self.user_item = UserItemGraph(space.world, space.users, space.items, user, item)
         blocks = [feature_block(space.world, space.items, space.data, name, config.fill) for name in config.features]

@@ -14,8 +14,9 @@ from typing import Any
 from distrec.config.run import RunConfig, load_run
 from distrec.config.tree import decode
 from distrec.data.check import damaged_file
-from distrec.data.dataset import Dataset
-from distrec.data.manifest import SPLITS
+from distrec.data.dataset import Dataset, Interactions
+from distrec.data.histories import require_time_order
+from distrec.data.manifest import CONTEXT, SPLITS
 from distrec.data.storage import open_folder
 from distrec.errors import InputError, Interrupted, NonFiniteLoss, exit_status
 from distrec.graph.kept import NOTE
@@ -106,10 +107,15 @@ def check_inputs(config: RunConfig) -> tuple[Dataset, Method, list[str]]:
     parts = [part for name in method.features() for part in data.feature(name).parts]
     if damage := damaged_file(data, parts):
         raise data.error(damage)
-    splits = {split: data.interactions(split) for split in SPLITS if split != "test" or config.evaluate.test}
+    splits: dict[str, Interactions] = {
+        split: data.interactions(split) for split in SPLITS if split != "test" or config.evaluate.test
+    }
     for split, rows in splits.items():
         if not len(rows):
             raise InputError(f"data '{config.data}' has no {split} rows; prepare it with another split.")
+    if method.reads_histories:
+        unread = [name for name in (*SPLITS, CONTEXT) if name not in splits]
+        require_time_order(data, splits | {name: data.interactions(name) for name in unread}, method.title())
     if method.trainable:
         sampler = method.sampler(splits["train"], train.seed)
         if not len(sampler):

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +202,14 @@ def test_the_hash_is_the_content_and_not_the_place(tmp_path: Path):
     hashes = [Dataset.open(str(tmp_path / name)).hash for name in "abcd"]
     assert hashes[0] == hashes[1]
     assert len(set(hashes)) == 3
+
+
+def test_reading_interactions_leaves_no_thread_behind(tmp_path: Path) -> None:
+    """Arrow's threads may need the interpreter while it ends, which aborted `distrec` in place of its exit status."""
+    write(str(tmp_path / "data"))
+    code = (
+        "import os, sys; from distrec.data.dataset import Dataset; data = Dataset.open(sys.argv[1]);"
+        "before = os.listdir('/proc/self/task'); data.interactions('train');"
+        "sys.exit(len(os.listdir('/proc/self/task')) - len(before))"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "data")], check=False, timeout=60).returncode == 0

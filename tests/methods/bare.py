@@ -47,7 +47,8 @@ def write(
     for split in SPLITS:
         user, item = np.array(sorted(train if split == "train" else held_out), np.int32).reshape(-1, 2).T
         name = f"interactions/{split}/part-00000.parquet"
-        table = pa.table({"user": user, "item": item, "timestamp": np.arange(len(user), dtype=np.int64)})
+        time = 1000 * (split != "train") + np.arange(len(user), dtype=np.int64)  # the held-out items are the newest
+        table = pa.table({"user": user, "item": item, "timestamp": time})
         files[name], counts[split] = write_part(root, name, table), len(user)
     for name, values in features.items():
         missing, part = np.isnan(values).any(1), f"features/{name}/part-00000.parquet"

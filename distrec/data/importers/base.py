@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +37,7 @@ class RawInteractions:
     rating: np.ndarray | None  # float64
     timestamp: np.ndarray | None  # int64
     label: np.ndarray | None  # int8: 0 train, 1 valid, 2 test
+    where: Callable[[int], str]  # names a row by its file and its number there, for messages
 
     def __len__(self) -> int:
         return len(self.user)
@@ -106,6 +107,7 @@ def interactions(
         rating=None if columns.rating is None else _numbers(rows, columns.rating),
         timestamp=None if columns.timestamp is None else _times(rows, columns.timestamp),
         label=None if columns.split is None else _labels(rows, columns.split),
+        where=replace(rows, table=rows.table.schema.empty_table()).at,  # without the table, which may be large
     )
     return raw, catalogue_row
 
