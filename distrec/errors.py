@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 DONE, FAILED, BAD_INPUT, NON_FINITE, INTERRUPTED = 0, 1, 2, 3, 130
+CLOSED_PIPE = 141  # as if SIGPIPE had ended the process, which is what shells expect
 
 
 class InputError(Exception):

@@ -7,6 +7,8 @@ rows times width, are compared with the memory of the machine (`distrec.training
 
 from __future__ import annotations
 
+from distrec.errors import InputError, shown
+
 # Texts that users write. The largest config here has 5 KB; the schedule of a long population-based run has about
 # 1,000 changes of 5 values.
 MOST_BYTES = 1 << 20
@@ -19,6 +21,7 @@ MOST_CPUS = 4_096  # CPUs and threads of one worker; the largest machines have a
 MOST_EPOCHS = 999_999  # checkpoints are named by six digits, so that their names sort in training order
 MOST_STEPS = 999_999_999  # likewise, by nine digits
 MOST_BATCH = 1 << 30  # rows of a batch are numbered by 32 bits
+MOST_PIECES = 65_536  # micro-batches of a batch; each is a forward and a backward pass of all workers
 MOST_RETRIES = 1_000  # a worker that died a thousand times does so for a reason that a retry does not remove
 MOST_CUTOFF = 10_000  # K; the metrics' discounts are a table of K values, and nobody looks at longer rankings
 MOST_CUTOFFS = 100  # each gives five columns of the table of users
@@ -35,3 +38,13 @@ MOST_INTERESTS = 1_024  # vectors per user, all of which are compared with every
 
 MOST_ROWS = 2**31 - 1  # users or items are numbered by int32
 MOST_INTERACTIONS = 10**12  # 12 TB as prepared
+
+
+def check_option(name: str, value: int | None, least: int, most: int) -> None:
+    """Check the value of option `--name`; None is an option that was not given.
+
+    Raises:
+        InputError: the value is less than `least` or more than `most`.
+    """
+    if value is not None and not least <= value <= most:
+        raise InputError(f"option '--{name}' is {shown(value)}; give {least:,} to {most:,}.")

@@ -18,6 +18,7 @@ from distrec.config.bounds import (
     MOST_CUTOFFS,
     MOST_EPOCHS,
     MOST_NAME,
+    MOST_PIECES,
     MOST_RETRIES,
     MOST_STEPS,
     MOST_WORKERS,
@@ -78,7 +79,7 @@ class TrainSection(Section):
     accumulate: int = Field(
         1,
         ge=1,
-        le=MOST_BATCH,
+        le=MOST_PIECES,
         description="micro-batches per global batch; each has its own forward and backward pass before the one update",
     )
     eval_every: int = Field(1, ge=1, le=MOST_EPOCHS, description="epochs between evaluations on the validation split")

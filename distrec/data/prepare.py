@@ -110,12 +110,12 @@ def prepare(config: str, source: str, out: str, overrides: Sequence[str] = ()) -
     settings = decode(DataConfig, apply_overrides(load_file(config), overrides))
     importer, section = choose_importer(settings.importer)
     settings = settings.model_copy(update={"importer": section.model_dump(mode="json")})
+    folder = open_folder(out)
     with tempfile.TemporaryDirectory(prefix="distrec-") as scratch:
         origin = Source(source, Path(scratch))
         raw = importer.read(origin, section)
         chosen = _choose(raw, settings)
         digest = origin.digest()
-        folder = open_folder(out)
         existing = _claim(folder, out, settings, digest)
         if existing is not None:
             print(f"{out} already holds '{settings.name}' of this config and source; nothing to do.")

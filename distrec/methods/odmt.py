@@ -141,6 +141,7 @@ class ODMT(Method):
         super().__init__(config, data)
         _check_choices(config)
         sets: dict[Modality, str] = {"text": config.text_tokens, "image": config.image_tokens}
+        self.tails: dict[Modality, Tail] = {}  # until `build`
         self.encoders = encoders_to_train(data, sets, config.train_encoder_layers)
         self._check_widths()
 
@@ -170,7 +171,7 @@ class ODMT(Method):
 
     def build(self, space: Space) -> None:
         super().build(space)
-        self.tails: dict[Modality, Tail] = {name: encoder.tail() for name, encoder in self.encoders.items()}
+        self.tails = {name: encoder.tail() for name, encoder in self.encoders.items()}
         self.text, self.image = (
             token_block(space.world, space.items, self.data, name, stand_in=not self.tails) for name in self.features()
         )

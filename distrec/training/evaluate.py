@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from distrec.config.bounds import MOST_WORKERS, check_option
 from distrec.config.paths import PATH_WIDTH, located
 from distrec.config.run import RunConfig
 from distrec.config.text import read_file, read_json
@@ -38,6 +39,7 @@ def evaluate(path: str, split: str = "test", workers: int = 0) -> dict[str, Any]
     from distrec.training.checkpoint import require_complete
     from distrec.training.launch import check_inputs, workers_for
 
+    check_option("workers", workers, 0, MOST_WORKERS)
     path = located(path, "run")  # workers may have another working folder
     run, config = RunFolder.existing(path)
     if not run.folder.exists("summary.json"):
