@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from botocore.exceptions import BotoCoreError
 
+from distrec.config.paths import REMOTE, located
 from distrec.errors import InputError
 
 
@@ -190,20 +191,12 @@ def open_folder(path: str) -> Folder:
     """The folder at a local path or an `s3://` URL; it need not exist.
 
     Raises:
-        InputError: the URL's protocol is unknown, or the package for it is not installed.
+        InputError: as in `located`.
     """
-    if "://" not in path:
-        return Folder(fsspec.filesystem("file"), os.path.abspath(os.path.expanduser(path)), local=True)
-    try:
-        fs, inner = fsspec.core.url_to_fs(path)
-    except (ImportError, ValueError) as error:
-        raise InputError(f"path '{path}' cannot be opened ({error}); use a local path or an s3:// URL.") from None
-    return Folder(fs, inner.rstrip("/"), local=fs.protocol in ("file", ("file", "local")))
-
-
-def located(path: str) -> str:
-    """Make a local path absolute, for processes with another working folder. A URL stays unchanged."""
-    return path if "://" in path else os.path.abspath(path)
+    place = located(path)
+    if place.startswith(REMOTE):
+        return Folder(fsspec.filesystem("s3"), place.removeprefix(REMOTE).rstrip("/"), local=False)
+    return Folder(fsspec.filesystem("file"), place, local=True)
 
 
 def sha256(data: bytes) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from distrec.config.bounds import MOST_WORKERS, check_option
+from distrec.config.paths import PATH_WIDTH, located
 from distrec.config.run import RunConfig
+from distrec.config.text import read_file, read_json
 from distrec.data.dataset import Dataset
 from distrec.data.storage import parquet_bytes
-from distrec.errors import InputError
+from distrec.errors import InputError, shown
 from distrec.methods.registry import resolve
 from distrec.runtime import check_stack, quiet
 from distrec.training.run_folder import RunFolder
@@ -37,6 +39,8 @@ def evaluate(path: str, split: str = "test", workers: int = 0) -> dict[str, Any]
     from distrec.training.checkpoint import require_complete
     from distrec.training.launch import check_inputs, workers_for
 
+    check_option("workers", workers, 0, MOST_WORKERS)
+    path = located(path, "run")  # workers may have another working folder
     run, config = RunFolder.existing(path)
     if not run.folder.exists("summary.json"):
         raise InputError(
@@ -78,18 +82,35 @@ def compare(paths: Sequence[str], split: str, workers: int, beside: str | None) 
 
     reference: dict[str, Any] = {}
     if beside is not None:
-        try:
-            reference = json.loads(Path(beside).read_text())[split]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"file '{beside}' has no metrics of split '{split}' ({error!r}); give a JSON file that has them."
-            ) from None
+        reference = _beside(beside, split)
     results = {}
     for path in paths:
         results[Path(path).name] = evaluate(path, split, workers)
         print()
     _, config = RunFolder.existing(paths[0])
     print(comparison(results, reference, int(config.train.metric.partition("@")[2])))
+
+
+def _beside(path: str, split: str) -> dict[str, dict[str, float]]:
+    """The metrics of `split` in the file of option `--beside`, by name and metric.
+
+    Raises:
+        InputError: the file cannot be read, or has another form.
+    """
+    where = f"file {shown(path, PATH_WIDTH)} of --beside"
+    tree = read_json(read_file(path, "file of --beside"), where)
+    found = tree.get(split) if isinstance(tree, dict) else None
+    if not isinstance(found, dict):
+        raise InputError(f"{where} has no metrics of split '{split}'; write {{split: {{name: {{metric: value}}}}}}.")
+    for name, metrics in found.items():
+        for metric, value in metrics.items() if isinstance(metrics, dict) else [("", metrics)]:
+            if not metric or isinstance(value, bool) or not isinstance(value, int | float):
+                place = f"{name}.{metric}" if metric else name
+                raise InputError(
+                    f"{where}: {shown(place)} of split '{split}' is {shown(value)}; write {{split: {{name: {{metric: "
+                    "value}}}}, where each value is a number."
+                )
+    return found
 
 
 def evaluate_worker(config: RunConfig, path: str, split: str) -> None:

@@ -26,6 +26,7 @@ from distrec.runtime import WORKER_ENVIRONMENT, check_stack, on_cluster, quiet, 
 from distrec.training.attempts import with_absolute_paths
 from distrec.training.display import Display, banner
 from distrec.training.run_folder import RunFolder
+from distrec.training.size import check_memory
 from distrec.training.stop import on_stop_signal
 
 Work = Callable[[RunConfig], None]
@@ -104,6 +105,7 @@ def check_inputs(config: RunConfig) -> tuple[Dataset, Method, list[str]]:
         )
     data = Dataset.open(config.data)
     method = build_method(config, data)
+    check_memory(config, data, method)
     parts = [part for name in method.features() for part in data.feature(name).parts]
     if damage := damaged_file(data, parts):
         raise data.error(damage)

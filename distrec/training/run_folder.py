@@ -15,9 +15,8 @@ import os
 import time
 from typing import Any
 
-import yaml
-
 from distrec.config.run import RunConfig, digest
+from distrec.config.text import read_yaml
 from distrec.config.tree import decode
 from distrec.data.storage import Folder, open_folder
 from distrec.errors import InputError
@@ -50,7 +49,9 @@ class RunFolder(AttemptFolder):
             raise InputError(
                 f"run '{path}' has no config.yaml; give the folder <run.storage>/<run.name> of a training run."
             )
-        return run, decode(RunConfig, yaml.safe_load(run.folder.read_bytes("config.yaml")))
+        return run, decode(
+            RunConfig, read_yaml(run.folder.read_bytes("config.yaml"), f"file '{run.folder.at('config.yaml')}'")
+        )
 
     def open_attempt(self, config: RunConfig, manifest_hash: str) -> dict[str, Any]:
         """Record a new attempt and return the contents of `run.json`.

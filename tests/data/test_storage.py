@@ -5,8 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from distrec.data.storage import Folder, open_folder, open_parquet, parquet_bytes, sha256
-from distrec.errors import InputError
+from distrec.data.storage import open_folder, open_parquet, parquet_bytes, sha256
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.multiprocess)])
@@ -93,24 +92,6 @@ def test_a_local_write_that_fails_leaves_the_old_content(tmp_path: Path, monkeyp
     with pytest.raises(OSError, match="No space"):
         folder.write_bytes(b"new content", "file")
     assert folder.read_bytes("file") == b"old"
-
-
-def test_local_paths_are_absolute_and_know_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    folder = open_folder("x")
-    monkeypatch.chdir("/")
-    assert folder.path == str(tmp_path / "x")
-    assert open_folder("~/y").path == str(tmp_path / "home" / "y")
-    assert open_folder(f"file://{tmp_path}/x/").path == folder.path
-    assert isinstance(folder, Folder)
-    assert folder.local
-
-
-@pytest.mark.parametrize("path", ["sss3://bucket/x", "nope://x"])
-def test_an_unknown_protocol_is_refused(path: str):
-    with pytest.raises(InputError, match=f"path '{path}' cannot be opened .* use a local path or an s3:// URL"):
-        open_folder(path)
 
 
 def test_sha256_is_the_known_one():

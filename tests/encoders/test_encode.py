@@ -238,7 +238,7 @@ def test_an_imported_feature_is_not_replaced(tmp_path: Path, bert: str) -> None:
 
 def test_unusable_arguments_and_a_broken_cache_are_refused(tmp_path: Path, bert: str) -> None:
     data = tiny.write_dataset(str(tmp_path / "data"), tiny.texts(4))
-    with pytest.raises(InputError, match="--workers is -1"):
+    with pytest.raises(InputError, match="'--workers' is -1"):
         encode(data, workers=-1)
     with pytest.raises(InputError, match="unknown text encoder 'all-minilm'"):
         encode(data, text="all-minilm")

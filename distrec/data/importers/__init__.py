@@ -13,7 +13,7 @@ from distrec.config import Section, decode, nearest
 from distrec.data.importers import mmrec, tables
 from distrec.data.importers.base import RawDataset, RawFeature, RawInteractions
 from distrec.data.importers.source import Source
-from distrec.errors import InputError
+from distrec.errors import InputError, shown
 
 __all__ = ["IMPORTERS", "Importer", "RawDataset", "RawFeature", "RawInteractions", "Source", "choose_importer"]
 
@@ -36,7 +36,7 @@ def choose_importer(tree: dict[str, Any]) -> tuple[Importer, Section]:
         InputError: there is no importer of that name, or its section has an invalid key or value.
     """
     name = tree.get("name")
-    if name not in IMPORTERS:
-        raise InputError(f"key 'importer.name' is {name!r}; {nearest(str(name), list(IMPORTERS))}.")
+    if not isinstance(name, str) or name not in IMPORTERS:
+        raise InputError(f"key 'importer.name' is {shown(name)}; {nearest(str(name), list(IMPORTERS))}.")
     importer = IMPORTERS[name]
     return importer, decode(importer.config, tree, "importer")

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import yaml
 
+from distrec.config.text import read_yaml
 from distrec.data.storage import Folder
 from distrec.errors import InputError
 
@@ -52,8 +52,8 @@ class Reader:
         """A YAML mapping; empty if the file is absent or unreadable."""
         data = self._bytes(*parts)
         try:
-            value = yaml.safe_load(data or b"{}")
-        except yaml.YAMLError:
+            value = read_yaml(data or b"{}", "/".join(parts))
+        except InputError:
             value = None
         if not isinstance(value, dict):
             self.unreadable.append("/".join(parts))
@@ -103,8 +103,8 @@ def read_settings(folder: Folder, path: str) -> dict[str, Any]:
             "give the folder <run.storage>/<run.name> that 'distrec tune' wrote."
         )
     try:
-        settings = yaml.safe_load(folder.read_bytes("sweep.yaml"))
-    except yaml.YAMLError:
+        settings = read_yaml(folder.read_bytes("sweep.yaml"), "sweep.yaml")
+    except InputError:
         settings = None
     if not isinstance(settings, dict) or not isinstance(settings.get("methods"), dict):
         raise InputError(
