@@ -141,7 +141,7 @@ def prepare(config: str, source: str, out: str, overrides: Sequence[str] = ()) -
         )
         write_manifest(folder, manifest)
         folder.remove(_MARK)
-    _report(manifest, len(raw.interactions), chosen.dropped, out)
+    _report(manifest, len(raw.interactions), raw.notes, chosen.dropped, out)
     return Dataset.open(out)
 
 
@@ -338,10 +338,12 @@ def _write_content(folder: Folder, files: dict[str, FileEntry], raw: RawDataset,
     return count
 
 
-def _report(manifest: Manifest, read: int, dropped: list[str], out: str) -> None:
+def _report(manifest: Manifest, read: int, notes: list[str], dropped: list[str], out: str) -> None:
     rows = sum(manifest.interactions.values())
     print(f"{manifest.name}: {manifest.users:,} users, {manifest.items:,} items, {rows:,} interactions")
     print(f"  read      {read:,} rows" + "".join(f"; dropped {text}" for text in dropped))
+    for note in notes:
+        print(f"  note      {note}")
     print(f"  split     {manifest.split}: " + ", ".join(f"{k} {v:,}" for k, v in manifest.interactions.items()))
     print(f"  ids       {manifest.id_order}")
     for name, feature in manifest.features.items():
