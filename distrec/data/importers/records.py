@@ -47,7 +47,7 @@ class Block:
     ends: np.ndarray  # after the last byte, without the line break
     values: np.ndarray  # number of values
     lines: np.ndarray  # line in the file in which the record begins, counted from 1
-    breaks: np.ndarray  # line breaks inside quoted values
+    breaks: np.ndarray  # line breaks inside its values
     inner: np.ndarray  # delimiters inside quoted values
     quoted: Quoted
 
@@ -101,12 +101,9 @@ def _scan(data: bytes, form: Form, last: bool, line: int, before: int) -> tuple[
             visible = visible.replace(escaped, b"xx")
     here = np.frombuffer(visible, np.uint8)
     delimiter = ord(form.delimiter if len(form.delimiter.encode()) == 1 else STAND_IN)
-    returns = here == _CR
-    marks = np.flatnonzero((here == _LF) | returns)
-    # CR LF is one line end, which the LF stands for. A CR at the end of the block may belong to an LF after it.
-    followed = np.append(marks[1:] == marks[:-1] + 1, not last and here[-1:].tolist() == [_CR])
-    followed[:-1] &= ~returns[marks[1:]]
-    ends = marks[~(returns[marks] & followed)]
+    ends = _line_ends(np.frombuffer(data, np.uint8), last)
+    # CR LF is one line end in `ends`; in `marks` an empty record lies between the two, which does not count.
+    marks = np.flatnonzero((here == _LF) | (here == _CR))
     quoted, fault = _quoted(here, delimiter, form, last)
     outside = marks if not len(quoted.opens) else marks[~quoted.holds(marks)]
     if not last and len(outside) and outside[-1] == len(here) - 1 and here[-1] == _CR:
@@ -126,11 +123,21 @@ def _scan(data: bytes, form: Form, last: bool, line: int, before: int) -> tuple[
         ends=stops,
         values=_count(separators[~within], starts, stops) + 1,
         lines=line + np.searchsorted(ends, starts),
-        breaks=_count(ends[quoted.holds(ends)], starts, stops),
+        breaks=_count(ends, starts, stops),
         inner=_count(separators[within], starts, stops),
         quoted=quoted,
     )
     return block, used, int(np.searchsorted(ends, used))
+
+
+def _line_ends(here: np.ndarray, last: bool) -> np.ndarray:
+    """Where lines end, with CR LF counted once, at its LF. A CR at the end of a block may belong to a LF after it."""
+    returns = here == _CR
+    marks = np.flatnonzero((here == _LF) | returns)
+    if not returns.any():
+        return marks
+    followed = np.append(here[1:] == _LF, not last)
+    return marks[~(returns[marks] & followed[marks])]
 
 
 def _count(positions: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
