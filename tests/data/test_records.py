@@ -169,7 +169,8 @@ def test_rows_in_quotes_are_counted_against_lines(tmp_path: Path) -> None:
     found = read_delimited(str(path), shape(), ["user", "words"])
     assert found.table.num_rows == 24
     assert found.notes == [
-        "'x.csv': 28 lines make 24 rows, because quoted values in 2 of them contain line breaks (longest: 3 lines, row 5)"
+        "'x.csv': 28 lines make 24 rows, because quoted values in 2 of them contain line breaks (longest: 3 lines, "
+        "row 5)"
     ]
     assert [found.at(row) for row in (5, 6, 10)] == [
         "'x.csv' row 5 (line 7)", "'x.csv' row 6 (line 10)", "'x.csv' row 10 (line 16)",
@@ -186,8 +187,8 @@ def test_bad_rows_can_be_dropped(tmp_path: Path, size: int, monkeypatch: pytest.
     assert found.at(1) == "'x.csv' row 2 (line 4)"
     assert found.at(3) == "'x.csv' row 5 (line 7)"
     assert found.notes == [
-        "'x.csv': dropped 5 of 24 rows, which do not have 4 values: row 0 (line 2) with 3 values, row 4 (line 6) with 3 "
-        "values, row 7 (line 9) with 3 values, …"
+        "'x.csv': dropped 5 of 24 rows, which do not have 4 values: row 0 (line 2) with 3 values, row 4 (line 6) with "
+        "3 values, row 7 (line 9) with 3 values, …"
     ]
 
 

@@ -58,7 +58,7 @@ class TableFiles(Section):
     def _encoding(cls, value: str | None) -> str | None:
         try:
             if value is not None:
-                b"".decode(value)
+                "a".encode(value)
                 codecs.getincrementaldecoder(value)
         except (LookupError, ValueError, UnicodeError):
             raise ValueError("is not a text encoding that Python knows; see its module codecs for names") from None

@@ -111,7 +111,7 @@ def _array(values: list[Any], column: str, form: Form, before: int, lines: list[
         if len(kinds) > 1 and kinds != {int, float}:
             values = [None if value is None else _word(value) for value in values]
         try:
-            return pa.array([float(v) if v is not None else v for v in values] if float in kinds - {str} else values)
+            return pa.array([float(v) if v is not None else v for v in values] if kinds == {int, float} else values)
         except (OverflowError, pa.ArrowInvalid):
             return pa.array([None if value is None else _word(value) for value in values], pa.string())
     except (_Unfit, UnicodeError) as error:

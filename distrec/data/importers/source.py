@@ -60,7 +60,7 @@ class Source:
         for pattern in patterns:
             self.require_inside(pattern, key)
             matches = self._matches(pattern, key)
-            files = [name for name in matches if not self.folder.fs.isdir(self.folder.at(name))]
+            files = [name for name in matches if not self._is_folder(name)]
             if not files:
                 inside = posixpath.join(matches[0], "*")
                 raise InputError(f"key '{key}': '{matches[0]}' is a folder; name its files, for example '{inside}'.")
@@ -80,26 +80,29 @@ class Source:
             )
 
     def _matches(self, pattern: str, key: str) -> list[str]:
+        """Names of files and folders that match, sorted."""
         found = [""]
-        for part in [part for part in pattern.split("/") if part not in ("", ".")]:
+        parts = [part for part in pattern.split("/") if part not in ("", ".")]
+        for depth, part in enumerate(parts, 1):
             there = [(folder, name) for folder in found for name in self._names(folder)]
-            matches = [
-                posixpath.join(folder, name)
-                for folder, name in there
-                if name == part or fnmatch.fnmatchcase(name, part)
-            ]
-            if not matches:
+            matches = [posixpath.join(folder, n) for folder, n in there if n == part or fnmatch.fnmatchcase(n, part)]
+            folders = matches if depth == len(parts) else [name for name in matches if self._is_folder(name)]
+            if not folders:
                 names = sorted({name for _, name in there})
-                hint = nearest(part, names) if names else "the folder is empty"
-                if found != [""]:
+                hint = f"'{matches[0]}' is not a folder" if matches else "the folder is empty"
+                if not matches and names:
+                    hint = nearest(part, names)
+                if not matches and found != [""]:
                     hint = f"no '{part}' in '{found[0]}'{' and others' if len(found) > 1 else ''}, {hint}"
                 raise InputError(f"key '{key}': no file '{pattern}' in source '{self.folder}'; {hint}.")
-            found = matches
+            found = folders
         return sorted(found)
 
+    def _is_folder(self, name: str) -> bool:
+        path = self.folder.at(name)
+        return os.path.isdir(path) if self.folder.local else self.folder.fs.info(path)["type"] == "directory"
+
     def _names(self, folder: str) -> list[str]:
-        if self.folder.local and not os.path.isdir(self.folder.at(folder)):
-            return []
         try:
             return self.folder.names(folder) if folder else self.folder.names()
         except OSError as error:
