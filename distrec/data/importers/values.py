@@ -78,7 +78,7 @@ def _times_from_text(rows: Rows, column: str, values: pa.ChunkedArray) -> pa.Chu
         fits = pc.match_substring_regex(values, pattern)
         count = int(pc.sum(fits).as_py() or 0)
         if count == len(values):
-            return _cast(rows, column, values, kind, f"in the range of {what}")
+            return _cast(rows, column, values, kind, f"in the range that {what} can have")
         if count > most:
             best, most, fit = index, count, fits
     row = first_true(pc.invert(fit))
@@ -122,8 +122,8 @@ def labels(rows: Rows, column: str) -> np.ndarray:
 
 
 def _label(rows: Rows, column: str, row: int, values: pa.ChunkedArray) -> str:
-    value = "empty" if not values[row].is_valid else shown(values[row])
-    return f"{rows.at(row)}: {column} is {value}; a split is train, valid or test, or 0, 1 or 2."
+    value = shown(values[row]) if values[row].is_valid else ""
+    return f"{rows.at(row)}: {column} is {value or 'empty'}; a split is train, valid or test, or 0, 1 or 2."
 
 
 def refuse_empty(rows: Rows, column: str, values: pa.ChunkedArray) -> None:
