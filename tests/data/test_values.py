@@ -185,7 +185,7 @@ def test_times_in_text(values: list[str], expected: list[int]) -> None:
         ("1614592800", "1.5", "1.5; give whole seconds or milliseconds"),
         ("1614592800", "9" * 30, "'9{30}', not in the range that whole numbers can have"),
         ("1614592800.0", "soon", "'soon', but 99 of 100 values are numbers such as '1614592800.0'"),
-        ("2021-03-01T10:00:00Z", "2021-03-01 10:00:00", "'2021-03-01 10:00:00', but 99 of 100 values are times with a zone"),
+        ("2021-03-01T10:00:00Z", "2021-03-01 10:00", "'2021-03-01 10:00', but 99 of 100 values are times with a zone"),
         ("2021-03-01 10:00:00", None, "empty"),
     ],
 )
