@@ -84,7 +84,7 @@ class _Reader:
         if self.names is None:
             self.names, first = _names(block, self.form), 1
         if self.at is None:
-            require(self.form, self.columns, self.names)
+            self._require()
             self.at = [self.names.index(column) for column in self.columns]
         here = np.arange(first, len(block))
         rows = self.count + here - first
@@ -145,11 +145,27 @@ class _Reader:
                     f"inside a quoted value, or {self.form.setting('quoting: none', 'remove them')}."
                 )
 
+    def _require(self) -> None:
+        """Refuse a file that lacks a column, and name the nearest one, or the delimiter that the file seems to have."""
+        names, form = self.names or [], self.form
+        for column in self.columns:
+            if column in names:
+                continue
+            if len(names) == 1 and form.key:
+                other = next((mark for mark in (",", ";", "\t", "|", "::") if mark in names[0]), form.delimiter)
+                if other != form.delimiter:
+                    raise InputError(
+                        f"file '{form.name}' has no column '{column}' but a single one, '{text.shown(names[0])}'; set "
+                        f"'{form.key}.delimiter' to {other!r} if that separates its values."
+                    )
+            raise InputError(f"file '{form.name}' has no column '{column}'; {nearest(column, names)}.")
+
     def rows(self) -> Rows:
+        """All rows of the blocks added."""
         name, notes = self.form.name, []
         if self.names is None:
             raise InputError(f"file '{name}' is empty; give a line of column names, and rows.")
-        require(self.form, self.columns, self.names)
+        self._require()
         if self.dropped:
             notes.append(
                 f"'{name}': dropped {self.dropped:,} of {self.count:,} rows, which do not have {len(self.names)} "
@@ -170,25 +186,6 @@ class _Reader:
         empty = pa.table({column: pa.array([], pa.string()) for column in self.columns})
         table = pa.concat_tables(self.parts) if self.parts else empty
         return Rows(table, [(name, table.num_rows)], typed=False, spans=self.spans, notes=notes)
-
-
-def require(form: Form, columns: Sequence[str], there: Sequence[str]) -> None:
-    """Refuse a file that lacks one of the `columns`.
-
-    Raises:
-        InputError: names the column and the nearest one, or the delimiter that the file seems to have.
-    """
-    for column in columns:
-        if column in there:
-            continue
-        if form.kind == "delimited" and len(there) == 1 and form.key:
-            other = next((mark for mark in (",", ";", "\t", "|", "::") if mark in there[0]), None)
-            if other is not None and other != form.delimiter:
-                raise InputError(
-                    f"file '{form.name}' has no column '{column}' but a single one, '{text.shown(there[0])}'; set "
-                    f"'{form.key}.delimiter' to {other!r} if that separates its values."
-                )
-        raise InputError(f"file '{form.name}' has no column '{column}'; {nearest(column, there)}.")
 
 
 def _parsed(data: bytes, width: int, form: Form, at: list[int] | None, longest: int | None = None) -> pa.Table:

@@ -40,7 +40,7 @@ def read_feature(source: Source, name: str, config: FeatureFiles, catalogue: pa.
         InputError: the rows do not match the items, the widths differ, or a value is not a finite float.
     """
     names = source.files(config.files, f"importer.features.{name}.files")
-    if all(file.endswith(".npy") for file in names):
+    if all(file.lower().endswith(".npy") for file in names):
         if len(names) > 1 or config.id is not None:
             raise InputError(
                 f"key 'importer.features.{name}': a .npy set is one file without an id column; join the files or give "

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distrec.config import nearest
-from distrec.data.importers.delimited import column_names, read_delimited, require
+from distrec.data.importers.delimited import column_names, read_delimited
 from distrec.data.importers.formats import Files, Form, TableFiles, form, repeated
 from distrec.data.importers.jsonlines import read_json_lines
 from distrec.data.importers.rows import Rows, Span
@@ -169,7 +169,9 @@ class Source:
         twice = repeated(file.schema_arrow.names)
         if twice is not None:
             raise InputError(f"file '{name}' has two columns named '{twice}'; give each a name of its own.")
-        require(form(name, _PLAIN, ""), columns, file.schema_arrow.names)
+        for column in columns:
+            if column not in file.schema_arrow.names:
+                raise InputError(f"file '{name}' has no column '{column}'; {nearest(column, file.schema_arrow.names)}.")
         return file
 
     def columns(self, name: str) -> list[str]:
