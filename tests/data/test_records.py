@@ -207,3 +207,12 @@ def test_quotation_marks_are_text_in_tabbed_files(tmp_path: Path) -> None:
     assert read_delimited(str(path), standard, ["words"]).table["words"].to_pylist() == ["a\tb"]
     with pytest.raises(InputError, match=r"row 0 \(line 2\): 3 values for 2 columns"):
         read_delimited(str(path), shape("x.tsv"), ["words"])
+
+
+def test_messages_stay_short_and_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text('a,"b\nc",' + "d" * 5000 + ",e\n1,2,3,4\n")
+    with pytest.raises(InputError, match="has no column 'user'; valid here: a, b c, d") as caught:
+        read_delimited(str(path), shape(), ["user"])
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600

@@ -158,7 +158,7 @@ class _Reader:
                         f"file '{form.name}' has no column '{column}' but a single one, '{text.shown(names[0])}'; set "
                         f"'{form.key}.delimiter' to {other!r} if that separates its values."
                     )
-            raise InputError(f"file '{form.name}' has no column '{column}'; {nearest(column, names)}.")
+            raise InputError(f"file '{form.name}' has no column '{column}'; {text.shown(nearest(column, names), 400)}.")
 
     def rows(self) -> Rows:
         """All rows of the blocks added."""

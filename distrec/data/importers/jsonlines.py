@@ -51,7 +51,9 @@ def read_json_lines(path: str, form: Form, columns: Sequence[str]) -> Rows:
     convert()
     for column in columns:
         if lines and column not in seen:
-            raise InputError(f"file '{form.name}' has no key '{column}'; {nearest(column, sorted(seen))}.")
+            raise InputError(
+                f"file '{form.name}' has no key '{column}'; {text.shown(nearest(column, sorted(seen)), 400)}."
+            )
     table = pa.table({column: _joined(gathered[column]) for column in columns})
     places: Sequence[int] = lines
     if lines and lines[-1] - lines[0] + 1 == len(lines):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import re
 import zlib
 from collections.abc import Iterator
 from typing import IO
@@ -109,6 +110,6 @@ def first_line(error: Exception) -> str:
 
 
 def shown(value: object, most: int = 60) -> str:
-    """A value for a message, cut if it is long."""
-    words = str(value)
+    """A value for a message, in one line and cut if it is long."""
+    words = re.sub(r"[\r\n]+", " ", str(value))
     return words if len(words) <= most else f"{words[:most]}… ({len(words):,} characters)"
