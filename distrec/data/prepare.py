@@ -131,7 +131,7 @@ def prepare(config: str, source: str, out: str, overrides: Sequence[str] = ()) -
         )
         write_manifest(folder, manifest)
         folder.remove(UNFINISHED)
-    _report(manifest, len(raw.interactions), chosen, out)
+    _report(manifest, len(raw.interactions), raw.notes, chosen, out)
     return Dataset.open(out, checked=True)
 
 
@@ -332,10 +332,12 @@ def _write_content(folder: Folder, files: dict[str, FileEntry], raw: RawDataset,
     return count
 
 
-def _report(manifest: Manifest, read: int, chosen: _Chosen, out: str) -> None:
+def _report(manifest: Manifest, read: int, notes: list[str], chosen: _Chosen, out: str) -> None:
     rows = sum(manifest.interactions.values())
     print(f"{manifest.name}: {manifest.users:,} users, {manifest.items:,} items, {rows:,} interactions")
     print(f"  read      {read:,} rows" + "".join(f"; dropped {text}" for text in chosen.dropped))
+    for note in notes:
+        print(f"  note      {note}")
     print(f"  split     {manifest.split}: " + ", ".join(f"{k} {v:,}" for k, v in manifest.interactions.items()))
     if among_equal_times(chosen.interactions):
         print(f"  times     {equal_times(chosen.interactions, manifest.split)}")

@@ -66,6 +66,7 @@ def test_every_section_is_found():
         "config.run.TrainSection", "tuning.sweep.SweepConfig", "tuning.space.Range", "methods.bivrec.BiVRec.Config",
         "methods.popularity.Popularity.Config", "data.prepare.DataConfig", "data.splits.SplitSection",
         "data.manifest.Manifest", "data.importers.tables.ItemsTable", "data.importers.mmrec.Config",
+        "data.importers.recbole.Config",
     ):  # fmt: skip
         assert expected in names
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distrec.config import Section, decode, nearest
-from distrec.data.importers import mmrec, tables
+from distrec.data.importers import mmrec, recbole, tables
 from distrec.data.importers.base import RawDataset, RawFeature, RawInteractions
 from distrec.data.importers.source import Source
 from distrec.errors import InputError, shown
@@ -26,7 +26,11 @@ class Importer:
     read: Callable[[Source, Any], RawDataset]
 
 
-IMPORTERS = {"tables": Importer(tables.Config, tables.read), "mmrec": Importer(mmrec.Config, mmrec.read)}
+IMPORTERS = {
+    "tables": Importer(tables.Config, tables.read),
+    "recbole": Importer(recbole.Config, recbole.read),
+    "mmrec": Importer(mmrec.Config, mmrec.read),
+}
 
 
 def choose_importer(tree: dict[str, Any]) -> tuple[Importer, Section]:
