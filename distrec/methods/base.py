@@ -119,6 +119,8 @@ class Method(ABC):
     does not depend on other rows. Only then can a batch be split into micro-batches (`train.accumulate`)."""
     negatives_from: ClassVar[Literal["train", "all"]] = "train"
     """Where the negatives of the default sampler come from."""
+    draws_dropout: ClassVar[tuple[str, ...]] = ("dropout",)
+    """Settings that, if not 0, make each worker draw dropout of its own, so that results depend on their number."""
 
     space: Space
     _block: Callable[[str], torch.Tensor]

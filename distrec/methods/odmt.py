@@ -126,6 +126,7 @@ class ODMT(Method):
     whole_tables = False
     config: ODMT.Config
     changeable = ("dropout", "tau", "alpha")
+    draws_dropout = ("dropout", "train_encoder_layers")
 
     def __init__(self, config: ODMT.Config, data: Dataset):
         super().__init__(config, data)
