@@ -13,6 +13,7 @@ from distrec.config.tree import decode, set_keys
 from distrec.data.dataset import Dataset
 from distrec.data.storage import located, parquet_bytes
 from distrec.errors import InputError
+from distrec.evaluation.ending import ENDING
 from distrec.methods.registry import resolve
 from distrec.runtime import check_stack, quiet
 from distrec.training.run_folder import RunFolder
@@ -44,10 +45,7 @@ def evaluate(
     from distrec.training.launch import check_inputs, workers_for
 
     run, own = RunFolder.existing(path)
-    if not run.folder.exists("summary.json"):
-        raise InputError(
-            f"run '{path}' has no summary.json, so its training has not finished; run 'distrec train' on it."
-        )
+    summary = _summary(run, path)
     config = resolve(_ranking_by(own, split, workers, mask, ks))
     identity = run.folder.read_json("run.json")["identity"]
     data = Dataset.open(config.data)
@@ -58,9 +56,8 @@ def evaluate(
         )
     check_inputs(config)
     data.users_table(), data.items_table()  # report a damaged file before any worker starts
-    best = run.folder.read_json("summary.json")["best_checkpoint"]
-    if best is not None:
-        require_complete(run.checkpoints.folder(best))
+    if summary["best_checkpoint"] is not None:
+        require_complete(run.checkpoints.folder(summary["best_checkpoint"]))
     with workers_for(config) as start:
         start(partial(evaluate_worker, path=path, split=split), config)
     result: dict[str, Any] = run.folder.read_json("evaluation", f"{_files_of(split, own, config)}.json")
@@ -127,6 +124,24 @@ def short_names(paths: Sequence[str]) -> dict[str, str]:
     return names
 
 
+def _summary(run: RunFolder, path: str) -> dict[str, Any]:
+    """The run's `summary.json`."""
+    if not run.folder.exists("summary.json"):
+        raise InputError(
+            f"run '{path}' has no summary.json, so its training has not finished; run 'distrec train' on it."
+        )
+    try:
+        summary = run.folder.read_json("summary.json")
+    except (ValueError, RecursionError):
+        summary = None
+    if not isinstance(summary, dict) or not summary.keys() >= {"run", "method", "best_checkpoint", *ENDING}:
+        raise InputError(
+            f"run '{path}' has a summary.json that is damaged or of another version; run 'distrec train' on it, which "
+            "writes it again."
+        )
+    return summary
+
+
 def _reference(path: str, split: str) -> dict[str, dict[str, float]]:
     """The metrics of `split` in a file given as `--beside`."""
     try:
@@ -166,7 +181,7 @@ def evaluate_worker(config: RunConfig, path: str, split: str) -> None:
     world, data = World.current(), Dataset.open(config.data)
     run, own = RunFolder.existing(path)
     engine = Engine(world, data, config)
-    summary = run.folder.read_json("summary.json")
+    summary = _summary(run, path)
     if summary["best_checkpoint"] is not None:
         load_weights(engine, Checkpoints(run.checkpoints, world), summary["best_checkpoint"])
     final = engine.representations(split)  # type: ignore[arg-type]

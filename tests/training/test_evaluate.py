@@ -166,6 +166,21 @@ def test_a_file_of_other_metrics_is_refused_before_anything_is_ranked(
     assert not (trained / "a/x/evaluation").exists()
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", "{}", '{"best_checkpoint": null}', "[" * 100_000, "\xff"])
+def test_a_damaged_summary_is_refused_and_training_writes_it_again(
+    tmp_path: Path, trained: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(trained / "b/x", tmp_path / "x"))
+    (run / "summary.json").write_bytes(content.encode("latin-1"))
+    assert main(["evaluate", str(run)]) == 2
+    told = capsys.readouterr().err
+    assert "summary.json that is damaged" in told
+    assert told.count("\n") == 1
+    if not content:
+        assert main(["train", str(run / "config.yaml"), f"run.storage={tmp_path}"]) == 0
+        assert main(["evaluate", str(run)]) == 0
+
+
 @pytest.mark.parametrize("ks", [["0"], ["-3"]])
 def test_an_impossible_cut_off_is_refused(trained: Path, ks: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", f"{trained}/a/x", "--ks", *ks]) == 2

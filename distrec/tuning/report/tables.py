@@ -193,7 +193,8 @@ def _ended(run: dict[str, Any]) -> str:
     if run["end"] is not None and run["best_is_last"]:
         return ", still improving at the last evaluation"
     if run["end"] == "patience":
-        return f", stopped by patience after {run['evaluations_since_best']} evaluations without improvement"
+        count = run["evaluations_since_best"]
+        return f", stopped by patience after {count} {plural(count or 0, 'evaluation')} without improvement"
     return ""
 
 
