@@ -158,7 +158,15 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = verbs.add_parser("evaluate", help="rank a split with the best weights of trained runs")
     evaluate.add_argument("runs", nargs="+", metavar="RUN", help="<run.storage>/<run.name>; several are compared")
-    evaluate.add_argument("--split", choices=("valid", "test"), default="test")
+    evaluate.add_argument("--split", choices=("valid", "test"), default="test", help="the split to rank; default: test")
+    evaluate.add_argument(
+        "--mask",
+        choices=("train", "train+valid", "none"),
+        help="items to leave out of a user's ranking; by default as the run was trained ('evaluate.mask')",
+    )
+    evaluate.add_argument(
+        "--ks", type=_whole, nargs="+", default=[], metavar="K", help="cut-offs in addition to the run's 'evaluate.ks'"
+    )
     evaluate.add_argument("--workers", type=_whole, default=0, help="Ray Train workers; 0 evaluates in this process")
     evaluate.add_argument(
         "--beside", metavar="FILE", help="JSON file of further metrics for the table: {split: {name: {metric: value}}}"
@@ -259,10 +267,11 @@ def _tune(arguments: argparse.Namespace) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from distrec.training.evaluate import compare, evaluate
 
+    rule = {"mask": arguments.mask, "ks": arguments.ks}
     if len(arguments.runs) == 1 and not arguments.beside:
-        evaluate(arguments.runs[0], arguments.split, arguments.workers)
+        evaluate(arguments.runs[0], arguments.split, arguments.workers, **rule)
     else:
-        compare(arguments.runs, arguments.split, arguments.workers, arguments.beside)
+        compare(arguments.runs, arguments.split, arguments.workers, arguments.beside, **rule)
 
 
 def _report(arguments: argparse.Namespace) -> None:

@@ -276,8 +276,9 @@ class RunConfig(Section):
     def identity(self, manifest_hash: str) -> dict[str, Any]:
         """The settings that must be equal in all attempts of a run.
 
-        All others may change between attempts. Of `changes`, only those that the run has not reached may change; the
-        caller checks that.
+        They decide what is trained, which epoch is the best, and by which rule all values of the run are measured. All
+        other settings may change between attempts. Of `changes`, only those that the run has not reached may change;
+        the caller checks that.
         """
         return {
             "method": self.method,
@@ -285,6 +286,9 @@ class RunConfig(Section):
             "dense.precision": self.dense.precision,
             "train.seed": self.train.seed,
             "train.global_batch": self.train.global_batch,
+            "train.metric": self.train.metric,
+            "evaluate.mask": self.evaluate.mask,
+            "evaluate.ks": self.evaluate.ks,
             "data": manifest_hash,
         }
 

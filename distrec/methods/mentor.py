@@ -138,6 +138,7 @@ class MENTOR(Method):
 
     config: MENTOR.Config
     changeable = ("reg_weight", "align_weight", "dropout", "temperature")
+    draws_dropout = ()  # its dropout is drawn by row number, so it is the same at any number of workers
     negatives_from = "train"
 
     def __init__(self, config: MENTOR.Config, data: Dataset):

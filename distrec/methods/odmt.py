@@ -137,6 +137,7 @@ class ODMT(Method):
     config: ODMT.Config
     reads_histories = True
     changeable = ("dropout", "tau", "alpha")
+    draws_dropout = ("dropout", "train_encoder_layers")
 
     def __init__(self, config: ODMT.Config, data: Dataset):
         super().__init__(config, data)

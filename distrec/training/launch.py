@@ -21,7 +21,7 @@ from distrec.data.storage import open_folder
 from distrec.errors import InputError, Interrupted, NonFiniteLoss, exit_status
 from distrec.graph.kept import NOTE
 from distrec.methods.base import Method
-from distrec.methods.registry import build_method, resolve
+from distrec.methods.registry import build_method, resolve, stretches
 from distrec.runtime import WORKER_ENVIRONMENT, check_stack, on_cluster, quiet, ray_cluster, tune_process, versions
 from distrec.training.attempts import with_absolute_paths
 from distrec.training.display import Display, banner
@@ -135,6 +135,8 @@ def check_inputs(config: RunConfig) -> tuple[Dataset, Method, list[str]]:
         degradations.append(
             "dense modules compute in bfloat16: results for different numbers of workers agree only to its rounding"
         )
+    if any(stretch.method.get(name) for stretch in stretches(config) for name in method.draws_dropout):
+        degradations.append("each worker draws dropout of its own: results depend on the number of workers")
     return data, method, degradations + method.degradations()
 
 

@@ -93,6 +93,8 @@ class RunFolder(AttemptFolder):
                 f"{str(before)[:12]}, now {str(value)[:12]}; a new feature set of 'distrec encode' also changes it); "
                 f"{remedy}"
             )
+        if key in ("evaluate.mask", "evaluate.ks"):  # a run's values all follow one rule
+            remedy = f"rank a finished run by another rule with 'distrec evaluate --{key.partition('.')[2]}', {remedy}"
         raise InputError(f"run '{self.folder}' exists with {key} = {before!r}, now {value!r}; {remedy}")
 
     def _check_changes(self, old: list[dict[str, Any]], new: list[dict[str, Any]]) -> None:

@@ -18,6 +18,8 @@ from distrec.config import load_run
 from distrec.data.dataset import Dataset, write_part
 from distrec.data.manifest import write_manifest
 from distrec.errors import InputError
+from distrec.methods.registry import resolve
+from distrec.training.launch import check_inputs
 from tests.training import small
 
 
@@ -40,6 +42,28 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return line.partition(": ")[2]
 
     return run
+
+
+@pytest.mark.parametrize(
+    ("method", "sections", "noted"),
+    [
+        ("sasrec", {}, True),
+        ("sasrec", {"method": {"dropout": 0.0}}, False),
+        ("sasrec", {"method": {"dropout": 0.0}, "changes": [{"epoch": 1, "values": {"method.dropout": 0.1}}]}, True),
+        ("bivrec", {}, True),
+        ("odmt", {}, True),
+        ("odmt", {"method": {"dropout": 0.0}}, False),
+        ("mentor", {}, False),  # drawn by row, at any number of workers
+        ("lightgcn", {}, False),
+    ],
+)
+def test_dropout_that_depends_on_the_number_of_workers_is_a_named_degradation(
+    tmp_path: Path, data: str, method: str, sections: dict[str, Any], noted: bool
+) -> None:
+    *_, told = check_inputs(
+        resolve(load_run(small.write_config(tmp_path / "run.yaml", data, tmp_path, method, **sections)))
+    )
+    assert any("dropout of its own: results depend on the number of workers" in line for line in told) == noted
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distrec.data.manifest import SPLITS
 from distrec.data.importers.rows import Rows
 from distrec.data.importers.text import shown
+from distrec.data.manifest import SPLITS
 from distrec.errors import InputError
 
 _DAY = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
