@@ -14,6 +14,7 @@ from distrec.data.storage import parquet_bytes
 from distrec.errors import InputError
 from distrec.methods.registry import resolve
 from distrec.runtime import check_stack, quiet
+from distrec.training.hold import require_free
 from distrec.training.run_folder import RunFolder
 
 
@@ -29,7 +30,8 @@ def evaluate(path: str, split: str = "test", workers: int = 0) -> dict[str, Any]
         workers: number of Ray Train workers; 0 evaluates in this process.
 
     Raises:
-        InputError: there is no such run, its training has not finished, or its dataset has changed.
+        InputError: there is no such run, it is being trained or its training has not finished, or its dataset has
+            changed.
     """
     check_stack()
     quiet()
@@ -38,12 +40,10 @@ def evaluate(path: str, split: str = "test", workers: int = 0) -> dict[str, Any]
     from distrec.training.launch import check_inputs, workers_for
 
     run, config = RunFolder.existing(path)
-    if not run.folder.exists("summary.json"):
-        raise InputError(
-            f"run '{path}' has no summary.json, so its training has not finished; run 'distrec train' on it."
-        )
+    require_free(run.folder, "run")  # training may delete the checkpoint that is read here
+    best = run.summary()["best_checkpoint"]
     config = resolve(config.model_copy(update={"train": config.train.model_copy(update={"workers": workers})}))
-    identity = run.folder.read_json("run.json")["identity"]
+    identity = run.record["identity"]
     data = Dataset.open(config.data)
     if data.hash != identity["data"]:
         raise InputError(
@@ -52,7 +52,6 @@ def evaluate(path: str, split: str = "test", workers: int = 0) -> dict[str, Any]
         )
     check_inputs(config)
     data.users_table()  # the examples need it: report a damaged file before any worker starts
-    best = run.folder.read_json("summary.json")["best_checkpoint"]
     if best is not None:
         require_complete(run.checkpoints.folder(best))
     with workers_for(config) as start:
@@ -107,7 +106,7 @@ def evaluate_worker(config: RunConfig, path: str, split: str) -> None:
     world, data = World.current(), Dataset.open(config.data)
     run, _ = RunFolder.existing(path)
     engine = Engine(world, data, config)
-    best = run.folder.read_json("summary.json")["best_checkpoint"]
+    best = run.summary()["best_checkpoint"]
     if best is not None:
         load_weights(engine, Checkpoints(run.checkpoints, world), best)
     final = engine.representations(split)  # type: ignore[arg-type]
