@@ -58,10 +58,14 @@ class Hold:
 
     def __enter__(self) -> Hold:
         self._new = self._folder.local and not os.path.exists(self._folder.path)
-        with writing_to(self._storage):
-            while not self._take():
-                pass
         _ACTIVE.add(self._record["token"])
+        try:
+            with writing_to(self._storage):
+                while not self._take():
+                    pass
+        except BaseException:
+            _ACTIVE.discard(self._record["token"])
+            raise
         self._thread.start()
         return self
 
@@ -86,8 +90,8 @@ class Hold:
             others = [name for name in holders(self._folder) if name != self._name]
             by = f" by {_who(_parsed(_content(self._folder, others[-1])))}" if others else ""
             raise InputError(
-                f"{self._what} '{self._folder}' was taken over{by} while this attempt stood still for more than "
-                f"{WATCH:.0f} s; this attempt has stopped, and its last checkpoint is kept."
+                f"{self._what} '{self._folder}' was taken over{by}, because this attempt stood still for more than "
+                f"{WATCH:.0f} s; it has stopped and wrote nothing since."
             )
 
     def _take(self) -> bool:
@@ -129,11 +133,14 @@ def require_free(folder: Folder, what: str) -> None:
     """Check that no attempt is writing to `folder`.
 
     Raises:
-        InputError: one is; the message names its process.
+        InputError: one is, and the message names its process; or the folder cannot be read.
     """
-    for name in holders(folder):
-        if living := _living(folder, name, what):
-            raise InputError(_taken(folder, what, living))
+    try:
+        for name in holders(folder):
+            if living := _living(folder, name, what):
+                raise InputError(_taken(folder, what, living))
+    except OSError as error:
+        raise InputError(f"'{folder}' cannot be read ({error}); give a {what} that you may read.") from None
 
 
 def holders(folder: Folder) -> list[str]:
@@ -239,5 +246,5 @@ def _who(record: dict[str, Any]) -> str:
 
 def _taken(folder: Folder, what: str, record: dict[str, Any]) -> str:
     stop = f", stop it with 'ray job stop {record['job']}'" if record.get("job") else ", stop that process"
-    doing = "being trained" if what == "run" else "running"
-    return f"{what} '{folder}' is {doing} by {_who(record)}; wait until it ends{stop}, or use another 'run.name'."
+    doing = "trained" if what == "run" else "run"
+    return f"{what} '{folder}' is being {doing} by {_who(record)}; wait until it ends{stop}, or use another 'run.name'."

@@ -67,6 +67,7 @@ def train(
                 start(partial(train_worker, attempt=attempt), run_config)
         if hold is not None:
             hold.require()
+        run.require_newest(attempt)
     _raise_outcome(run)
     return run.summary()
 
