@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import Any
 
 from distrec.tuning.report.reading import Reader
@@ -83,8 +84,9 @@ def fresh_seed(reader: Reader, name: str, record: dict[str, Any]) -> dict[str, A
 
 def number(value: Any) -> float | None:
     """`value` as a float if it is a finite number, else None."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with suppress(OverflowError):  # an integer beyond the largest float
+            return float(value) if math.isfinite(value) else None
     return None
 
 
