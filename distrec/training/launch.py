@@ -67,7 +67,8 @@ def train(
                 start(partial(train_worker, attempt=attempt), run_config)
         if hold is not None:
             hold.require()
-        run.require_newest(attempt)
+        if run.taken_over(attempt):
+            raise TakenOver(f"run '{run.folder}' was taken over by a later attempt; this one has stopped.")
     _raise_outcome(run)
     return run.summary()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import resource
+import sys
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -75,11 +76,12 @@ class Trainer:
         self.cursor = Cursor()
         self.ledger = Ledger(self.engine.samples_per_epoch)
         self.epochs = config.train.epochs if self.engine.method.trainable else 0
+        self._previous: str | None = None  # the checkpoint before the next one
         self._evaluators: dict[str, Evaluator] = {}
         self._trackers = Trackers(self.run, config, enabled=world.rank == 0)
 
-    def train(self) -> None:
-        """Train from the newest checkpoint to the end of the stretch.
+    def train(self, newest: str | None) -> None:
+        """Train from checkpoint `newest`, or from the beginning, to the end of the stretch.
 
         After the last stretch, the weights of the best epoch are loaded. They rank the validation split, and the test
         split if the config asks for it, and `summary.json` is written.
@@ -88,7 +90,7 @@ class Trainer:
             NonFiniteLoss: the message names the step, the term and the last good checkpoint.
             Interrupted: a stop was requested; the checkpoint has been written.
         """
-        self._restore()
+        self._restore(newest)
         if self.world.rank == 0:
             self._record_plan()
         with StopWatch(self.run, self.world) as stop:
@@ -214,19 +216,21 @@ class Trainer:
         Raises:
             TakenOver: one has.
         """
-        later = self.world.rank == 0 and self.attempt is not None and self.run.attempts() > self.attempt
-        if self.world.max_(torch.tensor(int(later))):
-            raise TakenOver(f"run '{self.run.folder}' was taken over by another attempt.")
+        taken = self.world.rank == 0 and self.attempt is not None and self.run.taken_over(self.attempt)
+        if self.world.max_(torch.tensor(int(taken))):
+            raise TakenOver(f"run '{self.run.folder}' was taken over by a later attempt.")
 
     def _checkpoint(self) -> str:
         self._require_run()
         cursor = self.cursor
         name = checkpoint_name(cursor.epoch, cursor.step)
-        # Every rank passes the whole ledger, since DCP saves a tensor that all ranks hold from any one of them.
+        # Every rank passes the whole ledger: any one of them may write it.
         tensors = {**self.engine.state(), "ledger": self.ledger.merge(self.world)}
         self._check_finite(tensors)
         self.checkpoints.save(name, tensors, {**asdict(cursor), "data": self.data.hash})
-        self.checkpoints.keep_only({name, *([cursor.best_checkpoint] if cursor.best_checkpoint else [])})
+        # The one before stays, to continue from it should this one be damaged.
+        self.checkpoints.keep_only({kept for kept in (name, self._previous, cursor.best_checkpoint) if kept})
+        self._previous = name
         return name
 
     def _check_finite(self, tensors: dict[str, Any]) -> None:
@@ -242,18 +246,24 @@ class Trainer:
                 f"Last good checkpoint: {self.checkpoints.latest() or 'none'}."
             )
 
-    def _restore(self) -> None:
-        name = self.checkpoints.latest()
+    def _restore(self, name: str | None) -> None:
+        self._previous = name
         if name is None:
             self._count_replayed()
             return
         state = self.checkpoints.state(name)
-        if state.pop("data") != self.data.hash:
+        if state.pop("data", None) != self.data.hash:
             raise InputError(
                 f"checkpoint '{name}' in '{self.run.folder}' was made with another dataset than '{self.config.data}' "
                 "now holds; restore that data or use another 'run.name'."
             )
         self.cursor = Cursor(**state)
+        best = self.cursor.best_checkpoint
+        if best not in (None, name) and (defect := self.checkpoints.defect(best)):
+            raise InputError(
+                f"checkpoint '{best}' of the best epoch in '{self.run.folder}' is damaged ({defect}); restore it, or "
+                "train again under another 'run.name'."
+            )
         self.ledger.counts = load_weights(self.engine, self.checkpoints, name)
         if self.world.rank != 0:
             self.ledger.counts.zero_()
@@ -313,11 +323,19 @@ def fit(world: World, data: Dataset, config: RunConfig, attempt: int | None = No
     trainer, with a new model and new optimizers, and loads the checkpoint that the previous stretch ended with. A
     resumed run skips the stretches that its newest checkpoint has completed, except the last, which writes the summary.
     """
-    checkpoints, start = Checkpoints(RunFolder.of(config).checkpoints, world), 0
+    run = RunFolder.of(config)
+    checkpoints, start = Checkpoints(run.checkpoints, world), 0
+    newest, defects = checkpoints.newest_intact()
+    if defects and world.rank == 0:
+        run.note_outcome({"damaged_checkpoints": defects})
+        for name, defect in defects.items():
+            print(f"checkpoint '{name}' is not used: {defect}.", file=sys.stderr)
+        print(f"Training continues from {newest or 'the beginning'}.", file=sys.stderr, flush=True)
     for stretch in stretches(config):
-        end, newest = stretch.train.epochs, checkpoints.latest()
+        end = stretch.train.epochs
         if end == config.train.epochs or newest is None or checkpoint_place(newest)[0] < end:
-            Trainer(world, data, stretch, start, config.train.epochs, attempt).train()
+            Trainer(world, data, stretch, start, config.train.epochs, attempt).train(newest)
+            newest = checkpoints.latest()
             gc.collect()  # DeepSpeed's engine is part of reference cycles
         start = end
 

@@ -231,14 +231,12 @@ class RunFolder(AttemptFolder):
         """How many attempts `run.json` counts."""
         return len(self.record["attempts"])
 
-    def require_newest(self, attempt: int) -> None:
-        """Check that no attempt has been made after number `attempt`.
-
-        Raises:
-            TakenOver: one has.
-        """
-        if self.attempts() > attempt:
-            raise TakenOver(f"run '{self.folder}' was taken over by a later attempt; this one has stopped.")
+    def taken_over(self, attempt: int) -> bool:
+        """Whether another attempt was made after number `attempt`; no if the record cannot be read now."""
+        try:
+            return self.attempts() > attempt
+        except InputError:
+            return False
 
     def summary(self) -> dict[str, Any]:
         """The contents of `summary.json`.

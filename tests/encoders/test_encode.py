@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from distrec.data.check import check
 from distrec.data.dataset import Dataset, FeatureEntry, write_manifest
@@ -193,6 +195,16 @@ def test_a_given_cluster_is_used_and_kept_when_encoding_is_refused(tmp_path: Pat
     with pytest.raises(InputError, match="cannot be loaded"):
         encode(data, text=str(broken), workers=1)
     assert ray.is_initialized()
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.bin"])
+def test_weights_that_are_a_pickle_are_refused(tmp_path: Path, name: str) -> None:
+    folder = Path(tiny.text_model(tmp_path / "bert"))
+    torch.save(load_file(folder / "model.safetensors"), folder / name)
+    (folder / "model.safetensors").unlink()
+    data = tiny.write_dataset(str(tmp_path / "data"), tiny.texts(5))
+    with pytest.raises(InputError, match="weights in safetensors files"):
+        encode(data, text=str(folder), workers=0)
 
 
 def test_a_dataset_on_s3(s3: str, bert: str) -> None:

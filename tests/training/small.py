@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 import yaml
-from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from safetensors import safe_open
 
 from distrec.data.dataset import (
     FORMAT,
@@ -128,11 +128,18 @@ def checkpoints(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
-def tensors(run: Path, scratch: Path, name: str | None = None) -> dict[str, torch.Tensor]:
+def tensors(run: Path, name: str | None = None) -> dict[str, torch.Tensor]:
     """The whole tensors of a checkpoint (the newest unless named), read without the project's own code."""
-    out = scratch / "tensors.pt"
-    dcp_to_torch_save(run / "checkpoints" / (name or checkpoints(run)[-1]), out)
-    return dict(torch.load(out))
+    parts: dict[str, dict[int, torch.Tensor]] = {}
+    for path in (run / "checkpoints" / (name or checkpoints(run)[-1])).glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            first_rows = json.loads(file.metadata()["first_rows"])
+            for key in file.keys():  # noqa: SIM118 -- not a mapping
+                parts.setdefault(key, {})[first_rows.get(key, 0)] = file.get_tensor(key)
+    return {
+        key: rows[0] if len(rows) == 1 else torch.cat([rows[first] for first in sorted(rows)])
+        for key, rows in parts.items()
+    }
 
 
 @contextmanager

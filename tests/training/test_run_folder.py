@@ -224,7 +224,7 @@ def test_a_loss_that_overflows_ends_with_status_3(
         if (run / "checkpoints").exists():
             last = message.rpartition("Last good checkpoint: ")[2].rstrip(".")
             assert last == small.checkpoints(run)[-1]
-            for name, tensor in small.tensors(run, tmp_path, last).items():
+            for name, tensor in small.tensors(run, last).items():
                 assert tensor.isfinite().all(), name
 
 
@@ -271,7 +271,7 @@ def test_a_run_on_an_object_store_is_the_local_one(tmp_path: Path, data: str, s3
     assert [epoch["loss"] for epoch in small.metrics(copy)] == [epoch["loss"] for epoch in small.metrics(run)]
     assert [epoch["ledger"] for epoch in small.metrics(copy)] == [epoch["ledger"] for epoch in small.metrics(run)]
     assert small.read(copy, "evaluation/test.json") == small.read(run, "evaluation/test.json")
-    here, back = small.tensors(run, tmp_path), small.tensors(copy, tmp_path)
+    here, back = small.tensors(run), small.tensors(copy)
     assert here.keys() == back.keys()
     assert all(here[name].equal(back[name]) for name in here)
     assert any((copy / "tensorboard").iterdir())

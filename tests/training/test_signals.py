@@ -96,7 +96,7 @@ def compare(config: str, tmp_path: Path, exact: bool) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
     small.same_losses(whole, run, rtol=0 if exact else 1e-5)
     assert [epoch["replayed"] for epoch in small.metrics(run)] == [0] * EPOCHS
-    want, got = small.tensors(whole, tmp_path), small.tensors(run, tmp_path)
+    want, got = small.tensors(whole), small.tensors(run)
     small.same_tensors(want, got, lr=1e-3, steps=EPOCHS * 69)
     assert not exact or all(want[name].equal(got[name]) for name in want)
 
