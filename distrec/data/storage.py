@@ -175,6 +175,31 @@ class Folder:
             os.fsync(file.fileno())
         os.replace(draft, target)
 
+    def create(self, data: bytes, *parts: str) -> bool:
+        """Write a file that must not exist yet. Of several processes that try at once, one succeeds.
+
+        Returns:
+            Whether the file was written. On a local disk, readers may see a part of it while it is written.
+        """
+        target = self.at(*parts)
+        if self.local:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            try:
+                with open(target, "xb") as file:
+                    file.write(data)
+            except FileExistsError:
+                return False
+            return True
+        try:
+            self.fs.pipe_file(target, data, mode="create")
+        except OSError as error:  # which one says that the object exists depends on the store
+            if self.exists(*parts):
+                return False
+            if error.errno != errno.ENOSYS:
+                raise
+            self.fs.pipe_file(target, data)  # the store has no conditional writes
+        return True
+
     def read_json(self, *parts: str) -> Any:
         """The value in a JSON file."""
         return json.loads(self.read_bytes(*parts))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ from tqdm import tqdm
 
 from distrec.config.run import RunConfig
 from distrec.data.dataset import Dataset, Split
+from distrec.errors import InputError
 from distrec.evaluation.ending import ending_words
 from distrec.evaluation.report import ranking_words
-from distrec.training.run_folder import RunFolder
+from distrec.training.run_folder import RunFolder, place_in_words
 
 
 def banner(config: RunConfig, title: str, data: Dataset, run: RunFolder, degradations: list[str]) -> str:
@@ -52,7 +54,7 @@ class Display:
         self._run, self._on_epoch = run, on_epoch
         self._seconds = 0.5 if run.folder.local else 5.0
         self._done = threading.Event()
-        self._shown = 0
+        self._shown, self._said_start = 0, False
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._bar: tqdm[Any] | None = None
 
@@ -61,8 +63,6 @@ class Display:
         self._shown = len(before)
         for record in before:
             self._report(record)
-        if self._shown:
-            print(f"continuing after epoch {self._shown}", flush=True)
         self._thread.start()
         return self
 
@@ -90,7 +90,25 @@ class Display:
         self._bar.set_postfix({**terms, "rows/s": f"{progress['rows_per_second']:,}"}, refresh=False)
         self._bar.refresh()
 
+    def _say_start(self) -> None:
+        """Say, once, where the workers begin: they know which checkpoint they could read."""
+        if self._said_start:
+            return
+        with suppress(InputError):  # the workers would fail too
+            start = self._run.record["attempts"][-1].get("start")
+            if start is None:
+                return
+            self._said_start, ended = True, start.pop("ended")
+            if ended:
+                tqdm.write(
+                    f"training ended before, after epoch {start['epoch']}: nothing is trained now, and the weights of "
+                    "the best epoch are ranked again"
+                )
+            elif start["epoch"] or start["step"]:
+                tqdm.write(f"continuing {place_in_words(**start)}")
+
     def _show_epochs(self) -> None:
+        self._say_start()
         for record in self._run.read_metrics()[self._shown :]:
             tqdm.write(epoch_line(record))
             self._shown += 1

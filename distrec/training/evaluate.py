@@ -14,9 +14,9 @@ from distrec.config.tree import decode, set_keys
 from distrec.data.dataset import Dataset
 from distrec.data.storage import parquet_bytes
 from distrec.errors import InputError, shown
-from distrec.evaluation.ending import ENDING
 from distrec.methods.registry import resolve
 from distrec.runtime import check_stack, quiet
+from distrec.training.hold import require_free
 from distrec.training.run_folder import RunFolder
 
 
@@ -37,7 +37,8 @@ def evaluate(
         ks: cut-offs in addition to the run's own `evaluate.ks`.
 
     Raises:
-        InputError: there is no such run, its training has not finished, or its dataset has changed.
+        InputError: there is no such run, it is being trained or its training has not finished, or its dataset has
+            changed.
     """
     check_stack()
     quiet()
@@ -48,9 +49,10 @@ def evaluate(
     check_option("workers", workers, 0, MOST_WORKERS)
     path = located(path, "run")  # workers may have another working folder
     run, own = RunFolder.existing(path)
-    summary = _summary(run, path)
+    require_free(run.folder, "run")  # training may delete the checkpoint that is read here
+    best = run.summary()["best_checkpoint"]
     config = resolve(_ranking_by(own, split, workers, mask, ks))
-    identity = run.folder.read_json("run.json")["identity"]
+    identity = run.record["identity"]
     data = Dataset.open(config.data)
     if data.hash != identity["data"]:
         raise InputError(
@@ -59,8 +61,8 @@ def evaluate(
         )
     check_inputs(config)
     data.users_table(), data.items_table()  # report a damaged file before any worker starts
-    if summary["best_checkpoint"] is not None:
-        require_complete(run.checkpoints.folder(summary["best_checkpoint"]))
+    if best is not None:
+        require_complete(run.checkpoints.folder(best))
     with workers_for(config) as start:
         start(partial(evaluate_worker, path=path, split=split), config)
     result: dict[str, Any] = run.folder.read_json("evaluation", f"{_files_of(split, own, config)}.json")
@@ -127,24 +129,6 @@ def short_names(paths: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _summary(run: RunFolder, path: str) -> dict[str, Any]:
-    """The run's `summary.json`."""
-    if not run.folder.exists("summary.json"):
-        raise InputError(
-            f"run '{path}' has no summary.json, so its training has not finished; run 'distrec train' on it."
-        )
-    try:
-        summary = run.folder.read_json("summary.json")
-    except (ValueError, RecursionError):
-        summary = None
-    if not isinstance(summary, dict) or not summary.keys() >= {"run", "method", "best_checkpoint", *ENDING}:
-        raise InputError(
-            f"run '{path}' has a summary.json that is damaged or of another version; run 'distrec train' on it, which "
-            "writes it again."
-        )
-    return summary
-
-
 def _ranking_by(config: RunConfig, split: str, workers: int, mask: str | None, ks: Sequence[int]) -> RunConfig:
     """A run's config with the workers and the rule of an evaluation: split, mask and further cut-offs."""
     own = config.evaluate
@@ -195,7 +179,7 @@ def evaluate_worker(config: RunConfig, path: str, split: str) -> None:
     world, data = World.current(), Dataset.open(config.data, checked=True)
     run, own = RunFolder.existing(path)
     engine = Engine(world, data, config)
-    summary = _summary(run, path)
+    summary = run.summary()
     if summary["best_checkpoint"] is not None:
         load_weights(engine, Checkpoints(run.checkpoints, world), summary["best_checkpoint"])
     final = engine.representations(split)  # type: ignore[arg-type]

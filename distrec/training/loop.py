@@ -24,7 +24,7 @@ from distrec.tables.spec import plan_tables
 from distrec.training.checkpoint import Checkpoints
 from distrec.training.engine import Engine
 from distrec.training.ledger import Ledger
-from distrec.training.run_folder import RunFolder, checkpoint_name, checkpoint_place
+from distrec.training.run_folder import RunFolder, TakenOver, checkpoint_name, checkpoint_place, place_in_words
 from distrec.training.stop import StopWatch
 from distrec.training.trackers import Trackers
 
@@ -57,11 +57,20 @@ class Trainer:
         config: a resolved run config; the stretch ends after its `train.epochs`.
         start: the number of epochs before the stretch; patience counts from there.
         total: the number of epochs of the whole run; None if this stretch is the last or only one.
+        attempt: the number of this attempt in `run.json`; None: nobody else can train the run.
     """
 
-    def __init__(self, world: World, data: Dataset, config: RunConfig, start: int = 0, total: int | None = None):
+    def __init__(
+        self,
+        world: World,
+        data: Dataset,
+        config: RunConfig,
+        start: int = 0,
+        total: int | None = None,
+        attempt: int | None = None,
+    ):
         self.world, self.config, self.data = world, config, data
-        self.start, self.total = start, total or config.train.epochs
+        self.start, self.total, self.attempt = start, total or config.train.epochs, attempt
         self.run = RunFolder.of(config)
         self.checkpoints = Checkpoints(self.run.checkpoints, world)
         self.engine = Engine(world, data, config)
@@ -118,9 +127,12 @@ class Trainer:
             if stopping:
                 if cursor.step == steps:
                     self._end_epoch()
-                raise Interrupted(
-                    f"stopped at epoch {cursor.epoch + 1}, step {cursor.step}; the same command continues."
-                )
+                raise Interrupted(f"stopped {place_in_words(**self._place())}; the same command continues from there.")
+
+    def _place(self) -> dict[str, int]:
+        """How far training has come, as `place_in_words` takes it."""
+        steps = self.engine.steps_per_epoch
+        return {"epoch": self.cursor.epoch, "epochs": self.total, "step": self.cursor.step, "steps": steps}
 
     def _end_epoch(self) -> None:
         cursor, rows = self.cursor, self.engine.samples_per_epoch
@@ -194,13 +206,25 @@ class Trainer:
             "peak_memory_bytes": self._peak_memory(),
             **{split: found.metrics() for split, found in ranked.items()},
         }
+        self._require_run()
         if self.world.rank == 0:
             self.run.write_metrics(cursor.history)
             self.run.folder.write_json(summary, "summary.json")
         self.world.barrier()
         return summary
 
+    def _require_run(self) -> None:
+        """Check, before anything is written or deleted, that no later attempt has taken over the run. Collective.
+
+        Raises:
+            TakenOver: one has.
+        """
+        taken = self.world.rank == 0 and self.attempt is not None and self.run.taken_over(self.attempt)
+        if self.world.max_(torch.tensor(int(taken))):
+            raise TakenOver(f"run '{self.run.folder}' was taken over by a later attempt.")
+
     def _checkpoint(self) -> str:
+        self._require_run()
         cursor = self.cursor
         name = checkpoint_name(cursor.epoch, cursor.step)
         # Every rank passes the whole ledger: any one of them may write it.
@@ -236,7 +260,13 @@ class Trainer:
                 f"checkpoint '{name}' in '{self.run.folder}' was made with another dataset than '{self.config.data}' "
                 "now holds; restore that data or use another 'run.name'."
             )
-        self.cursor = Cursor(**state)
+        try:
+            self.cursor = Cursor(**state)
+        except TypeError:
+            raise InputError(
+                f"checkpoint '{name}' in '{self.run.folder}' was written by another version of distrec; train again "
+                "under another 'run.name'."
+            ) from None
         best = self.cursor.best_checkpoint
         if best not in (None, name) and (defect := self.checkpoints.defect(best)):
             raise InputError(
@@ -277,8 +307,13 @@ class Trainer:
             )
 
     def _record_plan(self) -> None:
+        attempts, last = self.run.record["attempts"], self.epochs == self.total
+        if "start" not in attempts[-1]:  # neither an earlier stretch nor a worker that died has written it
+            ended = last and (self.cursor.stopped or self.cursor.epoch >= self.epochs)
+            attempts[-1]["start"] = {**self._place(), "ended": ended}
         partitions = {"user": self.engine.space.users, "item": self.engine.space.items}
         self.run.update_record(
+            attempts=attempts,
             world_size=self.world.size,
             plan=plan_tables(self.engine.method.tables(), partitions, self.config.optimizer),  # type: ignore[arg-type]
             graphs={name: graph.record() for name, graph in self.engine.method.graphs().items()},
@@ -290,7 +325,7 @@ class Trainer:
         return int(self.world.max_(mine))
 
 
-def fit(world: World, data: Dataset, config: RunConfig) -> None:
+def fit(world: World, data: Dataset, config: RunConfig, attempt: int | None = None) -> None:
     """One worker's whole run, up to `summary.json`. Collective.
 
     The `changes` of the config divide a run into stretches of epochs with constant settings. Each stretch has its own
@@ -308,7 +343,7 @@ def fit(world: World, data: Dataset, config: RunConfig) -> None:
     for stretch in stretches(config):
         end = stretch.train.epochs
         if end == config.train.epochs or newest is None or checkpoint_place(newest)[0] < end:
-            Trainer(world, data, stretch, start, config.train.epochs).train(newest)
+            Trainer(world, data, stretch, start, config.train.epochs, attempt).train(newest)
             newest = checkpoints.latest()
             gc.collect()  # DeepSpeed's engine is part of reference cycles
         start = end

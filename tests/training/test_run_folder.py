@@ -244,9 +244,8 @@ def test_a_huge_feature_ends_with_status_3_and_the_step_before_it_stays(
 
 def test_an_unexpected_error_ends_with_status_1(tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]) -> None:
     config = small.write_config(tmp_path / "run.yaml", data, tmp_path / "runs")
-    (tmp_path / "runs/run").mkdir(parents=True)
-    (tmp_path / "runs/run/checkpoints").touch()  # a file where a folder must be
-    assert main(["train", config]) == 1
+    with small.crash_at((0, 0)):
+        assert main(["train", config]) == 1
     assert "Traceback" in capsys.readouterr().err
 
 

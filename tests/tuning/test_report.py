@@ -246,6 +246,7 @@ def test_torn_and_absent_files_are_named_and_leave_the_rest(tmp_path: Path, data
         "final/odmt-seed1001/evaluation/test-users.parquet",
         "final/odmt-seed1002/summary.json",
         "trials/odmt-001/metrics.jsonl",
+        "trials/stray/trial.json",
     ]
     assert len(entry(found, "odmt")["trials"][1]["curve"]) == len(entry(whole, "odmt")["trials"][1]["curve"]) - 1
     assert entry(found, "odmt")["test"]["recall@20"]["seeds"] == 2
@@ -319,7 +320,7 @@ def test_a_folder_without_a_sweep_is_refused_in_one_sentence(
     for name, expected in (
         ("absent", "holds no sweep (no sweep.yaml, nothing is there)"),
         ("full", "holds no sweep (no sweep.yaml, another folder's content is there)"),
-        ("odd", "sweep.yaml has no methods"),
+        ("odd", "cannot be read (sweep.yaml: it holds no keys and values)"),
         (empty.path, "has no finished trial (none has started)"),
         (lost.path, "has no finished trial (1 failed; the first failure: loss 'bpr' is NaN at step 7)"),
     ):

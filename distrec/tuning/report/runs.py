@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import Any
 
 from distrec.tuning.report.reading import Reader
@@ -113,8 +114,9 @@ def example_users(reader: Reader, run: str) -> list[dict[str, Any]]:
 
 def number(value: Any) -> float | None:
     """`value` as a float if it is a finite number, else None."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with suppress(OverflowError):  # an integer beyond the largest float
+            return float(value) if math.isfinite(value) else None
     return None
 
 
