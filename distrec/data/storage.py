@@ -117,7 +117,8 @@ class Folder:
             if type(error) is OSError and error.errno is None:
                 raise  # pyarrow raises this about the content of a file
             place = "path and its permissions" if self.local else "address and the rights of the credentials"
-            raise InputError(f"'{where}' cannot be read ({error.strerror or error}); check the {place}.") from None
+            reason = error.strerror or str(error) or type(error).__name__
+            raise InputError(f"'{where}' cannot be read ({reason}); check the {place}.") from None
         except Exception as error:
             if self.local:
                 raise

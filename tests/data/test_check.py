@@ -126,7 +126,7 @@ def test_files(out: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        (TRAIN, with_value("item", 3, 25), r"part-00000\.parquet' row 3 has item 25 but manifest.json counts 25 items"),
+        (TRAIN, with_value("item", 3, 25), r"train/part-00000\.parquet' row 3 has item 25 but manifest.json"),
         (TRAIN, with_value("user", 0, -1), r"train/part-00000\.parquet' row 0 has user -1"),
         (TRAIN, lambda t: t.slice(1), r"counts \d+ rows of 'train' but lists files with \d+ rows"),
         (TRAIN, lambda t: t.slice(0, 0), "rows of 'train' but lists files with 0 rows"),
@@ -143,11 +143,7 @@ def test_files(out: Path) -> None:
             "feature 'f' has 2 missing items but manifest.json says 1",
         ),
         ("features/f/part-00000.parquet", lambda t: t.slice(0, 20), "counts 25 items but lists parts with 20 rows"),
-        (
-            "content/part-00000.parquet",
-            with_value("text", 20, None),
-            "content has {'text': 9, 'image': 0} but manifest.json says {'text': 10",
-        ),
+        ("content/part-00000.parquet", with_value("text", 20, None), "content has {'text': 9"),
         ("content/part-00000.parquet", with_value("item", 20, 0), "column 'item' is not 0 to 24 in order"),
     ],
 )  # fmt: skip

@@ -210,6 +210,6 @@ def test_reading_interactions_leaves_no_thread_behind(tmp_path: Path) -> None:
     code = (
         "import os, sys; from distrec.data.dataset import Dataset; data = Dataset.open(sys.argv[1]);"
         "before = os.listdir('/proc/self/task'); data.interactions('train');"
-        "sys.exit(len(os.listdir('/proc/self/task')) - len(before))"
+        "sys.exit(len(os.listdir('/proc/self/task')) > len(before))"  # those of opening may end meanwhile
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "data")], check=False, timeout=60).returncode == 0

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,6 +84,20 @@ def test_nothing_present_still_gives_a_feature_of_missing_rows(tmp_path: Path, v
     data = tiny.write_dataset(str(tmp_path / "data"), None, [b"x", b"y", b"z"])
     assert encode(data, image=vit, workers=0)["image"].damaged == [0, 1, 2]
     assert tiny.rows(data, "image")[1].all()
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:50])])
+def test_the_same_command_again_repairs_damaged_vectors(tmp_path: Path, bert: str, damage: Any) -> None:
+    data = tiny.write_dataset(str(tmp_path / "data"), tiny.texts(4))
+    encode(data, text=bert, workers=0)
+    before, identity = tiny.rows(data, "text")[0], Dataset.open(data).hash
+    (part,) = Path(data).glob("features/text/part-*")
+    damage(part)
+    with pytest.raises(InputError, match=r"run 'distrec encode' again\.$"):
+        Dataset.open(data)
+    encode(data, text=bert, workers=0)
+    assert np.array_equal(tiny.rows(data, "text")[0], before)
+    assert Dataset.open(data).hash == identity
 
 
 def test_equal_contents_are_encoded_once(tmp_path: Path, bert: str) -> None:

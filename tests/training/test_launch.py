@@ -149,7 +149,7 @@ TRAIN, VALID, TEST = (f"interactions/{split}/part-00000.parquet" for split in ("
     ("damage", "told"),
     [
         (shutil.rmtree, ["no manifest.json", "nothing is there", "distrec prepare"]),
-        (lambda f: (f / "manifest.json").unlink(), ["no manifest.json", "'features', 'inter", "distrec prepare"]),
+        (lambda f: (f / "manifest.json").unlink(), ["no manifest.json", "'features'", "distrec prepare"]),
         (lambda f: (f / "manifest.json").write_text("{"), ["manifest.json", "not valid JSON"]),
         (lambda f: (f / "manifest.json").write_text('{"format": 9}'), ["format is 9", "reads 1"]),
         (lambda f: flip(f / TRAIN), [TRAIN, "checksum"]),
