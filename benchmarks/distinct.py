@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from distrec.data.histories import among_equal_times, backward
 from distrec.data.ordered import contains, distinct, starts
 
 
-def seconds(work: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
+def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
     start = time.perf_counter()
     result = work()
     return time.perf_counter() - start, result
@@ -60,9 +61,13 @@ def main() -> None:
     splits = {
         name: Interactions(user[rows], item[rows], stamp[rows]) for name, rows in (("train", ~last), ("test", last))
     }
-    for check in (lambda: backward(splits, arguments.users), lambda: among_equal_times(splits)):
-        taken, found = seconds(check)  # type: ignore[arg-type]
-        print(f"{found}: {taken:.2f} s")
+    checks: dict[str, Callable[[], Any]] = {
+        "rows older than their history": lambda: backward(splits, arguments.users).older,
+        "rows among equal times": lambda: among_equal_times(splits),
+    }
+    for name, check in checks.items():
+        taken, found = seconds(check)
+        print(f"{name}: {found:,} found in {taken:.2f} s")
 
 
 if __name__ == "__main__":

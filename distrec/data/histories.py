@@ -15,6 +15,7 @@ import numpy as np
 
 from distrec.data.dataset import Dataset, Interactions
 from distrec.data.manifest import CONTEXT, SPLITS
+from distrec.data.ordered import contains, distinct
 from distrec.errors import InputError
 
 PADDING = -1
@@ -94,17 +95,28 @@ def backward(splits: Mapping[str, Interactions], users: int) -> Backward:
 
 def among_equal_times(splits: Mapping[str, Interactions]) -> int:
     """How many held-out rows of `splits`, by name, have a row of the same user and time in another split."""
-    user = np.concatenate([rows.user for rows in splits.values()])
-    time = np.concatenate([rows.timestamp for rows in splits.values()])
-    split = np.repeat(np.arange(len(splits), dtype=np.int8), [len(rows) for rows in splits.values()])
-    if not len(user):
-        return 0
-    order = np.lexsort((time, user))
-    user, time, split = user[order], time[order], split[order]
-    first = np.flatnonzero(np.append(True, (user[1:] != user[:-1]) | (time[1:] != time[:-1])))
-    several = np.minimum.reduceat(split, first) != np.maximum.reduceat(split, first)
-    held_out = np.isin(list(splits), SPLITS[1:])[split]
-    return int(np.add.reduceat(held_out.astype(np.int64), first)[several].sum())
+    keys = _moments(splits)
+    tied = 0
+    for name in SPLITS[1:]:
+        if name in keys:
+            others = [contains(keys[other], keys[name]) for other in keys if other != name]
+            tied += int(np.logical_or.reduce(others).sum())
+    return tied
+
+
+def _moments(splits: Mapping[str, Interactions]) -> dict[str, np.ndarray]:
+    """One number for the user and time of each row, int64 `[rows]` by split; ascending, as the rows are."""
+    times = {name: rows.timestamp for name, rows in splits.items() if len(rows)}
+    if not times:
+        return {}
+    low, high = min(int(time.min()) for time in times.values()), max(int(time.max()) for time in times.values())
+    users = 1 + max(int(splits[name].user[-1]) for name in times)
+    if (high - low + 1) * users < 2**63:
+        span, times = high - low + 1, {name: time - low for name, time in times.items()}
+    else:  # times such as nanoseconds over decades: number the times that occur
+        seen = distinct(np.concatenate(list(times.values())))
+        span, times = len(seen), {name: np.searchsorted(seen, time) for name, time in times.items()}
+    return {name: splits[name].user.astype(np.int64) * span + time for name, time in times.items()}
 
 
 def equal_times(splits: Mapping[str, Interactions], rule: str) -> str:

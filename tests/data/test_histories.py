@@ -123,6 +123,7 @@ def test_histories_over_all_splits_are_in_the_order_of_the_source(rule: str) -> 
 @pytest.mark.parametrize("seed", range(30))
 def test_counts_of_backward_and_tied_rows_against_a_plain_loop(seed: int) -> None:
     user, item, time = drawn_source(seed)
+    time = time * [1, 2**40, 2**57][seed % 3] - [0, 2**50, 2**62][seed % 3]  # as fine as nanoseconds, or finer
     label = np.random.default_rng(seed).choice([TRAIN, VALID, TEST, SPLIT_CONTEXT], len(user))
     splits, users = as_prepared(user, item, time, label), int(user.max()) + 1
     known = {VALID: (TRAIN, SPLIT_CONTEXT), TEST: (TRAIN, SPLIT_CONTEXT, VALID)}
