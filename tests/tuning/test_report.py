@@ -320,7 +320,7 @@ def test_a_folder_without_a_sweep_is_refused_in_one_sentence(
     for name, expected in (
         ("absent", "holds no sweep (no sweep.yaml, nothing is there)"),
         ("full", "holds no sweep (no sweep.yaml, another folder's content is there)"),
-        ("odd", "cannot be read (sweep.yaml: it holds no keys and values)"),
+        ("odd", "that can be read (sweep.yaml: it holds no keys and values)"),
         (empty.path, "has no finished trial (none has started)"),
         (lost.path, "has no finished trial (1 failed; the first failure: loss 'bpr' is NaN at step 7)"),
     ):
