@@ -144,13 +144,6 @@ def test_wrong_usage_says_what_is_wrong(arguments: list[str], told: str, capsys:
     assert told in capsys.readouterr().err
 
 
-def test_a_file_is_no_folder_to_write_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "file").write_text("mine")
-    assert main(["demo-data", "--out", str(tmp_path / "file")]) == 2
-    assert "which cannot be written" in capsys.readouterr().err
-    assert (tmp_path / "file").read_text() == "mine"
-
-
 PATHS = [
     ["demo-data", "--out", "{}"],
     ["synth", "graph", "--users", "9", "--items", "20", "--edges", "30", "--dim", "2", "--out", "{}"],

@@ -22,7 +22,6 @@ import numpy as np
 from distrec.data import keyed
 from distrec.data.demo_items import ATTRIBUTES, VALUES, describe, picture
 from distrec.data.storage import open_folder
-from distrec.errors import InputError
 
 USERS, ITEMS, INTERACTIONS = 2_000, 1_000, 40_000
 KS = (5, 10, 20, 50)
@@ -43,25 +42,17 @@ def write_demo(out: str, seed: int = 7) -> None:
     Args:
         out: a folder or `s3://` prefix.
         seed: determines the shop.
-
-    Raises:
-        InputError: `out` cannot be written.
     """
     values = attributes(seed)
     utility = utilities(seed)
     user, item, time, split = _interactions(utility, seed)
 
     folder = open_folder(out)
+    folder.make()
     order = np.lexsort((item, user, time))
     names = ("train", "valid", "test")
     rows = [(_user(user[at]), _item(item[at]), int(time[at]), names[split[at]]) for at in order]
-    try:
-        folder.make()
-        folder.write_bytes(_csv(("user", "item", "timestamp", "split"), rows), "interactions.csv")
-    except OSError as error:
-        raise InputError(
-            f"option '--out' is '{out}', which cannot be written ({error}); check the path and its permissions."
-        ) from None
+    folder.write_bytes(_csv(("user", "item", "timestamp", "split"), rows), "interactions.csv")
 
     lacking = keyed.permutation(("demo-lacking", seed), ITEMS)
     no_picture = set(lacking[:_NO_PICTURE].tolist())
