@@ -175,3 +175,26 @@ def test_every_path_is_understood_alike(
     told = capsys.readouterr().err
     assert f"'{path}' is neither a local path nor an s3:// URL" in told or "names a user that does not exist" in told
     assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"[" * 100_000, "is not valid JSON: it is nested more than 32 deep; fix it."),
+        (b'{"test": {"best": {"recall@20": NaN}}}', "is not valid JSON: the number NaN is not finite"),
+        ('{"test": {}}'.encode("utf-16"), "is UTF-16, not UTF-8; save it as UTF-8."),
+        (b'{"tset": {}}', "has no metrics of split 'test'; write {split: {name: {metric: value}}}."),
+        (b"[1]", "has no metrics of split 'test'"),
+        (b'{"test": {"best": 3}}', "'best' of split 'test' is 3; write {split: {name: {metric: value}}}"),
+        (b'{"test": {"best": {"recall@20": "x"}}}', "'best.recall@20' of split 'test' is 'x'"),
+        (b'{"test": {"best": {"recall@20": true}}}', "'best.recall@20' of split 'test' is True"),
+    ],
+)
+def test_a_file_of_another_form_beside_the_runs_is_refused(
+    content: bytes, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "beside.json").write_bytes(content)
+    assert main(["evaluate", "absent", "--beside", str(tmp_path / "beside.json")]) == 2
+    said = capsys.readouterr().err
+    assert told in said
+    assert said.count("\n") == 1

@@ -23,6 +23,7 @@ class Section(BaseModel):
 
 S = TypeVar("S", bound=Section)
 
+_PLAIN = {"bool_type": "true or false", "dict_type": "keys and values", "model_type": "keys and values"}
 _WIDEST_KEY = 60  # characters of a key in a message; a key may have any length
 _WIDEST = 300  # characters of what a validator says; it may list a value of any length
 
@@ -106,8 +107,7 @@ def _explain(section: type[BaseModel], error: ValidationError, where: str) -> st
     if problem["type"] == "missing":
         return f"key {key} is missing; add it."
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if problem["type"] == "bool_type":
-        message = "true or false"
+    message = _PLAIN.get(problem["type"], message)
     message = message if len(message) <= _WIDEST else f"{message[:_WIDEST]}…"
     expected = message if problem["type"] == "value_error" else f"must be {message}"
     return f"key {key} is {shown(problem['input'])} but {expected}."

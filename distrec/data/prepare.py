@@ -18,6 +18,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from distrec.config import Section, apply_overrides, decode, load_file
+from distrec.config.bounds import MOST_ROWS
 from distrec.data import parts, splits
 from distrec.data.check import damaged_file
 from distrec.data.dataset import Dataset, Interactions, vector_table, write_part
@@ -39,8 +40,8 @@ _CONTENT_ROWS = 200  # items per row group
 class KCore(Section):
     """Fewest interactions per user and per item. Both filters repeat until nothing changes; 0 switches one off."""
 
-    users: int = Field(0, ge=0, description="fewest interactions of a user that is kept; 0 keeps all")
-    items: int = Field(0, ge=0, description="fewest interactions of an item that is kept; 0 keeps all")
+    users: int = Field(0, ge=0, le=MOST_ROWS, description="fewest interactions of a user that is kept; 0 keeps all")
+    items: int = Field(0, ge=0, le=MOST_ROWS, description="fewest interactions of an item that is kept; 0 keeps all")
 
 
 class DataConfig(Section):

@@ -107,7 +107,10 @@ def parse_space(tree: Any, where: str) -> Space:
                 f"{where}: key '{key}' is not searched, because a sweep sets it for all its trials; remove it."
             )
         if isinstance(candidates, dict):
-            space[key] = decode(Range, candidates, f"{where}: {key}")
+            try:
+                space[key] = decode(Range, candidates, key)
+            except InputError as error:
+                raise InputError(f"{where}: {error}") from None
         elif isinstance(candidates, list) and len(candidates) > MOST_CANDIDATES:
             raise InputError(
                 f"{where}: key {shown(key)} lists {len(candidates):,} values; list at most {MOST_CANDIDATES:,}, or "

@@ -75,6 +75,19 @@ def test_every_field_has_a_description():
     assert [line for kind in shipped() for line in complaints(kind)] == []
 
 
+def test_every_whole_number_has_a_largest_value():
+    """A size without a bound ends in an allocation error; manifests are checked where datasets are opened."""
+    unbounded = [
+        f"{kind.__module__}.{kind.__qualname__}.{name}"
+        for kind in shipped()
+        if kind.__module__ != "distrec.data.dataset"
+        for name, field in kind.model_fields.items()
+        if field.annotation in (int, int | None)
+        and not any(getattr(limit, "le", None) or getattr(limit, "lt", None) for limit in field.metadata)
+    ]
+    assert unbounded == []
+
+
 @pytest.mark.parametrize(
     ("field", "description", "fault"),
     [

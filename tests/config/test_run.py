@@ -51,10 +51,24 @@ def test_only_data_run_name_and_method_are_required(tmp_path: Path):
         ({"evaluate": {"ks": [5, 5]}}, "evaluate.ks"),
         ({"evaluate": {"ks": [0]}}, "evaluate.ks"),
         ({"evaluate": {"ks": []}}, "evaluate.ks"),
+        ({"evaluate": {"ks": [10**9]}}, "evaluate.ks"),
+        ({"evaluate": {"ks": list(range(1, 102))}}, "evaluate.ks"),
+        ({"train": {"metric": f"recall@{10**9}"}}, "train.metric"),
+        ({"train": {"metric": "recall@" + "9" * 5000}}, "train.metric"),
+        ({"train": {"workers": 10**9}}, "train.workers"),
+        ({"train": {"threads": 10**8}}, "train.threads"),
+        ({"train": {"cpus_per_worker": 1e9}}, "train.cpus_per_worker"),
+        ({"train": {"global_batch": 10**12}}, "train.global_batch"),
+        ({"train": {"accumulate": 10**9}}, "train.accumulate"),
+        ({"train": {"epochs": 10**6}}, "train.epochs"),
+        ({"train": {"checkpoint_every": 10**9}}, "train.checkpoint_every"),
+        ({"run": {"name": "a" * 129}}, "run.name"),
     ],
 )
 def test_a_value_out_of_range_names_its_key(tree: dict[str, Any], key: str):
-    assert refused(tree).startswith(f"key '{key}' is ")
+    told = refused(tree)
+    assert told.startswith(f"key '{key}' is ")
+    assert len(told) < 200
 
 
 @pytest.mark.parametrize(("epoch", "factor"), [(0, 1.0), (25, 0.96**0.5), (50, 0.96), (75, 0.96**1.5)])
