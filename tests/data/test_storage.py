@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 from botocore.exceptions import BotoCoreError, EndpointConnectionError, NoCredentialsError
 
-from distrec.data.storage import open_folder, open_parquet, parquet_bytes, sha256
+from distrec.data.storage import Folder, open_folder, open_parquet, parquet_bytes, sha256
+from distrec.errors import InputError
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.multiprocess)])
