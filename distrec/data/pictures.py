@@ -36,7 +36,7 @@ _JPEG_FACTOR = 4
 _TOO_MANY = f"more than {MOST_PIXELS // 10**6} megapixels"
 _ROWS = 256  # of grey pixels scaled at once
 _TINY = 1e-30
-_QUALITY = 92  # of stored JPEG files
+_QUALITY = 98  # of stored JPEG files: the shipped encoder's vectors keep a cosine of 0.99 to the originals'
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLES = 258, 262, 339  # numbers of tags
 _WHITE_IS_ZERO = 0
 
@@ -89,7 +89,9 @@ def shrunk(data: bytes, side: int) -> bytes:
     if shorter <= side:
         return data
     width, height = (max(side, round(length * side / shorter)) for length in image.size)
-    small = image.resize((width, height), Image.Resampling.LANCZOS)
+    # At the shipped encoder's input size, its own filter: it then resizes at most one side again.
+    filter_ = Image.Resampling.BICUBIC if side == LEAST_SIDE else Image.Resampling.LANCZOS
+    small = image.resize((width, height), filter_)
     small.info = {}  # comments would be stored, too
     sink = io.BytesIO()
     small.save(sink, "JPEG", quality=_QUALITY, subsampling=0)  # full resolution of colours

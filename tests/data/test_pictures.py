@@ -16,10 +16,12 @@ from PIL import Image
 from distrec.data import pictures
 from distrec.data.pictures import Undecodable, open_picture, shrunk
 
+DICE = np.random.default_rng(4)
 Y, X = np.mgrid[0:48, 0:64]
 DISC = (X - 32) ** 2 + (Y - 24) ** 2 < 400
-GREY = (2 * X + 2 * Y + 20).astype(np.uint8)
-COLOUR = np.stack([X * 4, Y * 5, 255 - 2 * X], -1).astype(np.uint8)
+# 64 colours, so that palettes hold them, in blocks of 8 x 8 pixels, which JPEG keeps
+COLOUR = np.kron(DICE.integers(0, 256, (64, 3))[DICE.integers(0, 64, (6, 8))], np.ones((8, 8, 1))).astype(np.uint8)
+GREY = np.kron(DICE.choice([20, 60, 90, 140, 190, 250], (6, 8)), np.ones((8, 8))).astype(np.uint8)
 ON_WHITE = np.where(DISC[..., None], COLOUR, 255).astype(np.uint8)
 GREY_ON_WHITE = np.where(DISC, GREY, 255).astype(np.uint8)
 HIDDEN = np.where(DISC[..., None], COLOUR, (0, 90, 0)).astype(np.uint8)  # a dark green that nobody should see
@@ -174,7 +176,7 @@ def test_a_picture_is_turned_upright(kind: str, orientation: int) -> None:
     image = Image.fromarray(COLOUR)
     if orientation in back:
         image = image.transpose(Image.Transpose(back[orientation]))
-    options = {"JPEG": {"quality": 97}, "WEBP": {"lossless": True}}.get(kind, {})
+    options = {"JPEG": {"quality": 97, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
     found = open_picture(saved(image, kind, exif=exif(orientation), **options))
     assert found.size == (64, 48)
     assert np.abs(np.asarray(found, float) - COLOUR).mean() < 2.5
@@ -205,7 +207,7 @@ BROKEN = {
     "blank": (b"   ", "no known image format, begins with b'   '"),
     "html": (b"<!DOCTYPE html><html><body>404</body></html>", "no known image format, begins with b'<!DOCTYPE ht'"),
     "svg": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "no known image format"),
-    "half": (WHOLE[: len(WHOLE) // 2], "cannot be decoded: Truncated File Read"),
+    "half": (WHOLE[: len(WHOLE) // 2], "cannot be decoded: .*[Tt]runcated"),
     "header only": (png(9, 9, 8, 2), "cannot be decoded"),
     "bomb": (png(13_000, 13_000, 8, 0), "more than 50 megapixels"),
     "large bomb": (png(300_000, 300_000, 8, 0), "more than 50 megapixels"),

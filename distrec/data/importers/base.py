@@ -55,6 +55,7 @@ class RawDataset:
     texts: pa.Array | None = None  # [catalogue] string, nullable
     images: ImageReader | None = None
     features: dict[str, RawFeature] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)  # what reading left out or doubted; prepare prints each
 
 
 @dataclass(frozen=True)

@@ -138,17 +138,18 @@ def _with_content(
     source: Source, config: Config, raw: RawDataset, catalogue: pa.Array, items: Rows | None, where: str
 ) -> RawDataset:
     title = text = images = None
+    notes: list[str] = []
     if items is not None and config.items is not None:
         title = strings(items, config.items.title) if config.items.title else None
         text = texts(items, config.items.text, config.items.text_only_if) if config.items.text else None
         if config.items.image is not None:
             if config.images is not None:
                 raise InputError("keys 'importer.items.image' and 'importer.images' both give images; remove one.")
-            images = images_in_folder(source, items, config.items.image, "importer.items.image")
+            images, notes = images_in_folder(source, items, catalogue, config.items.image, "importer.items.image")
     if config.images is not None:
         files = source.files(config.images.files, "importer.images.files")
         images = ImagesInTable(source, files, config.images.id, config.images.column, catalogue)
     features = {
         name: read_feature(source, name, feature, catalogue, where) for name, feature in config.features.items()
     }
-    return RawDataset(raw.interactions, raw.catalogue_row, title, text, images, features)
+    return RawDataset(raw.interactions, raw.catalogue_row, title, text, images, features, notes)
