@@ -24,6 +24,7 @@ from distrec.encoders.pool import Job, Pool, Shard
 from distrec.encoders.registry import DEFAULTS, make_encoder
 from distrec.errors import InputError
 
+_BYTES_PER_SHARD = 64 << 20  # of contents
 _NAMED = 5  # maximum number of damaged items that are printed
 
 
@@ -196,7 +197,7 @@ def _encode_missing(
                     now.hashes.append(key)
                     now.contents.append(content)
                     held += len(content)
-                    if len(now.hashes) == shard or held >= parts.BYTES_PER_PART:
+                    if len(now.hashes) == shard or held >= _BYTES_PER_SHARD:
                         yield now
                         now, held = Shard([], []), 0
         if now.hashes:

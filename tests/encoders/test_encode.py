@@ -73,7 +73,7 @@ def test_damaged_and_absent_content_is_marked_missing_and_reported(
 def test_a_shard_ends_when_its_contents_are_large(tmp_path: Path, vit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [tiny.jpeg(seed) for seed in range(9)]
     data = tiny.write_dataset(str(tmp_path / "data"), None, images)
-    monkeypatch.setattr("distrec.data.parts.BYTES_PER_PART", 3 * max(map(len, images)))
+    monkeypatch.setattr("distrec.encoders.encode._BYTES_PER_SHARD", 3 * max(map(len, images)))
     encode(data, image=vit, workers=0)
     assert 2 <= len(parts(data)) <= 4
     assert not tiny.rows(data, "image")[1].any()
