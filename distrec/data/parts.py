@@ -53,15 +53,16 @@ class Parts:
         self._folder, self._place, self._group_rows = folder, place, group_rows
         self._most_bytes, self._dictionary, self._known = most_bytes, dictionary, known
         self._waiting: list[pa.Table] = []
-        self._held = 0
+        self._held = self._bytes = 0  # rows and bytes that wait
 
     def add(self, table: pa.Table) -> None:
         """Append rows and write every part that is full."""
         self._waiting.append(table)
         self._held += table.num_rows
+        self._bytes += table.nbytes
         while self._held >= self.rows:
             self._write(self.rows)
-        if self._most_bytes is not None and sum(rows.nbytes for rows in self._waiting) >= self._most_bytes:
+        if self._most_bytes is not None and self._bytes >= self._most_bytes:
             self._write(self._held)
 
     def close(self) -> dict[str, FileEntry]:
@@ -73,7 +74,7 @@ class Parts:
     def _write(self, rows: int) -> None:
         waiting = pa.concat_tables(self._waiting)
         part, rest = waiting.slice(0, rows).combine_chunks(), waiting.slice(rows)
-        self._waiting, self._held = [rest] if rest.num_rows else [], rest.num_rows
+        self._waiting, self._held, self._bytes = [rest] if rest.num_rows else [], rest.num_rows, rest.nbytes
         data = parquet_bytes(part, self._group_rows, self._dictionary)
         entry = FileEntry(rows=rows, bytes=len(data), sha256=sha256(data))
         mark = "" if self._known is None else f"-{entry.sha256[:12]}"

@@ -15,12 +15,13 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from distrec.config import Section, apply_overrides, decode, load_file
 from distrec.config.bounds import MOST_ROWS
 from distrec.data import parts, splits
 from distrec.data.check import damaged_file
+from distrec.data.content import write_content
 from distrec.data.dataset import Dataset, Interactions, vector_table, write_part
 from distrec.data.filters import Duplicates, k_core, one_of_each_pair
 from distrec.data.histories import among_equal_times, equal_times
@@ -29,12 +30,12 @@ from distrec.data.importers.features import stored_type
 from distrec.data.manifest import CONTEXT, FORMAT, SPLITS, UNFINISHED, FeatureEntry, FileEntry, Manifest, write_manifest
 from distrec.data.numbering import IdOrder, number
 from distrec.data.ordered import distinct
+from distrec.data.pictures import LEAST_SIDE
 from distrec.data.splits import LEFT_OUT, SplitSection
 from distrec.data.storage import Folder, open_folder
 from distrec.errors import InputError
 
 _WRITTEN = ("interactions", "features", "content", "users.parquet", "items.parquet")
-_CONTENT_ROWS = 200  # items per row group
 
 
 class KCore(Section):
@@ -70,6 +71,16 @@ class DataConfig(Section):
     seed: int = Field(
         1, ge=0, lt=2**63, description="seed of the splits per_user_random and by_user, and of shuffled ids"
     )
+    image_side: int | None = Field(
+        None, description="shorter side in pixels at which larger images are stored; null stores the files unchanged"
+    )
+
+    @field_validator("image_side")
+    @classmethod
+    def _large_enough(cls, side: int | None) -> int | None:
+        if side is not None and side < LEAST_SIDE:
+            raise ValueError(f"must be at least {LEAST_SIDE}: the shipped image encoder reads that many pixels a side")
+        return side
 
 
 @dataclass
@@ -115,7 +126,7 @@ def prepare(config: str, source: str, out: str, overrides: Sequence[str] = ()) -
         _write_tables(folder, files, raw, chosen)
         rows = raw.catalogue_row[chosen.items]
         features = {name: _write_feature(folder, files, name, feature, rows) for name, feature in raw.features.items()}
-        content = _write_content(folder, files, raw, rows)
+        content, image_bytes = write_content(folder, files, raw, rows, settings.image_side)
         manifest = Manifest(
             format=FORMAT,
             name=settings.name,
@@ -132,7 +143,7 @@ def prepare(config: str, source: str, out: str, overrides: Sequence[str] = ()) -
         )
         write_manifest(folder, manifest)
         folder.remove(UNFINISHED)
-    _report(manifest, len(raw.interactions), raw.notes, chosen, out)
+    _report(manifest, len(raw.interactions), raw.notes, chosen, image_bytes, out)
     return Dataset.open(out, checked=True)
 
 
@@ -310,30 +321,9 @@ def _write_feature(
     )
 
 
-def _write_content(folder: Folder, files: dict[str, FileEntry], raw: RawDataset, rows: np.ndarray) -> dict[str, int]:
-    """Write texts and images in item order, with one part in memory at a time.
-
-    Returns:
-        How many items have a text and how many have an image; empty if the source has neither.
-    """
-    if raw.texts is None and raw.images is None:
-        return {}
-    count = {"text": 0, "image": 0}
-    most = -(-parts.ITEMS_PER_PART // _CONTENT_ROWS) * _CONTENT_ROWS  # whole row groups
-    out = parts.Parts(folder, "content", most, group_rows=_CONTENT_ROWS, most_bytes=parts.BYTES_PER_PART)
-    for start in range(0, len(rows), _CONTENT_ROWS):
-        at = rows[start : start + _CONTENT_ROWS]
-        text = pa.nulls(len(at), pa.string()) if raw.texts is None else raw.texts.take(pa.array(at))
-        image = pa.array([None] * len(at) if raw.images is None else raw.images(at), pa.binary())
-        item = pa.array(np.arange(start, start + len(at), dtype=np.int32))
-        out.add(pa.table({"item": item, "text": text, "image": image}))
-        count["text"] += len(at) - text.null_count
-        count["image"] += len(at) - image.null_count
-    files |= out.close()
-    return count
-
-
-def _report(manifest: Manifest, read: int, notes: list[str], chosen: _Chosen, out: str) -> None:
+def _report(
+    manifest: Manifest, read: int, notes: list[str], chosen: _Chosen, images: tuple[int, int], out: str
+) -> None:
     rows = sum(manifest.interactions.values())
     print(f"{manifest.name}: {manifest.users:,} users, {manifest.items:,} items, {rows:,} interactions")
     print(f"  read      {read:,} rows" + "".join(f"; dropped {text}" for text in chosen.dropped))
@@ -349,5 +339,8 @@ def _report(manifest: Manifest, read: int, notes: list[str], chosen: _Chosen, ou
             f"({feature.source})"
         )
     for name, items in manifest.content.items():
-        print(f"  content   {name}: {items:,} of {manifest.items:,} items")
+        size = f", {images[0] / 1e6:,.1f} MB" if name == "image" and items else ""
+        if size and images[0] != images[1]:
+            size += f" (in the source {images[1] / 1e6:,.1f} MB)"
+        print(f"  content   {name}: {items:,} of {manifest.items:,} items{size}")
     print(f"  written   {out} ({sum(f.bytes for f in manifest.files.values()) / 1e6:,.1f} MB)")

@@ -83,6 +83,10 @@ class Encoder(ABC):
         """
         raise NotImplementedError
 
+    def defect(self, content: Any) -> str:
+        """Why `content`, whose vectors are missing, cannot be encoded, as a phrase."""
+        return "its vector exceeds the range of float16"
+
     @property
     def row_bytes(self) -> int:
         """Bytes of one item's vectors, stored as float16."""

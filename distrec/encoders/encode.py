@@ -34,6 +34,7 @@ from distrec.encoders.pool import Job, Pool, Shard
 from distrec.encoders.registry import DEFAULTS, make_encoder
 from distrec.errors import InputError, shown
 
+_BYTES_PER_SHARD = 64 << 20  # of contents
 _NAMED = 5  # maximum number of damaged items that are printed
 
 
@@ -78,8 +79,8 @@ def encode(
         workers: Number of Ray actors; 0 encodes in this process.
         threads: CPU threads, and CPUs of the cluster, per worker.
         batch: Items per forward pass; None: the encoder's default.
-        shard: Contents that are encoded and cached together; fewer if their vectors take more than 64 MiB. A killed
-            worker loses at most its current shard.
+        shard: Contents that are encoded and cached together; fewer if they or their vectors take more than 64 MiB. A
+            killed worker loses at most its current shard.
         cache: Cache folder, local or `s3://`; None: `encoded` inside the dataset. A folder outside the dataset can
             serve several datasets.
         tokens: Keep the vectors of all tokens, neither averaged nor scaled. The tokens of a text are its word pieces,
@@ -195,10 +196,11 @@ def _encode_missing(
     bar = tqdm(total=dataset.manifest.content[modality], desc=modality, unit="item", smoothing=0.1)
 
     def shards() -> Iterator[Shard]:
-        now = Shard([], [])
+        now, held = Shard([], []), 0
         for rows in dataset.content([modality]):
             for content in rows[modality].to_pylist():
-                key = content_hash(content) if content and content.strip() else None
+                blank = content is None or (modality == "text" and not content.strip())
+                key = None if blank else content_hash(content)
                 hashes.append(key)
                 if key is None:
                     continue
@@ -213,9 +215,10 @@ def _encode_missing(
                     pending.add(key)
                     now.hashes.append(key)
                     now.contents.append(content)
-                    if len(now.hashes) == shard:
+                    held += len(content)
+                    if len(now.hashes) == shard or held >= _BYTES_PER_SHARD:
                         yield now
-                        now = Shard([], [])
+                        now, held = Shard([], []), 0
         if now.hashes:
             yield now
 
@@ -285,6 +288,8 @@ def _print(dataset: Dataset, name: str, encoder: Encoder, counts: Counts) -> Non
         f"{len(counts.damaged):,} damaged"
     )
     if counts.damaged:
-        ids = dataset.items_table()["original"].take(counts.damaged[:_NAMED]).to_pylist()
+        named, ids = counts.damaged[:_NAMED], dataset.items_table()["original"]
+        content = {row["item"]: row[modality] for row in dataset.content_of(named, [modality])}
+        told = [f"{ids[item]} ({encoder.defect(content[item])})" for item in named]
         more = ", …" if len(counts.damaged) > _NAMED else ""
-        print(f"  damaged {modality}, marked missing: items {', '.join(ids)}{more}")
+        print(f"  damaged {modality}, marked missing: items {', '.join(told)}{more}")

@@ -135,23 +135,22 @@ class Source:
             self.folder.fs.get_file(self.folder.at(name), str(copy))
         return str(copy)
 
-    def listing(self, where: str) -> dict[str, int]:
-        """Name and size in bytes of every file below folder `where`; all of them enter the digest.
+    def sizes(self, names: Iterable[str], where: str) -> dict[str, int]:
+        """Size in bytes of those of the files `names` that exist, all below folder `where`; they enter the digest.
 
-        Raises:
-            InputError: the folder is outside the source.
+        On a local disk, links are followed, to files and to folders.
         """
-        if where:
-            self.require_inside(where, "importer.items.image")
-        found = {
-            posixpath.relpath(path, self.folder.path): int(info["size"])
-            for path, info in self.folder.fs.find(self.folder.at(where), detail=True).items()
-        }
+        if self.folder.local:
+            found = {name: size for name in names if (size := _size(self.folder.at(name))) is not None}
+        else:
+            there = self.folder.fs.find(self.folder.at(where), detail=True)
+            listed = {posixpath.relpath(path, self.folder.path): int(info["size"]) for path, info in there.items()}
+            found = {name: listed[name] for name in names if name in listed}
         self._listed.update(found)
         return found
 
     def digest(self) -> str:
-        """SHA-256 over names and contents of the files used, and over names and sizes of the listed files."""
+        """SHA-256 over names and contents of the files used, and over names and sizes of the images."""
         lines = [f"{name} {file_sha256(self.folder, name)}" for name in sorted(self._used)]
         lines += [f"{name} {size} bytes" for name, size in sorted(self._listed.items())]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -230,6 +229,15 @@ class Source:
             raise unreadable(file.name, "parquet", error) from None
         count = table.num_rows
         return Rows(table, [(file.name, count)], typed=True, spans=[Span(file.name, range(count))])
+
+
+def _size(path: str) -> int | None:
+    """Size of the regular file at `path` in bytes; None if there is none."""
+    try:
+        info = os.stat(path)
+    except (OSError, ValueError):  # ValueError: the path has a NUL character
+        return None
+    return info.st_size if stat.S_ISREG(info.st_mode) else None
 
 
 def file_sha256(folder: Folder, name: str) -> str:

@@ -132,8 +132,8 @@ def read_tables(source: Source, config: Config, prefix: str) -> RawDataset:
     features = {
         name: _feature(source, name, feature, found.ids, items, where) for name, feature in config.features.items()
     }
-    titles, texts_, images = _content(source, config, found.ids, items)
-    notes = [*rows.notes, *([] if items is None else items.notes), *found.notes]
+    titles, texts_, images, absent = _content(source, config, found.ids, items)
+    notes = [*rows.notes, *([] if items is None else items.notes), *found.notes, *absent]
     return RawDataset(found.interactions, found.catalogue_row, titles, texts_, images, features, notes)
 
 
@@ -172,9 +172,14 @@ def _feature(
 
 def _content(
     source: Source, config: Config, ids: pa.Array, items: Rows | None
-) -> tuple[pa.Array | None, pa.Array | None, ImageReader | None]:
-    """Titles, texts and images of items `ids`, of which the items table holds the first; the others have none."""
-    title = text = images = None
+) -> tuple[pa.Array | None, pa.Array | None, ImageReader | None, list[str]]:
+    """Titles, texts and images of items `ids`, of which the items table holds the first; the others have none.
+
+    Also notes on images that are absent.
+    """
+    title = text = None
+    images: ImageReader | None = None
+    notes: list[str] = []
     if items is not None and config.items is not None:
         none = pa.nulls(len(ids) - items.table.num_rows, pa.string())
         if config.items.title:
@@ -184,12 +189,12 @@ def _content(
         if config.items.image is not None:
             if config.images is not None:
                 raise InputError("keys 'importer.items.image' and 'importer.images' both give images; remove one.")
-            images = images_in_folder(source, items, config.items.image, "importer.items.image")
-            images = _of_first(images, items.table.num_rows)
+            read_image, notes = images_in_folder(source, items, ids, config.items.image, "importer.items.image")
+            images = _of_first(read_image, items.table.num_rows)
     if config.images is not None:
         files = source.files(config.images.files, "importer.images.files")
         images = ImagesInTable(source, files, config.images.id, config.images.column, ids)
-    return title, text, images
+    return title, text, images, notes
 
 
 def _of_first(images: ImageReader, count: int) -> ImageReader:

@@ -7,9 +7,8 @@ import io
 from dataclasses import dataclass, field
 from typing import Any
 
-from PIL import Image
-
 from distrec.data.dataset import Dataset
+from distrec.data.pictures import Undecodable, open_picture
 from distrec.errors import InputError
 
 _SIDE = 112  # pixels; the page shows half as many, so that pictures are sharp on high-resolution screens
@@ -52,9 +51,8 @@ def read_items(report: dict[str, Any]) -> Items:
 def thumbnail(image: bytes) -> str | None:
     """A picture as a small JPEG in a `data:` URL; None if it cannot be decoded."""
     try:
-        with Image.open(io.BytesIO(image)) as opened:
-            small = opened.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # Pillow raises SyntaxError too
+        small = open_picture(image)
+    except Undecodable:
         return None
     small.thumbnail((_SIDE, _SIDE))
     out = io.BytesIO()
