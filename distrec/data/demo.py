@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from distrec.data import keyed
-from distrec.data.dataset import COLD
 from distrec.data.demo_items import ATTRIBUTES, VALUES, describe, picture
+from distrec.data.manifest import COLD
 from distrec.data.storage import open_folder
 from distrec.errors import InputError
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distrec.data.dataset import CONTEXT, SPLITS, Dataset, Interactions
+from distrec.data.dataset import Dataset, Interactions
+from distrec.data.manifest import CONTEXT, SPLITS
 from distrec.data.ordered import contains, distinct
 from distrec.errors import InputError
 

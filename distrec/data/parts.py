@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-from distrec.data.dataset import FileEntry
+from distrec.data.manifest import FileEntry
 from distrec.data.storage import Folder, parquet_bytes, sha256
 
 ROWS_PER_PART = 1 << 22  # interactions
@@ -34,7 +34,7 @@ class Parts:
         most_bytes: a part also ends once its rows take this many bytes in memory; None: no limit.
         dictionary: see `parquet_bytes`.
         known: entries of existing files. File names then contain the start of the checksum, so that no file is ever
-            overwritten, and a known file is not written again.
+            overwritten, and a known file is not written again unless it is damaged.
     """
 
     def __init__(
@@ -78,6 +78,15 @@ class Parts:
         entry = FileEntry(rows=rows, bytes=len(data), sha256=sha256(data))
         mark = "" if self._known is None else f"-{entry.sha256[:12]}"
         name = f"{self._place}/part-{len(self.files):05d}{mark}.parquet"
-        if self._known is None or self._known.get(name) != entry:
+        if not self._is_there(name, entry):
             self._folder.write_bytes(data, *name.split("/"))
         self.files[name] = entry
+
+    def _is_there(self, name: str, entry: FileEntry) -> bool:
+        """Whether the file is a known one and intact."""
+        if self._known is None or self._known.get(name) != entry:
+            return False
+        try:
+            return sha256(self._folder.read_bytes(*name.split("/"))) == entry.sha256
+        except FileNotFoundError:
+            return False

@@ -20,30 +20,18 @@ from pydantic import Field
 from distrec.config import Section, apply_overrides, decode, load_file
 from distrec.data import parts, splits
 from distrec.data.check import damaged_file
-from distrec.data.dataset import (
-    CONTEXT,
-    FORMAT,
-    SPLITS,
-    Dataset,
-    FeatureEntry,
-    FileEntry,
-    Interactions,
-    Manifest,
-    vector_table,
-    write_manifest,
-    write_part,
-)
+from distrec.data.dataset import Dataset, Interactions, vector_table, write_part
 from distrec.data.filters import Duplicates, k_core, one_of_each_pair
 from distrec.data.histories import among_equal_times, equal_times
 from distrec.data.importers import RawDataset, RawFeature, Source, choose_importer
 from distrec.data.importers.features import stored_type
+from distrec.data.manifest import CONTEXT, FORMAT, SPLITS, UNFINISHED, FeatureEntry, FileEntry, Manifest, write_manifest
 from distrec.data.numbering import IdOrder, number
 from distrec.data.ordered import distinct
 from distrec.data.splits import LEFT_OUT, SplitSection
 from distrec.data.storage import Folder, open_folder
 from distrec.errors import InputError
 
-_MARK = "prepare.unfinished"  # marks a folder that a prepare has started to fill and may therefore clear
 _WRITTEN = ("interactions", "features", "content", "users.parquet", "items.parquet")
 _CONTENT_ROWS = 200  # items per row group
 
@@ -142,9 +130,9 @@ def prepare(config: str, source: str, out: str, overrides: Sequence[str] = ()) -
             files=dict(sorted(files.items())),
         )
         write_manifest(folder, manifest)
-        folder.remove(_MARK)
-    _report(manifest, len(raw.interactions), chosen, out)
-    return Dataset.open(out)
+        folder.remove(UNFINISHED)
+    _report(manifest, len(raw.interactions), raw.notes, chosen, out)
+    return Dataset.open(out, checked=True)
 
 
 def _choose(raw: RawDataset, config: DataConfig) -> _Chosen:
@@ -244,16 +232,16 @@ def _claim(folder: Folder, out: str, config: DataConfig, digest: str) -> Dataset
     try:
         names = folder.names()
         if "manifest.json" in names:
-            existing = Dataset.open(out)
+            existing = Dataset.open(out, checked=True)
             _check_same(existing.manifest, out, config, digest)
-            damage = damaged_file(existing)
+            damage = existing.defect() or damaged_file(existing)
             if damage is None:
-                folder.remove(_MARK)
+                folder.remove(UNFINISHED)
                 return existing
-            print(f"{out} is damaged ({damage}); preparing it again.")
-        elif names and _MARK not in names:
+            print(f"{out} is damaged ({damage.what}); preparing it again.")
+        elif names and UNFINISHED not in names:
             raise InputError(f"out '{out}' holds other files ({names[0]}, …); give an empty or new folder.")
-        folder.write_bytes(b"distrec prepare has started here but not finished; run it again\n", _MARK)
+        folder.write_bytes(b"distrec prepare has started here but not finished; run it again\n", UNFINISHED)
         folder.remove("manifest.json")
         for name in folder.names():
             if name in _WRITTEN or name.endswith(".part"):  # .part: partly written files
@@ -344,10 +332,12 @@ def _write_content(folder: Folder, files: dict[str, FileEntry], raw: RawDataset,
     return count
 
 
-def _report(manifest: Manifest, read: int, chosen: _Chosen, out: str) -> None:
+def _report(manifest: Manifest, read: int, notes: list[str], chosen: _Chosen, out: str) -> None:
     rows = sum(manifest.interactions.values())
     print(f"{manifest.name}: {manifest.users:,} users, {manifest.items:,} items, {rows:,} interactions")
     print(f"  read      {read:,} rows" + "".join(f"; dropped {text}" for text in chosen.dropped))
+    for note in notes:
+        print(f"  note      {note}")
     print(f"  split     {manifest.split}: " + ", ".join(f"{k} {v:,}" for k, v in manifest.interactions.items()))
     if among_equal_times(chosen.interactions):
         print(f"  times     {equal_times(chosen.interactions, manifest.split)}")

@@ -15,14 +15,24 @@ from typing import Any
 
 from tqdm import tqdm
 
+from distrec.config.bounds import (
+    MOST_BATCH,
+    MOST_CPUS,
+    MOST_LAYERS,
+    MOST_LENGTH,
+    MOST_WIDTH,
+    MOST_WORKERS,
+    check_option,
+)
 from distrec.data import parts
-from distrec.data.dataset import Dataset, FeatureEntry, FileEntry, group_rows, vector_table, write_manifest
+from distrec.data.dataset import Dataset, group_rows, vector_table
+from distrec.data.manifest import FeatureEntry, FileEntry, write_manifest
 from distrec.data.storage import Folder, open_folder
-from distrec.encoders.base import ENCODED, MODALITIES, Encoder, Modality, cut_name
+from distrec.encoders.base import MODALITIES, Encoder, Modality, cut_name
 from distrec.encoders.cache import Cache, content_hash
 from distrec.encoders.pool import Job, Pool, Shard
 from distrec.encoders.registry import DEFAULTS, make_encoder
-from distrec.errors import InputError
+from distrec.errors import InputError, shown
 
 _NAMED = 5  # maximum number of damaged items that are printed
 
@@ -43,7 +53,7 @@ def encode(
     data: str,
     text: str | None = None,
     image: str | None = None,
-    max_tokens: int = 128,
+    max_tokens: int | None = None,
     workers: int = 2,
     threads: int = 1,
     batch: int | None = None,
@@ -64,7 +74,7 @@ def encode(
         text: Text encoder: `all-minilm-l6-v2` or the folder of a `transformers` model. None: the default encoder, if
             the dataset has texts. `none`: do not encode texts.
         image: Image encoder, likewise; the default is `efficientnet-lite0`.
-        max_tokens: Maximum tokens of a text that becomes one vector; longer texts are truncated.
+        max_tokens: Maximum tokens of a text that becomes one vector; longer texts are truncated. None: 128.
         workers: Number of Ray actors; 0 encodes in this process.
         threads: CPU threads, and CPUs of the cluster, per worker.
         batch: Items per forward pass; None: the encoder's default.
@@ -87,25 +97,34 @@ def encode(
         InputError: there is no content, an encoder is unknown, the feature set was imported, an option is out of range,
             or the cluster has too few CPUs.
     """
-    for name, value, least in (
-        ("workers", workers, 0),
-        ("threads", threads, 1),
-        ("shard", shard, 1),
-        ("batch", batch, 1),
-        ("text-tokens", text_tokens, 2),
-        ("image-pool", image_pool, 2),
-        ("cut", cut, 1),
+    for name, value, least, most in (
+        ("workers", workers, 0, MOST_WORKERS),
+        ("threads", threads, 1, MOST_CPUS),
+        ("shard", shard, 1, MOST_BATCH),
+        ("batch", batch, 1, MOST_BATCH),
+        ("max-tokens", max_tokens, 2, MOST_LENGTH),  # a text has a token at its start and one at its end
+        ("text-tokens", text_tokens, 2, MOST_LENGTH),
+        ("image-pool", image_pool, 2, MOST_WIDTH),
+        ("cut", cut, 1, MOST_LAYERS),
     ):
         if name in ("text-tokens", "image-pool", "cut") and value is not None and not tokens:
-            raise InputError(f"encode: --{name} is {value} but --tokens is not given; add it, or leave --{name} out.")
-        if value is not None and value < least:
-            raise InputError(f"encode: --{name} is {value}; give at least {least}.")
-    dataset = Dataset.open(data)
-    options: dict[str, Any] = {"max_tokens": max_tokens}
+            raise InputError(
+                f"option '--{name}' is {shown(value)} but --tokens is not given; add it, or leave --{name} out."
+            )
+        check_option(name, value, least, most)
+    if tokens and max_tokens is not None:
+        raise InputError(
+            f"option '--max-tokens' is {max_tokens} but --tokens keeps the tokens of a text, whose number is "
+            "--text-tokens; use that."
+        )
+    dataset = Dataset.open(data, checked=True)
+    options: dict[str, Any] = {"max_tokens": max_tokens or 128}
     if tokens:
         options = {"max_tokens": text_tokens or 30, "pooled": False, "image_pool": image_pool, "cut": cut or 0}
     names = {modality: cut_name(modality, cut or 0) if tokens else modality for modality in MODALITIES}
     encoders = _choose(dataset, {"text": text, "image": image}, names, options)
+    if defect := dataset.defect(encoded=False):  # this command writes encoded features again, damaged or not
+        raise dataset.error(defect)
     for name, encoder in encoders.items():
         if encoder.tokens > 1:
             size = dataset.manifest.content[encoder.modality] * encoder.row_bytes
@@ -147,7 +166,7 @@ def _choose(
             )
         feature = names[modality]
         entry = dataset.manifest.features.get(feature)
-        if entry is not None and not entry.source.startswith(ENCODED):
+        if entry is not None and not entry.encoded:
             raise InputError(
                 f"data '{dataset.folder}' has an imported feature '{feature}' (from {entry.source}) that encode would "
                 f"replace; give it another name in the data config, or pass --{modality} none."

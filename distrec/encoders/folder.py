@@ -68,15 +68,11 @@ class ModelFolder:
     def hash(self) -> str:
         """SHA-256 over all files that can change the model's output."""
         return hash_files(
-            sorted(
-                path
-                for path in self.path.iterdir()
-                if path.suffix in (".json", ".safetensors", ".bin", ".txt", ".model")
-            )
+            sorted(path for path in self.path.iterdir() if path.suffix in (".json", ".safetensors", ".txt", ".model"))
         )
 
     def open(self, loader: Any, **options: Any) -> Any:
-        """Call `loader.from_pretrained` on the folder, without network access.
+        """Call `loader.from_pretrained` on the folder, without network access and without running code from it.
 
         Raises:
             InputError: the folder cannot be loaded.
@@ -86,13 +82,14 @@ class ModelFolder:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         try:
-            return loader.from_pretrained(self.path, local_files_only=True, **options)
+            return loader.from_pretrained(self.path, local_files_only=True, trust_remote_code=False, **options)
         except Exception as error:  # each file format raises its own errors
             reason = (
                 f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason'}"
             )
             raise InputError(
-                f"encoder '{self.path}' cannot be loaded ({reason}); give the folder of a complete transformers model."
+                f"encoder '{self.path}' cannot be loaded ({reason}); give the folder of a complete transformers model "
+                "with its weights in safetensors files."
             ) from None
 
     def outline(self) -> Any:
@@ -126,18 +123,18 @@ class ModelFolder:
         config = self.open(AutoConfig)
         if config.model_type not in LAYERS[modality] or getattr(config, "is_decoder", False):
             raise InputError(
-                f"encode: --cut is {cut} but '{self.path}' is a {modality} model of type '{config.model_type}', whose "
+                f"option '--cut' is {cut} but '{self.path}' is a {modality} model of type '{config.model_type}', whose "
                 f"last layers cannot be cut off; give one of {', '.join(LAYERS[modality])}, or leave out --cut."
             )
         layers = getattr(config, "vision_config", config).num_hidden_layers
         if cut > layers:
-            raise InputError(f"encode: --cut is {cut} but '{self.path}' has {layers} layers; give 1 to {layers}.")
+            raise InputError(f"option '--cut' is {cut} but '{self.path}' has {layers} layers; give 1 to {layers}.")
 
     def _split(self, modality: Modality, cut: int) -> tuple[Any, Any]:
         """The model without its last `cut` layers, and these layers, None if `cut` is 0."""
         from transformers import AutoModel
 
-        model = self.open(AutoModel, dtype="float32").eval()
+        model = self.open(AutoModel, dtype="float32", use_safetensors=True).eval()  # others are pickles
         if not cut:
             return model, None
         from distrec.encoders.tail import split_transformer

@@ -52,8 +52,8 @@ def _count_tokens(name: str, shape: tuple[int, int], side: int | None) -> int:
         return 1 + shape[0] * shape[1]
     if not 2 <= side <= min(shape):
         raise InputError(
-            f"encode: --image-pool is {side} but the feature map of image encoder '{name}' is {shape[0]} x {shape[1]}; "
-            f"give 2 to {min(shape)}, or leave --image-pool out."
+            f"option '--image-pool' is {side} but the feature map of image encoder '{name}' is {shape[0]} x "
+            f"{shape[1]}; give 2 to {min(shape)}, or leave --image-pool out."
         )
     return 1 + side * side
 
@@ -110,7 +110,7 @@ class EfficientNetLite0(ImageEncoder):
             layers = _layers(EfficientNet.from_name("efficientnet-lite0"))
             if self.cut >= len(layers):  # the first one, the stem, reads the image
                 raise InputError(
-                    f"encode: --cut is {self.cut} but image encoder '{self.name}' has {len(layers) - 1} layers to cut "
+                    f"option '--cut' is {self.cut} but image encoder '{self.name}' has {len(layers) - 1} layers to cut "
                     f"before; give 1 to {len(layers) - 1}."
                 )
             shape = layers[: -self.cut].eval()(torch.empty(1, 3, 224, 224)).shape

@@ -121,6 +121,8 @@ class Method(ABC):
     """Whether it trains on users' histories or ranks by them: then no held-out row may be older than its history."""
     negatives_from: ClassVar[Literal["train", "all"]] = "train"
     """Where the negatives of the default sampler come from."""
+    draws_dropout: ClassVar[tuple[str, ...]] = ("dropout",)
+    """Settings that, if not 0, make each worker draw dropout of its own, so that results depend on their number."""
 
     space: Space
     _block: Callable[[str], torch.Tensor]

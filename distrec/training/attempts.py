@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol, TypeVar
 
-import yaml
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from distrec.config.run import PlaceSection
-from distrec.data.storage import Folder, located, open_folder
+from distrec.config.paths import located
+from distrec.config.run import PlaceSection, TrackingSection
+from distrec.config.text import write_yaml
+from distrec.data.storage import Folder, open_folder
 from distrec.errors import InputError
 
 C = TypeVar("C", bound="Config")
@@ -26,21 +30,44 @@ class Config(Protocol):
     @property
     def data(self) -> str: ...
 
+    @property
+    def tracking(self) -> TrackingSection: ...
+
     def model_dump(self) -> dict[str, Any]: ...
 
     def model_copy(self: C, *, update: Mapping[str, Any]) -> C: ...
+
+
+class Record(BaseModel):
+    """The part of a JSON file that is read again; further keys are kept and not looked at."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class Identity(Record):
+    """The settings that all attempts share."""
+
+    data: str
 
 
 class AttemptFolder:
     """A folder `<run.storage>/<run.name>` with a record that every attempt extends.
 
     Attributes:
+        what: "run" or "sweep".
         record_file: name of the JSON file with `identity`, `attempts` and other facts about the run or sweep.
+        record_shape: what must be in it.
         config_file: name of the YAML file with the resolved config of the last attempt.
+        files: paths of all files in the folder that are written again.
+        folders: names of all folders in it.
     """
 
+    what: ClassVar[str]
     record_file: ClassVar[str]
+    record_shape: ClassVar[type[Record]]
     config_file: ClassVar[str]
+    files: ClassVar[Sequence[str]]
+    folders: ClassVar[Sequence[str]]
 
     def __init__(self, folder: Folder):
         self.folder = folder
@@ -52,9 +79,31 @@ class AttemptFolder:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The contents of the record."""
-        value: dict[str, Any] = self.folder.read_json(self.record_file)
-        return value
+        """The contents of the record.
+
+        Raises:
+            InputError: the record cannot be read, or is damaged.
+        """
+        return read_record(
+            self.folder, self.record_shape, self.record_file,
+            remedy=f"restore the file, use another 'run.name', or delete '{self.folder}'",
+        )  # fmt: skip
+
+    def check_kinds(self) -> None:
+        """Check that every file of the folder is a file, and every folder a folder. An object store has no folders.
+
+        Raises:
+            InputError: names the first one that is not.
+        """
+        if not self.folder.local:
+            return
+        for names, kind, found in ((self.files, "a file", "a folder"), (self.folders, "a folder", "no folder")):
+            for path in map(self.folder.at, names):
+                if os.path.lexists(path) and os.path.isdir(path) == (names is self.files):
+                    raise InputError(
+                        f"'{path}' is {found}, but a {self.what} keeps {kind} there; move it away, or use another "
+                        "'run.name'."
+                    )
 
     def update_record(self, **fields: Any) -> None:
         """Set fields of the record."""
@@ -70,6 +119,49 @@ class AttemptFolder:
         self.folder.write_bytes(to_yaml(config), self.config_file)
         record["attempts"].append({"started": now(), **attempt})
         self.folder.write_json(record, self.record_file)
+
+
+def read_record(folder: Folder, shape: Any, *parts: str, remedy: str) -> Any:
+    """The value in a JSON file of a run or sweep.
+
+    Args:
+        shape: the type that the value must have, as pydantic checks it: a `Record`, a dataclass, `list[...]`.
+        remedy: what to do about a damaged file, for the message.
+
+    Raises:
+        InputError: the file cannot be read, is not JSON, or holds a value of another shape.
+    """
+    try:
+        return checked(folder.read_bytes(*parts), shape)
+    except OSError as error:
+        problem = error.strerror or str(error)
+    except ValueError as error:
+        problem = str(error)
+    raise InputError(f"'{folder.folder(*parts)}' cannot be used ({problem}); {remedy}.")
+
+
+def checked(data: bytes, shape: Any) -> Any:
+    """The JSON value in `data`, which must have the shape that `read_record` describes.
+
+    Raises:
+        ValueError: says in a few words what is wrong.
+    """
+    if not data.strip(b" \t\r\n\0"):
+        raise ValueError("it is empty")
+    try:
+        TypeAdapter(shape).validate_json(data, strict=True)
+        return json.loads(data)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+    except (ValueError, RecursionError):
+        raise ValueError("it is not JSON") from None
+    key = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "json_invalid":
+        raise ValueError("it is not JSON")
+    if problem["type"] == "missing":
+        raise ValueError(f"key '{key}' is missing")
+    told = problem["msg"].removeprefix("Input should be ")
+    raise ValueError(f"key '{key}' must be {told}" if key else "it holds something else")
 
 
 @contextmanager
@@ -88,14 +180,26 @@ def writing_to(storage: str) -> Iterator[None]:
 
 
 def with_absolute_paths(config: C) -> C:
-    """Make the local paths of a config absolute, because workers and trials may have another working folder."""
-    paths = {key: located(path) for key, path in config.run.model_dump(exclude={"name"}).items() if path is not None}
-    return config.model_copy(update={"data": located(config.data), "run": config.run.model_copy(update=paths)})
+    """Make the local paths of a config absolute, because workers and trials may have another working folder.
+
+    Raises:
+        InputError: as in `located`; the message names the key.
+    """
+    paths = {
+        key: located(path, f"key 'run.{key}':")
+        for key, path in config.run.model_dump(exclude={"name"}).items()
+        if path is not None
+    }
+    tracking = config.tracking
+    if (uri := tracking.mlflow) and ":" not in uri and not uri.startswith("databricks"):  # the folder of a file store
+        tracking = tracking.model_copy(update={"mlflow": located(uri, "key 'tracking.mlflow':")})
+    data, run = located(config.data, "key 'data':"), config.run.model_copy(update=paths)
+    return config.model_copy(update={"data": data, "run": run, "tracking": tracking})
 
 
 def to_yaml(config: Config) -> bytes:
     """A config as YAML, with the keys in the order of the sections."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False).encode()
+    return write_yaml(config.model_dump()).encode()
 
 
 def now() -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,20 @@ from typing import Any
 from distrec.config.run import RunConfig, load_run
 from distrec.config.tree import decode
 from distrec.data.check import damaged_file
-from distrec.data.dataset import CONTEXT, SPLITS, Dataset, Interactions
+from distrec.data.dataset import Dataset, Interactions
 from distrec.data.histories import require_time_order
+from distrec.data.manifest import CONTEXT, SPLITS
 from distrec.data.storage import open_folder
 from distrec.errors import InputError, Interrupted, NonFiniteLoss, exit_status
 from distrec.graph.kept import NOTE
 from distrec.methods.base import Method
-from distrec.methods.registry import build_method, resolve
+from distrec.methods.registry import build_method, resolve, stretches
 from distrec.runtime import WORKER_ENVIRONMENT, check_stack, on_cluster, quiet, ray_cluster, tune_process, versions
 from distrec.training.attempts import with_absolute_paths
 from distrec.training.display import Display, banner
-from distrec.training.run_folder import RunFolder
+from distrec.training.hold import Hold
+from distrec.training.run_folder import RunFolder, TakenOver
+from distrec.training.size import check_memory
 from distrec.training.stop import on_stop_signal
 
 Work = Callable[[RunConfig], None]
@@ -34,6 +38,8 @@ def train(
     config: RunConfig | str | Path,
     overrides: Sequence[str] = (),
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    *,
+    held: bool = False,
 ) -> dict[str, Any]:
     """Train a model and return its `summary.json`. The same config again continues the run.
 
@@ -41,9 +47,11 @@ def train(
         config: a run config, or the path of its YAML file.
         overrides: `dotted.key=value` settings, applied to a file.
         on_epoch: called, in another thread, with the record of each finished epoch.
+        held: whether the caller sees to it that nobody else trains this run, as a sweep does for its trials.
 
     Raises:
-        InputError: the config or the data is invalid; raised before any worker starts.
+        InputError: the config or the data is invalid, or another attempt is training the run; raised before any worker
+            starts. Also raised if another attempt took the run over.
         NonFiniteLoss: a loss term became NaN or infinite.
         Interrupted: Ctrl-C or SIGTERM stopped the run after it saved a checkpoint.
     """
@@ -53,15 +61,19 @@ def train(
     data, method, degradations = check_inputs(run_config)
     _check_graphs(run_config)
     run = RunFolder.of(run_config)
-    with workers_for(run_config) as start:
-        run.open_attempt(run_config, data.hash)
-        run.update_record(versions=versions(), degradations=degradations)
-        print(banner(run_config, method.title(), data, run, degradations), flush=True)
-        with on_stop_signal(run.request_stop), Display(run, on_epoch):
-            start(train_worker, run_config)
+    with nullcontext() if held else Hold(run.folder, "run", run_config.run.storage) as hold:
+        with workers_for(run_config) as start:
+            attempt = len(run.open_attempt(run_config, data.hash)["attempts"])
+            run.update_record(versions=versions(), degradations=degradations)
+            print(banner(run_config, method.title(), data, run, degradations), flush=True)
+            with on_stop_signal(run.request_stop), Display(run, on_epoch):
+                start(partial(train_worker, attempt=attempt), run_config)
+        if hold is not None:
+            hold.require()
+        if run.taken_over(attempt):
+            raise TakenOver(f"run '{run.folder}' was taken over by a later attempt; this one has stopped.")
     _raise_outcome(run)
-    summary: dict[str, Any] = run.folder.read_json("summary.json")
-    return summary
+    return run.summary()
 
 
 def _check_graphs(config: RunConfig) -> None:
@@ -103,9 +115,10 @@ def check_inputs(config: RunConfig) -> tuple[Dataset, Method, list[str]]:
         )
     data = Dataset.open(config.data)
     method = build_method(config, data)
+    check_memory(config, data, method)
     parts = [part for name in method.features() for part in data.feature(name).parts]
     if damage := damaged_file(data, parts):
-        raise InputError(f"data '{config.data}': {damage}; run 'distrec prepare' or 'distrec encode' again.")
+        raise data.error(damage)
     splits: dict[str, Interactions] = {
         split: data.interactions(split) for split in SPLITS if split != "test" or config.evaluate.test
     }
@@ -132,13 +145,18 @@ def check_inputs(config: RunConfig) -> tuple[Dataset, Method, list[str]]:
         degradations.append(
             "dense modules compute in bfloat16: results for different numbers of workers agree only to its rounding"
         )
+    if any(stretch.method.get(name) for stretch in stretches(config) for name in method.draws_dropout):
+        degradations.append("each worker draws dropout of its own: results depend on the number of workers")
     return data, method, degradations + method.degradations()
 
 
-def train_worker(config: RunConfig) -> None:
+def train_worker(config: RunConfig, attempt: int) -> None:
     """Train as one worker of an initialised process group.
 
     Errors that a retry cannot fix are recorded for the driver in place of being raised, because Ray would retry them.
+
+    Args:
+        attempt: the number of the attempt in `run.json`, from 1.
     """
     from distrec.parallel.world import World
     from distrec.training.loop import fit
@@ -146,7 +164,9 @@ def train_worker(config: RunConfig) -> None:
     world, run = World.current(), RunFolder.of(config)
     outcome: dict[str, Any] = {"outcome": "done"}
     try:
-        fit(world, Dataset.open(config.data), config)
+        fit(world, Dataset.open(config.data, checked=True), config, attempt)
+    except TakenOver:  # the driver finds out by itself
+        return
     except (InputError, Interrupted, NonFiniteLoss) as error:
         outcome = {"outcome": type(error).__name__, "message": str(error), "exit_status": exit_status(error)}
     if world.rank == 0:
@@ -154,7 +174,7 @@ def train_worker(config: RunConfig) -> None:
 
 
 def _raise_outcome(run: RunFolder) -> None:
-    attempt = run.folder.read_json("run.json")["attempts"][-1]
+    attempt = run.record["attempts"][-1]
     for kind in (InputError, Interrupted, NonFiniteLoss):
         if attempt.get("outcome") == kind.__name__:
             raise kind(attempt["message"])
@@ -207,7 +227,6 @@ def _run_on_ray(work: Work, config: RunConfig) -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     run = RunFolder.of(config)
-    attempts = len(run.folder.read_json("run.json")["attempts"])
     trainer = TorchTrainer(
         _ray_worker,
         train_loop_config={"config": config.model_dump(), "work": work},
@@ -216,7 +235,7 @@ def _run_on_ray(work: Work, config: RunConfig) -> None:
             num_workers=config.train.workers, resources_per_worker={"CPU": config.train.cpus_per_worker}
         ),
         run_config=RayRunConfig(
-            name=f"attempt-{attempts}",
+            name=f"attempt-{run.attempts()}",
             storage_path=run.folder.folder("ray").path,
             storage_filesystem=PyFileSystem(FSSpecHandler(run.folder.fs)),
             failure_config=FailureConfig(max_failures=config.train.max_failures),

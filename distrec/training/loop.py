@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import resource
+import sys
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from distrec.config.run import RunConfig
 from distrec.data.dataset import Dataset
 from distrec.errors import InputError, Interrupted, NonFiniteLoss
+from distrec.evaluation.ending import ending
 from distrec.evaluation.ranking import Evaluator, Ranked
 from distrec.methods.registry import stretches
 from distrec.parallel.world import World
@@ -22,7 +24,7 @@ from distrec.tables.spec import plan_tables
 from distrec.training.checkpoint import Checkpoints
 from distrec.training.engine import Engine
 from distrec.training.ledger import Ledger
-from distrec.training.run_folder import RunFolder, checkpoint_name, checkpoint_place
+from distrec.training.run_folder import RunFolder, TakenOver, checkpoint_name, checkpoint_place, place_in_words
 from distrec.training.stop import StopWatch
 from distrec.training.trackers import Trackers
 
@@ -55,22 +57,32 @@ class Trainer:
         config: a resolved run config; the stretch ends after its `train.epochs`.
         start: the number of epochs before the stretch; patience counts from there.
         total: the number of epochs of the whole run; None if this stretch is the last or only one.
+        attempt: the number of this attempt in `run.json`; None: nobody else can train the run.
     """
 
-    def __init__(self, world: World, data: Dataset, config: RunConfig, start: int = 0, total: int | None = None):
+    def __init__(
+        self,
+        world: World,
+        data: Dataset,
+        config: RunConfig,
+        start: int = 0,
+        total: int | None = None,
+        attempt: int | None = None,
+    ):
         self.world, self.config, self.data = world, config, data
-        self.start, self.total = start, total or config.train.epochs
+        self.start, self.total, self.attempt = start, total or config.train.epochs, attempt
         self.run = RunFolder.of(config)
         self.checkpoints = Checkpoints(self.run.checkpoints, world)
         self.engine = Engine(world, data, config)
         self.cursor = Cursor()
         self.ledger = Ledger(self.engine.samples_per_epoch)
         self.epochs = config.train.epochs if self.engine.method.trainable else 0
+        self._previous: str | None = None  # the checkpoint before the next one
         self._evaluators: dict[str, Evaluator] = {}
         self._trackers = Trackers(self.run, config, enabled=world.rank == 0)
 
-    def train(self) -> None:
-        """Train from the newest checkpoint to the end of the stretch.
+    def train(self, newest: str | None) -> None:
+        """Train from checkpoint `newest`, or from the beginning, to the end of the stretch.
 
         After the last stretch, the weights of the best epoch are loaded. They rank the validation split, and the test
         split if the config asks for it, and `summary.json` is written.
@@ -79,7 +91,7 @@ class Trainer:
             NonFiniteLoss: the message names the step, the term and the last good checkpoint.
             Interrupted: a stop was requested; the checkpoint has been written.
         """
-        self._restore()
+        self._restore(newest)
         if self.world.rank == 0:
             self._record_plan()
         with StopWatch(self.run, self.world) as stop:
@@ -115,9 +127,12 @@ class Trainer:
             if stopping:
                 if cursor.step == steps:
                     self._end_epoch()
-                raise Interrupted(
-                    f"stopped at epoch {cursor.epoch + 1}, step {cursor.step}; the same command continues."
-                )
+                raise Interrupted(f"stopped {place_in_words(**self._place())}; the same command continues from there.")
+
+    def _place(self) -> dict[str, int]:
+        """How far training has come, as `place_in_words` takes it."""
+        steps = self.engine.steps_per_epoch
+        return {"epoch": self.cursor.epoch, "epochs": self.total, "step": self.cursor.step, "steps": steps}
 
     def _end_epoch(self) -> None:
         cursor, rows = self.cursor, self.engine.samples_per_epoch
@@ -177,32 +192,48 @@ class Trainer:
         cursor, config = self.cursor, self.config
         if cursor.best_checkpoint is not None:
             load_weights(self.engine, self.checkpoints, cursor.best_checkpoint)
+        ranked = {split: self._rank(split) for split in ("valid", *(["test"] if config.evaluate.test else []))}
         summary: dict[str, Any] = {
             "run": config.run.name,
             "method": self.engine.method.title(),
-            "best_epoch": cursor.best_epoch,
+            "metric": config.train.metric,
+            "mask": config.evaluate.mask,
+            "ks": config.evaluate.ks,
+            "users": {split: len(found.user) for split, found in ranked.items()},
+            **ending(cursor.history, cursor.best_epoch, cursor.evaluations_since_best, self.epochs),
             "best_checkpoint": cursor.best_checkpoint,
-            "epochs": cursor.epoch,
             "seconds_per_epoch": _mean([record["seconds"]["train"] for record in cursor.history]),
             "peak_memory_bytes": self._peak_memory(),
-            "valid": self._rank("valid").metrics(),
+            **{split: found.metrics() for split, found in ranked.items()},
         }
-        if config.evaluate.test:
-            summary["test"] = self._rank("test").metrics()
+        self._require_run()
         if self.world.rank == 0:
             self.run.write_metrics(cursor.history)
             self.run.folder.write_json(summary, "summary.json")
         self.world.barrier()
         return summary
 
+    def _require_run(self) -> None:
+        """Check, before anything is written or deleted, that no later attempt has taken over the run. Collective.
+
+        Raises:
+            TakenOver: one has.
+        """
+        taken = self.world.rank == 0 and self.attempt is not None and self.run.taken_over(self.attempt)
+        if self.world.max_(torch.tensor(int(taken))):
+            raise TakenOver(f"run '{self.run.folder}' was taken over by a later attempt.")
+
     def _checkpoint(self) -> str:
+        self._require_run()
         cursor = self.cursor
         name = checkpoint_name(cursor.epoch, cursor.step)
-        # Every rank passes the whole ledger, since DCP saves a tensor that all ranks hold from any one of them.
+        # Every rank passes the whole ledger: any one of them may write it.
         tensors = {**self.engine.state(), "ledger": self.ledger.merge(self.world)}
         self._check_finite(tensors)
         self.checkpoints.save(name, tensors, {**asdict(cursor), "data": self.data.hash})
-        self.checkpoints.keep_only({name, *([cursor.best_checkpoint] if cursor.best_checkpoint else [])})
+        # The one before stays, to continue from it should this one be damaged.
+        self.checkpoints.keep_only({kept for kept in (name, self._previous, cursor.best_checkpoint) if kept})
+        self._previous = name
         return name
 
     def _check_finite(self, tensors: dict[str, Any]) -> None:
@@ -218,18 +249,30 @@ class Trainer:
                 f"Last good checkpoint: {self.checkpoints.latest() or 'none'}."
             )
 
-    def _restore(self) -> None:
-        name = self.checkpoints.latest()
+    def _restore(self, name: str | None) -> None:
+        self._previous = name
         if name is None:
             self._count_replayed()
             return
         state = self.checkpoints.state(name)
-        if state.pop("data") != self.data.hash:
+        if state.pop("data", None) != self.data.hash:
             raise InputError(
                 f"checkpoint '{name}' in '{self.run.folder}' was made with another dataset than '{self.config.data}' "
                 "now holds; restore that data or use another 'run.name'."
             )
-        self.cursor = Cursor(**state)
+        try:
+            self.cursor = Cursor(**state)
+        except TypeError:
+            raise InputError(
+                f"checkpoint '{name}' in '{self.run.folder}' was written by another version of distrec; train again "
+                "under another 'run.name'."
+            ) from None
+        best = self.cursor.best_checkpoint
+        if best not in (None, name) and (defect := self.checkpoints.defect(best)):
+            raise InputError(
+                f"checkpoint '{best}' of the best epoch in '{self.run.folder}' is damaged ({defect}); restore it, or "
+                "train again under another 'run.name'."
+            )
         self.ledger.counts = load_weights(self.engine, self.checkpoints, name)
         if self.world.rank != 0:
             self.ledger.counts.zero_()
@@ -264,8 +307,13 @@ class Trainer:
             )
 
     def _record_plan(self) -> None:
+        attempts, last = self.run.record["attempts"], self.epochs == self.total
+        if "start" not in attempts[-1]:  # neither an earlier stretch nor a worker that died has written it
+            ended = last and (self.cursor.stopped or self.cursor.epoch >= self.epochs)
+            attempts[-1]["start"] = {**self._place(), "ended": ended}
         partitions = {"user": self.engine.space.users, "item": self.engine.space.items}
         self.run.update_record(
+            attempts=attempts,
             world_size=self.world.size,
             plan=plan_tables(self.engine.method.tables(), partitions, self.config.optimizer),  # type: ignore[arg-type]
             graphs={name: graph.record() for name, graph in self.engine.method.graphs().items()},
@@ -277,18 +325,26 @@ class Trainer:
         return int(self.world.max_(mine))
 
 
-def fit(world: World, data: Dataset, config: RunConfig) -> None:
+def fit(world: World, data: Dataset, config: RunConfig, attempt: int | None = None) -> None:
     """One worker's whole run, up to `summary.json`. Collective.
 
     The `changes` of the config divide a run into stretches of epochs with constant settings. Each stretch has its own
     trainer, with a new model and new optimizers, and loads the checkpoint that the previous stretch ended with. A
     resumed run skips the stretches that its newest checkpoint has completed, except the last, which writes the summary.
     """
-    checkpoints, start = Checkpoints(RunFolder.of(config).checkpoints, world), 0
+    run = RunFolder.of(config)
+    checkpoints, start = Checkpoints(run.checkpoints, world), 0
+    newest, defects = checkpoints.newest_intact()
+    if defects and world.rank == 0:
+        run.note_outcome({"damaged_checkpoints": defects})
+        for name, defect in defects.items():
+            print(f"checkpoint '{name}' is not used: {defect}.", file=sys.stderr)
+        print(f"Training continues from {newest or 'the beginning'}.", file=sys.stderr, flush=True)
     for stretch in stretches(config):
-        end, newest = stretch.train.epochs, checkpoints.latest()
+        end = stretch.train.epochs
         if end == config.train.epochs or newest is None or checkpoint_place(newest)[0] < end:
-            Trainer(world, data, stretch, start, config.train.epochs).train()
+            Trainer(world, data, stretch, start, config.train.epochs, attempt).train(newest)
+            newest = checkpoints.latest()
             gc.collect()  # DeepSpeed's engine is part of reference cycles
         start = end
 

@@ -6,31 +6,114 @@
 * `progress.json`: the current epoch and step.
 * `summary.json`: the best epoch, and its metrics.
 * `checkpoints/`, `evaluation/`, `tensorboard/`.
+* `holder-NNNNNN.json`: while an attempt runs; see `distrec.training.hold`.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from typing import Any
 
-import yaml
+from pydantic import Field
 
 from distrec.config.run import RunConfig, digest
+from distrec.config.text import read_yaml
 from distrec.config.tree import decode
 from distrec.data.storage import Folder, open_folder
 from distrec.errors import InputError
-from distrec.training.attempts import AttemptFolder, first_difference, writing_to
+from distrec.training.attempts import (
+    AttemptFolder,
+    Identity,
+    Record,
+    checked,
+    first_difference,
+    read_record,
+    writing_to,
+)
 
 STOP_REQUEST = "stop-request"
 _REMOTE_SECONDS = 5.0
+_CHECKPOINT = r"epoch-([0-9]{6,9})-step-([0-9]{9,12})"
+
+
+class TakenOver(InputError):
+    """Another attempt has taken over the run of this one, which must not write to it any more."""
+
+
+class _Change(Record):
+    epoch: int
+
+
+class _RunRecord(Record):
+    identity: Identity
+    attempts: list[_Attempt]
+    changes: list[_Change] = Field([])
+
+
+class _Start(Record):
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    ended: bool
+
+
+class _Attempt(Record):
+    start: _Start | None = None
+
+
+class _Summary(Record):
+    run: str
+    method: str
+    mask: str
+    best_epoch: int | None
+    epochs: int
+    end: str | None
+    best_is_last: bool
+    evaluations_since_best: int
+    best_checkpoint: str | None = Field(pattern=f"^{_CHECKPOINT}$")
+    valid: dict[str, float]
+    test: dict[str, float] = Field({})
+
+
+class _Seconds(Record):
+    train: float
+    evaluate: float
+    checkpoint: float
+
+
+class _Epoch(Record):
+    epoch: int
+    loss: dict[str, float]
+    valid: dict[str, float] = Field({})
+    seconds: _Seconds
+    replayed: int
+    rows_per_second: float
+
+
+class _Progress(Record):
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    replayed: int
+    rows_per_second: float
+    loss: dict[str, float]
 
 
 class RunFolder(AttemptFolder):
     """The folder of one run."""
 
-    record_file, config_file = "run.json", "config.yaml"
+    what, record_file, record_shape, config_file = "run", "run.json", _RunRecord, "config.yaml"
+    files = (
+        "run.json", "config.yaml", "metrics.jsonl", "progress.json", "summary.json",
+        *(f"evaluation/{split}{rest}" for split in ("valid", "test")
+          for rest in (".json", "-users.parquet", "-examples.json")),
+    )  # fmt: skip
+    folders = ("checkpoints", "evaluation", "tensorboard", "ray")
 
     def __init__(self, folder: Folder):
         super().__init__(folder)
@@ -43,30 +126,57 @@ class RunFolder(AttemptFolder):
         """Open the run at `path`; return its folder and its config.
 
         Raises:
-            InputError: there is no run at `path`.
+            InputError: there is no run at `path`, or its config is damaged.
         """
         run = cls(open_folder(path))
-        if not run.folder.exists("config.yaml"):
+        try:
+            if not run.folder.exists("config.yaml"):
+                raise FileNotFoundError
+            text = run.folder.read_bytes("config.yaml")
+        except FileNotFoundError:
             raise InputError(
                 f"run '{path}' has no config.yaml; give the folder <run.storage>/<run.name> of a training run."
-            )
-        return run, decode(RunConfig, yaml.safe_load(run.folder.read_bytes("config.yaml")))
+            ) from None
+        except OSError as error:
+            raise InputError(
+                f"'{run.folder.folder('config.yaml')}' cannot be read ({error.strerror or error}); give a run that you "
+                "may read."
+            ) from None
+        run.check_kinds()
+        place = f"'{run.folder.folder('config.yaml')}'"
+        try:
+            return run, decode(RunConfig, read_yaml(text, "it"))
+        except InputError as error:
+            raise InputError(
+                f"{place} cannot be used ({str(error).rstrip('.')}); run 'distrec train' with the run's config again, "
+                "which writes it anew."
+            ) from None
 
     def open_attempt(self, config: RunConfig, manifest_hash: str) -> dict[str, Any]:
         """Record a new attempt and return the contents of `run.json`.
 
+        Damaged files that training writes anew are removed, and named.
+
         Raises:
-            InputError: the folder holds a run with another identity, or the storage cannot be written.
+            InputError: the folder holds a run with another identity, a damaged record, or a file in the place of a
+                folder; or the storage cannot be written.
         """
         identity = config.identity(manifest_hash)
         changes = [change.model_dump() for change in config.changes]
         with writing_to(config.run.storage):
-            record = self._opened()
+            self.check_kinds()
+            record, trained = self._opened(), self.trained()
+            if record is None and trained:
+                raise InputError(
+                    f"'{self.folder}' holds checkpoints but no run.json, so it is not known what they are of; restore "
+                    "the file, use another 'run.name', or delete the folder."
+                )
             if record is None:
                 record = {"identity": identity, "attempts": []}
             else:
                 self._check_identity(record["identity"], identity, config)
                 self._check_changes(record.get("changes", []), changes)
+            self._remove_damaged()
             record["changes"] = changes
             self.folder.remove(STOP_REQUEST)
             self._write_attempt(
@@ -89,8 +199,11 @@ class RunFolder(AttemptFolder):
         if key == "data":
             raise InputError(
                 f"run '{self.folder}' was trained on another dataset than '{config.data}' (manifest hash "
-                f"{str(before)[:12]}, now {str(value)[:12]}); {remedy}"
+                f"{str(before)[:12]}, now {str(value)[:12]}; a new feature set of 'distrec encode' also changes it); "
+                f"{remedy}"
             )
+        if key in ("evaluate.mask", "evaluate.ks"):  # a run's values all follow one rule
+            remedy = f"rank a finished run by another rule with 'distrec evaluate --{key.partition('.')[2]}', {remedy}"
         raise InputError(f"run '{self.folder}' exists with {key} = {before!r}, now {value!r}; {remedy}")
 
     def _check_changes(self, old: list[dict[str, Any]], new: list[dict[str, Any]]) -> None:
@@ -104,8 +217,48 @@ class RunFolder(AttemptFolder):
 
     def trained(self) -> int:
         """Number of epochs that the checkpoints cover, including one that is only partly trained."""
-        places = [checkpoint_place(name) for name in self.checkpoints.names() if name.startswith("epoch-")]
+        places = [checkpoint_place(name) for name in self.checkpoints.names() if is_checkpoint(name)]
         return max((epoch + (step > 0) for epoch, step in places), default=0)
+
+    def _remove_damaged(self) -> None:
+        """Remove damaged files that training writes anew, and say so."""
+        readers = {
+            "metrics.jsonl": (_epochs, "it is written anew from the newest checkpoint"),
+            "progress.json": (lambda data: checked(data, _Progress), "steps that are trained again are not counted"),
+            "summary.json": (lambda data: checked(data, _Summary), "it is written anew at the end"),
+        }
+        for name, (read, what) in readers.items():
+            if self.folder.exists(name):
+                try:
+                    read(self.folder.read_bytes(name))
+                except ValueError as error:
+                    print(f"'{self.folder.folder(name)}' was damaged ({error}): {what}", flush=True)
+                    self.folder.remove(name)
+
+    def attempts(self) -> int:
+        """How many attempts `run.json` counts."""
+        return len(self.record["attempts"])
+
+    def taken_over(self, attempt: int) -> bool:
+        """Whether another attempt was made after number `attempt`; no if the record cannot be read now."""
+        try:
+            return self.attempts() > attempt
+        except InputError:
+            return False
+
+    def summary(self) -> dict[str, Any]:
+        """The contents of `summary.json`.
+
+        Raises:
+            InputError: there is none, or it is damaged.
+        """
+        if not self.folder.exists("summary.json"):
+            raise InputError(
+                f"run '{self.folder}' has no summary.json, so its training has not finished; run 'distrec train' on it."
+            )
+        remedy = "run 'distrec train' with the run's config again, which writes it anew"
+        summary: dict[str, Any] = read_record(self.folder, _Summary, "summary.json", remedy=remedy)
+        return summary
 
     def request_stop(self) -> None:
         """Ask the run's workers to save a checkpoint and stop."""
@@ -122,9 +275,9 @@ class RunFolder(AttemptFolder):
         self.folder.write_bytes("".join(json.dumps(record) + "\n" for record in history).encode(), "metrics.jsonl")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The epochs in `metrics.jsonl`; empty if the file does not exist yet."""
+        """The epochs in `metrics.jsonl`; empty if the file does not exist yet or is damaged."""
         try:
-            return [json.loads(line) for line in self.folder.read_bytes("metrics.jsonl").splitlines()]
+            return _epochs(self.folder.read_bytes("metrics.jsonl"))
         except (OSError, ValueError):
             return []
 
@@ -139,12 +292,30 @@ class RunFolder(AttemptFolder):
             self.folder.write_json(progress, "progress.json")
 
     def read_progress(self) -> dict[str, Any]:
-        """The content of `progress.json`; empty if it does not exist or is just being written."""
+        """The content of `progress.json`; empty if it does not exist, is just being written, or is damaged."""
         try:
-            progress = self.folder.read_json("progress.json")
+            progress: dict[str, Any] = checked(self.folder.read_bytes("progress.json"), _Progress)
         except (OSError, ValueError):
             return {}
-        return progress if isinstance(progress, dict) else {}
+        return progress
+
+
+def _epochs(data: bytes) -> list[dict[str, Any]]:
+    """The epochs in the bytes of a `metrics.jsonl`.
+
+    Raises:
+        ValueError: names the first line that is damaged.
+    """
+    out = []
+    for number, line in enumerate(data.splitlines(), 1):
+        try:
+            record = checked(line, _Epoch)
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from None
+        if record["epoch"] != number:
+            raise ValueError(f"line {number} is of epoch {record['epoch']}")
+        out.append(record)
+    return out
 
 
 def checkpoint_name(epoch: int, step: int) -> str:
@@ -152,7 +323,17 @@ def checkpoint_name(epoch: int, step: int) -> str:
     return f"epoch-{epoch:06d}-step-{step:09d}"
 
 
+def is_checkpoint(name: str) -> bool:
+    """Whether `name` is one that `checkpoint_name` gives; anything else in `checkpoints/` is not ours."""
+    return re.fullmatch(_CHECKPOINT, name) is not None
+
+
 def checkpoint_place(name: str) -> tuple[int, int]:
     """The epoch and step in a checkpoint's name."""
     _, epoch, _, step = name.split("-")
     return int(epoch), int(step)
+
+
+def place_in_words(epoch: int, epochs: int, step: int, steps: int) -> str:
+    """How far training has come: after `epoch` of `epochs`, and after `step` of the `steps` of the next one."""
+    return f"in epoch {epoch + 1} after step {step} of {steps}" if step else f"after epoch {epoch} of {epochs}"

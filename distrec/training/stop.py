@@ -9,9 +9,10 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+from distrec.errors import InputError
 from distrec.parallel.world import World
 from distrec.training.run_folder import STOP_REQUEST, RunFolder
 
@@ -36,8 +37,9 @@ class StopWatch:
 
     def _watch(self) -> None:
         while not self._done.wait(self._seconds):
-            if self._run.folder.exists(STOP_REQUEST):
-                self.requested = True
+            with suppress(OSError, InputError):  # the storage did not answer; it may at the next look
+                self.requested = self._run.folder.exists(STOP_REQUEST)
+            if self.requested:
                 return
 
 

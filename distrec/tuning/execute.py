@@ -320,7 +320,7 @@ def run_trial(task: dict[str, Any]) -> None:
             tune.report({metric: value, "best": best, "epoch": record["epoch"]})
 
     try:
-        summary = train(config, on_epoch=report)
+        summary = train(config, on_epoch=report, held=True)
         if task["evaluate"]:
             evaluate(str(folder), "test", config.train.workers)
     except Interrupted:

@@ -7,6 +7,7 @@
 * `winners/<method>.yaml`: run configs.
 * `graphs/`: neighbour lists that trials share.
 * `tune/`: Ray Tune's own logs.
+* `holder-NNNNNN.json`: while an attempt runs; see `distrec.training.hold`. Trials have none: their sweep holds them.
 
 Only the driver writes `sweep.json` and `trial.json`.
 """
@@ -17,9 +18,23 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+import yaml
+from pydantic import Field
+
 from distrec.config.run import RunConfig, digest
+from distrec.config.tree import decode
 from distrec.errors import InputError
-from distrec.training.attempts import AttemptFolder, first_difference, now, to_yaml, writing_to
+from distrec.training.attempts import (
+    AttemptFolder,
+    Identity,
+    Record,
+    first_difference,
+    now,
+    read_record,
+    to_yaml,
+    writing_to,
+)
+from distrec.training.hold import Hold, holders
 from distrec.training.run_folder import RunFolder
 from distrec.tuning.space import Values
 from distrec.tuning.sweep import Entry, SweepConfig
@@ -105,23 +120,47 @@ class Trial:
         return self.status in ("done", "stopped") and self.value is not None
 
 
-class SweepFolder(AttemptFolder):
-    """The folder of one sweep."""
+class _SweepRecord(Record):
+    identity: Identity
+    attempts: list[dict[str, Any]]
+    seconds: float
+    closed: str | None
+    winners: dict[str, str] = Field({})
 
-    record_file, config_file = "sweep.json", "sweep.yaml"
+
+class SweepFolder(AttemptFolder):
+    """The folder of one sweep.
+
+    Attributes:
+        hold: the hold on the folder, which every change requires; None: nobody else can run the sweep.
+    """
+
+    what, record_file, record_shape, config_file = "sweep", "sweep.json", _SweepRecord, "sweep.yaml"
+    files = ("sweep.json", "sweep.yaml", "report.html", "report.md", "report.json")
+    folders = ("trials", "final", "winners", "graphs", "tune")
+    hold: Hold | None = None
+
+    def _require_hold(self) -> None:
+        if self.hold is not None:
+            self.hold.require()
+
+    def update_record(self, **fields: Any) -> None:
+        self._require_hold()
+        super().update_record(**fields)
 
     def open_attempt(self, sweep: SweepConfig, entries: dict[str, Entry], data_hash: str) -> bool:
         """Record a new attempt; return whether the sweep is new.
 
         Raises:
-            InputError: the folder holds another sweep or other files, or it cannot be written.
+            InputError: the folder holds another sweep, a damaged record or other files, or it cannot be written.
         """
         identity = _identity(sweep, entries, data_hash)
         with writing_to(sweep.run.storage):
+            self.check_kinds()
             record = self._opened()
             new = record is None
             if record is None:
-                if names := self.folder.names():
+                if names := sorted({*self.folder.names()} - {*holders(self.folder)}):
                     raise InputError(
                         f"'{self.folder}' holds {names[0]!r} but no sweep; choose another 'run.name', or empty the "
                         "folder."
@@ -141,21 +180,25 @@ class SweepFolder(AttemptFolder):
             )
 
     def trials(self, phase: Phase) -> list[Trial]:
-        """All trials of a phase, by method and number. A trial with a torn record never started, so it is left out."""
+        """All trials of a phase, by method and number. A trial without a record never started, so it is left out.
+
+        Raises:
+            InputError: the record of a trial is damaged.
+        """
         out = []
         for name in self.folder.names(phase):
-            try:
-                record = self.folder.read_json(phase, name, "trial.json")
-            except (OSError, ValueError):
-                continue
-            known = {field.name for field in fields(Trial)}
-            trial = Trial(**{key: value for key, value in record.items() if key in known})
-            trial.past = [Stretch(**stretch) for stretch in record.get("past", [])]
-            out.append(trial)
+            if self.folder.exists(phase, name, "trial.json"):
+                remedy = f"delete '{self.folder.folder(phase, name)}', so that the sweep trains it again"
+                record = read_record(self.folder, Trial, phase, name, "trial.json", remedy=remedy)
+                known = {field.name for field in fields(Trial)}
+                trial = Trial(**{key: value for key, value in record.items() if key in known})
+                trial.past = [Stretch(**stretch) for stretch in record.get("past", [])]
+                out.append(trial)
         return sorted(out, key=lambda trial: (trial.entry, trial.number, trial.born))
 
     def write_trial(self, phase: Phase, trial: Trial) -> None:
         """Write a trial's record."""
+        self._require_hold()
         self.folder.write_json(asdict(trial), phase, trial.id, "trial.json")
 
     def run(self, phase: Phase, trial: Trial) -> RunFolder:
@@ -166,17 +209,20 @@ class SweepFolder(AttemptFolder):
         """The last line of the error that the trial raised and wrote; None if it wrote none."""
         if not self.folder.exists(phase, trial.id, ERROR_FILE):
             return None
-        lines = self.folder.read_bytes(phase, trial.id, ERROR_FILE).decode().strip().splitlines()
+        lines = self.folder.read_bytes(phase, trial.id, ERROR_FILE).decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else None
 
     def read_result(self, phase: Phase, trial: Trial, metric: str) -> None:
         """Update a trial that an earlier attempt left unfinished from its run folder."""
         run = self.run(phase, trial)
         trial.status = "waiting"
-        values = [record["valid"][metric] for record in run.read_metrics() if "valid" in record]
+        values = [record["valid"][metric] for record in run.read_metrics() if metric in record.get("valid", {})]
         trial.last = values[-1] if values else None
-        if run.folder.exists("summary.json"):
-            summary = run.folder.read_json("summary.json")
+        try:
+            summary = run.summary()
+        except InputError:  # none yet, or a damaged one, which the trial writes anew
+            summary = {"valid": {}}
+        if metric in summary["valid"]:
             values.append(summary["valid"][metric])
             of_pause = trial.paused and summary["epochs"] <= trial.paused  # written at the pause, not in this stretch
             if not of_pause and (phase == "trials" or run.folder.exists("evaluation", "test.json")):
@@ -186,14 +232,14 @@ class SweepFolder(AttemptFolder):
     def clone(self, loser: Trial, clone: Trial) -> None:
         """Replace trial `loser` by `clone`, which gets its parent's checkpoints. Safe to repeat after a crash."""
         assert clone.parent is not None
+        self._require_hold()
         donor, target = self.folder.folder("trials", clone.parent), self.folder.folder("trials", clone.id)
         target.remove()
         target.make()
         for name in ("checkpoints", "metrics.jsonl"):
             donor.copy(target, name)
         if donor.exists("run.json"):
-            record = donor.read_json("run.json")
-            target.write_json({**record, "attempts": []}, "run.json")
+            target.write_json({**RunFolder(donor).record, "attempts": []}, "run.json")
         self.write_trial("trials", clone)  # from here on the clone replaces `loser`, even if we crash
         self.replace(loser)
 
@@ -207,6 +253,17 @@ class SweepFolder(AttemptFolder):
         for label, config in configs.items():
             self.folder.write_bytes(to_yaml(config), "winners", f"{label}.yaml")
         self.update_record(winners=winners, closed=now())
+
+    def mend_winners(self, configs: dict[str, RunConfig]) -> None:
+        """Write again, and name, each winner's run config that is absent or damaged."""
+        for label, config in configs.items():
+            name = f"{label}.yaml"
+            try:
+                decode(RunConfig, yaml.safe_load(self.folder.read_bytes("winners", name)))
+            except (OSError, ValueError, RecursionError, yaml.YAMLError, InputError):
+                print(f"'{self.folder.folder('winners', name)}' was absent or damaged: it is written again", flush=True)
+                self.folder.remove("winners", name)
+                self.folder.write_bytes(to_yaml(config), "winners", name)
 
     def prune(self, trials: Iterable[Trial]) -> None:
         """Delete the checkpoints of all trials that ended, except those of each method's best one so far."""

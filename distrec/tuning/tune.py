@@ -21,6 +21,7 @@ from distrec.data.storage import open_folder
 from distrec.errors import InputError
 from distrec.runtime import WORKER_ENVIRONMENT, check_stack, quiet, ray_cluster, versions
 from distrec.training.attempts import now, with_absolute_paths
+from distrec.training.hold import Hold
 from distrec.training.launch import check_inputs
 from distrec.tuning.folder import SweepFolder, Trial, best_trials, in_place
 from distrec.tuning.live import Live
@@ -37,7 +38,8 @@ def tune(config: SweepConfig | str | Path, overrides: Sequence[str] = ()) -> Swe
         overrides: `dotted.key=value` settings, applied to a file.
 
     Raises:
-        InputError: the config or the data is invalid (raised before any trial starts), or no trial gave a result.
+        InputError: the config or the data is invalid, or another attempt runs the sweep (raised before any trial
+            starts), or no trial gave a result.
         Interrupted: Ctrl-C or SIGTERM stopped the sweep after the running trials saved checkpoints.
     """
     check_stack()
@@ -45,20 +47,24 @@ def tune(config: SweepConfig | str | Path, overrides: Sequence[str] = ()) -> Swe
     sweep = with_absolute_paths(config if isinstance(config, SweepConfig) else load_sweep(config, overrides))
     if sweep.searcher == "tpe":
         require_optuna()
-    entries = resolve_entries(sweep)
-    if sweep.prepare is not None:
-        prepare_data(sweep.prepare, sweep.data)
-    described = _check_data(entries)
-    data = Dataset.open(sweep.data)
-    folder = SweepFolder.of(sweep)
-    with ray_cluster({"env_vars": WORKER_ENVIRONMENT}):
-        cpus, concurrent = _concurrent(sweep)
-        new = folder.open_attempt(sweep, entries, data.hash)
-        folder.update_record(
-            data=_about(data), entries=described, versions=versions(), cpus=cpus,
-            published=[section.model_dump() for section in sweep.published],
-        )  # fmt: skip
-        Search(sweep, entries, folder, concurrent, new).run()
+    entries, folder = resolve_entries(sweep), SweepFolder.of(sweep)
+    with Hold(folder.folder, "sweep", sweep.run.storage) as hold:
+        if sweep.prepare is not None:
+            prepare_data(sweep.prepare, sweep.data)
+        described = _check_data(entries)
+        data = Dataset.open(sweep.data)
+        with ray_cluster({"env_vars": WORKER_ENVIRONMENT}):
+            cpus, concurrent = _concurrent(sweep)
+            new = folder.open_attempt(sweep, entries, data.hash)
+            folder.update_record(
+                data=_about(data), entries=described, versions=versions(), cpus=cpus,
+                published=[section.model_dump() for section in sweep.published],
+            )  # fmt: skip
+            folder.hold = hold
+            try:
+                Search(sweep, entries, folder, concurrent, new).run()
+            finally:
+                hold.require()  # what Ray Tune makes of a lost hold would not say so
     return folder
 
 
@@ -155,6 +161,8 @@ class Search:
                 live.phase("trials", self.plan.total(), self.trials)
                 self._execute("trials", self._next)
                 self._close()
+            else:
+                self.folder.mend_winners(self._winner_configs(self._winners()))
             finals = self._finals()
             live.phase("final", len(finals), finals)
             left = [trial for trial in finals if not trial.ended]
@@ -281,14 +289,33 @@ class Search:
                 f"no trial of the sweep '{self.folder.folder}' ended with a result; the first reason: "
                 f"{reasons[0] if reasons else 'none was started'}"
             )
+        self.folder.write_winners(winners, self._winner_configs(winners))
+
+    def _winner_configs(self, winners: dict[str, str]) -> dict[str, RunConfig]:
         by_id = {trial.id: trial for trial in self.trials}
-        configs = {
+        return {
             label: self.entries[label].trial(
                 by_id[name].settings, f"{label}-winner", self.sweep.run.storage, self.sweep.seed, True
             )
             for label, name in winners.items()
         }
-        self.folder.write_winners(winners, configs)
+
+    def _winners(self) -> dict[str, str]:
+        """The winners that the search has chosen, by method.
+
+        Raises:
+            InputError: `sweep.json` names a method or trial that the sweep does not have.
+        """
+        winners: dict[str, str] = self.folder.record["winners"]
+        ids = {trial.id for trial in self.trials}
+        for label, name in winners.items():
+            if label not in self.entries or name not in ids:
+                raise InputError(
+                    f"'{self.folder.folder.folder('sweep.json')}' names trial '{name}' as the winner of '{label}', but "
+                    f"'{self.folder.folder.folder('trials')}' has no such trial; restore the folder, or choose another "
+                    "'run.name'."
+                )
+        return winners
 
     def _finals(self) -> list[Trial]:
         """One trial per winner and seed, existing or new.
@@ -299,7 +326,7 @@ class Search:
         winners = {trial.id: trial for trial in self._read("trials")}
         out = []
         for number in range(self.sweep.seeds):
-            for label, name in self.folder.record["winners"].items():
+            for label, name in self._winners().items():
                 seed = self.sweep.seed + 1 + number
                 final = f"{label}-seed{seed}"
                 winner = winners[name]

@@ -65,7 +65,8 @@ def test_every_section_is_found():
     for expected in (
         "config.run.TrainSection", "tuning.sweep.SweepConfig", "tuning.space.Range", "methods.bivrec.BiVRec.Config",
         "methods.popularity.Popularity.Config", "data.prepare.DataConfig", "data.splits.SplitSection",
-        "data.dataset.Manifest", "data.importers.tables.ItemsTable", "data.importers.mmrec.Config",
+        "data.manifest.Manifest", "data.importers.tables.ItemsTable", "data.importers.mmrec.Config",
+        "data.importers.recbole.Config",
     ):  # fmt: skip
         assert expected in names
 

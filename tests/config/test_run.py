@@ -65,7 +65,7 @@ def test_the_learning_rate_decays_with_a_fractional_exponent(epoch: int, factor:
 
 
 def test_identity_is_what_decides_the_trajectory():
-    """Method, optimizer, seed, global batch and data make a run; workers, ZeRO stage, threads and epochs may change."""
+    """Method, optimizer, seed, batch, data and ranking rule make a run; workers, ZeRO stage and epochs may change."""
 
     def identity(manifest: str = "m", **sections: Any) -> str:
         return digest(decode(RunConfig, BASE | sections).identity(manifest))
@@ -74,7 +74,7 @@ def test_identity_is_what_decides_the_trajectory():
     for section in (
         {"train": {"workers": 5, "epochs": 1, "threads": 3, "patience": 1, "checkpoint_every": 9, "accumulate": 2}},
         {"dense": {"zero_stage": 3, "activation_checkpointing": True}},
-        {"evaluate": {"mask": "none"}},
+        {"evaluate": {"test": False}},
         {"data": "elsewhere"},
         {"run": {"name": "r", "storage": "s3://x"}},
     ):
@@ -83,6 +83,7 @@ def test_identity_is_what_decides_the_trajectory():
         identity(method={"name": "bprmf"}), identity(method={"name": "lightgcn", "dim": 32}), identity(manifest="n"),
         identity(train={"seed": 2}), identity(train={"global_batch": 7}), identity(optimizer={"lr": 1e-4}),
         identity(optimizer={"tables": "sparse"}), identity(optimizer={"clip_norm": 1.0}),
+        identity(evaluate={"mask": "none"}), identity(evaluate={"ks": [20]}), identity(train={"metric": "ndcg@20"}),
         identity(dense={"precision": "bf16", "zero_stage": 1}),
     ]  # fmt: skip
     assert len({same, *others}) == 1 + len(others)

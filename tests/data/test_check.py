@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from distrec.data.check import check
-from distrec.data.dataset import COLD, Dataset
+from distrec.data.dataset import Dataset
 from distrec.data.histories import among_equal_times, backward
+from distrec.data.manifest import COLD
 from distrec.evaluation import slices
 from tests.data.damage import edit, edit_manifest, refuse, with_value
 from tests.data.raw import SOURCE, interactions, prepared, write
@@ -125,25 +126,25 @@ def test_files(out: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        (TRAIN, with_value("item", 3, 25), "train row 3 has item 25 but the manifest counts 25 items"),
-        (TRAIN, with_value("user", 0, -1), "train row 0 has user -1"),
-        (TRAIN, lambda t: t.slice(1), r"split 'train' has \d+ rows but manifest.json says"),
-        (TRAIN, lambda t: t.slice(0, 0), "split 'train' has 0 rows"),
+        (TRAIN, with_value("item", 3, 25), r"train/part-00000\.parquet' row 3 has item 25 but manifest.json"),
+        (TRAIN, with_value("user", 0, -1), r"train/part-00000\.parquet' row 0 has user -1"),
+        (TRAIN, lambda t: t.slice(1), r"counts \d+ rows of 'train' but lists files with \d+ rows"),
+        (TRAIN, lambda t: t.slice(0, 0), "rows of 'train' but lists files with 0 rows"),
         (TRAIN, lambda t: t.take(list(range(len(t)))[::-1]), "train row 1 is out of order"),
         (TRAIN, lambda t: t.set_column(1, "item", t["item"].cast("int64")), "'item' is int64, must be int32"),
         (TRAIN, lambda t: t.drop(["timestamp"]), "column 'timestamp' is absent, must be int64"),
         ("users.parquet", with_value("original", 3, "5"), "'users.parquet' has 39 distinct ids for 40 users"),
-        ("items.parquet", with_value("index", 3, 4), "'items.parquet' index is not 0 to 24"),
+        ("items.parquet", with_value("index", 3, 4), "'items.parquet' column 'index' is not 0 to 24 in order"),
         ("items.parquet", lambda t: t.drop(["title"]), "column 'title' is absent, must be string"),
         ("features/f/part-00000.parquet", with_value("vector", 7, [0, 1, float("inf"), 0]), "item 7: feature 2 is inf"),
-        ("features/f/part-00000.parquet", with_value("item", 7, 8), "does not hold items 0 to 24 in order"),
+        ("features/f/part-00000.parquet", with_value("item", 7, 8), "column 'item' is not 0 to 24 in order"),
         (
             "features/f/part-00000.parquet", with_value("missing", 7, True),
-            r"25 rows \(2 missing\) but manifest.json says 25 \(1 missing\)",
+            "feature 'f' has 2 missing items but manifest.json says 1",
         ),
-        ("features/f/part-00000.parquet", lambda t: t.slice(0, 20), r"20 rows \(1 missing\) but manifest.json says 25"),
-        ("content/part-00000.parquet", with_value("text", 20, None), "content has 25 rows with"),
-        ("content/part-00000.parquet", with_value("item", 20, 0), "content is not in item order"),
+        ("features/f/part-00000.parquet", lambda t: t.slice(0, 20), "counts 25 items but lists parts with 20 rows"),
+        ("content/part-00000.parquet", with_value("text", 20, None), "content has {'text': 9"),
+        ("content/part-00000.parquet", with_value("item", 20, 0), "column 'item' is not 0 to 24 in order"),
     ],
 )  # fmt: skip
 def test_content_that_contradicts_the_manifest(out: Path, name: str, change: Any, message: str) -> None:

@@ -14,8 +14,9 @@ from PIL import Image
 
 from distrec.data import demo
 from distrec.data.check import check
-from distrec.data.dataset import COLD, Dataset
+from distrec.data.dataset import Dataset
 from distrec.data.demo_items import WORDS
+from distrec.data.manifest import COLD
 from distrec.data.prepare import prepare
 from distrec.evaluation.metrics import means, per_user
 

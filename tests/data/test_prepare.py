@@ -11,11 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from distrec.data.check import check
-from distrec.data.dataset import SPLITS, Dataset
+from distrec.data.dataset import Dataset
 from distrec.data.demo import write_demo
 from distrec.data.histories import backward
+from distrec.data.manifest import SPLITS
 from distrec.data.prepare import prepare
 from distrec.errors import InputError
+from tests.data.damage import edit
 from tests.data.raw import SOURCE, config, interactions, original_rows, prepared, write
 
 
@@ -63,7 +65,7 @@ def test_context_is_written_beside_the_splits_and_checked(tmp_path: Path, raw: d
     assert not set(held_out.user.tolist()) & set(dataset.interactions("train").user.tolist())
     part = tmp_path / "out/interactions/context/part-00000.parquet"
     part.write_bytes(part.read_bytes()[:-1] + b"?")
-    with pytest.raises(InputError, match=r"checksum of 'interactions/context/part-00000\.parquet' differs"):
+    with pytest.raises(InputError, match=r"'interactions/context/part-00000\.parquet' cannot be read as Parquet"):
         check(str(tmp_path / "out"))
 
 
@@ -227,13 +229,19 @@ def test_a_damaged_dataset_is_made_again(tmp_path: Path, raw: dict, capsys) -> N
     first = prepared(tmp_path)
     path = tmp_path / "out/interactions/train/part-00000.parquet"
     whole = path.read_bytes()
-    path.write_bytes(whole[:-9] + b"x" + whole[-8:])
+    path.write_bytes(whole[:9] + bytes([whole[9] ^ 1]) + whole[10:])
     with pytest.raises(InputError, match=r"checksum of 'interactions/train/part-00000.parquet' differs"):
         check(str(tmp_path / "out"))
     assert prepared(tmp_path).hash == first.hash
     assert "damaged" in capsys.readouterr().out
     assert path.read_bytes() == whole
     check(str(tmp_path / "out"))
+    path.write_bytes(whole[:99])
+    assert prepared(tmp_path).hash == first.hash
+    assert "has 99 bytes" in capsys.readouterr().out
+    edit(tmp_path / "out", "interactions/train/part-00000.parquet", lambda t: t.drop(["timestamp"]))
+    prepared(tmp_path)
+    assert path.read_bytes() == whole
 
 
 def _killed(tmp: Path, file: str) -> None:

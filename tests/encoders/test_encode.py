@@ -6,12 +6,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from distrec.data.check import check
-from distrec.data.dataset import Dataset, FeatureEntry, write_manifest
+from distrec.data.dataset import Dataset
+from distrec.data.manifest import FeatureEntry, write_manifest
 from distrec.encoders.encode import encode
 from distrec.encoders.registry import make_encoder
 from distrec.errors import InputError
@@ -80,6 +84,20 @@ def test_nothing_present_still_gives_a_feature_of_missing_rows(tmp_path: Path, v
     data = tiny.write_dataset(str(tmp_path / "data"), None, [b"x", b"y", b"z"])
     assert encode(data, image=vit, workers=0)["image"].damaged == [0, 1, 2]
     assert tiny.rows(data, "image")[1].all()
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:50])])
+def test_the_same_command_again_repairs_damaged_vectors(tmp_path: Path, bert: str, damage: Any) -> None:
+    data = tiny.write_dataset(str(tmp_path / "data"), tiny.texts(4))
+    encode(data, text=bert, workers=0)
+    before, identity = tiny.rows(data, "text")[0], Dataset.open(data).hash
+    (part,) = Path(data).glob("features/text/part-*")
+    damage(part)
+    with pytest.raises(InputError, match=r"run 'distrec encode' again\.$"):
+        Dataset.open(data)
+    encode(data, text=bert, workers=0)
+    assert np.array_equal(tiny.rows(data, "text")[0], before)
+    assert Dataset.open(data).hash == identity
 
 
 def test_equal_contents_are_encoded_once(tmp_path: Path, bert: str) -> None:
@@ -195,6 +213,16 @@ def test_a_given_cluster_is_used_and_kept_when_encoding_is_refused(tmp_path: Pat
     assert ray.is_initialized()
 
 
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.bin"])
+def test_weights_that_are_a_pickle_are_refused(tmp_path: Path, name: str) -> None:
+    folder = Path(tiny.text_model(tmp_path / "bert"))
+    torch.save(load_file(folder / "model.safetensors"), folder / name)
+    (folder / "model.safetensors").unlink()
+    data = tiny.write_dataset(str(tmp_path / "data"), tiny.texts(5))
+    with pytest.raises(InputError, match="weights in safetensors files"):
+        encode(data, text=str(folder), workers=0)
+
+
 def test_a_dataset_on_s3(s3: str, bert: str) -> None:
     data = tiny.write_dataset(f"{s3}/shop", tiny.texts(25))
     assert encode(data, text=bert, workers=0, shard=10)["text"].encoded == 25
@@ -225,7 +253,7 @@ def test_an_imported_feature_is_not_replaced(tmp_path: Path, bert: str) -> None:
 
 def test_unusable_arguments_and_a_broken_cache_are_refused(tmp_path: Path, bert: str) -> None:
     data = tiny.write_dataset(str(tmp_path / "data"), tiny.texts(4))
-    with pytest.raises(InputError, match="--workers is -1"):
+    with pytest.raises(InputError, match="'--workers' is -1"):
         encode(data, workers=-1)
     with pytest.raises(InputError, match="unknown text encoder 'all-minilm'"):
         encode(data, text="all-minilm")

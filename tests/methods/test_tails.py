@@ -12,7 +12,8 @@ import torch
 
 from distrec.cli import main
 from distrec.config import RunConfig, decode
-from distrec.data.dataset import Dataset, write_manifest
+from distrec.data.dataset import Dataset
+from distrec.data.manifest import write_manifest
 from distrec.encoders.encode import encode
 from distrec.errors import InputError
 from distrec.methods.odmt import ODMT
@@ -182,7 +183,7 @@ def test_a_crash_changes_nothing(tmp_path: Path, root: Path) -> None:
         assert main(["train", path, *keys]) == 1
     assert main(["train", path, *keys]) == 0
     small.same_losses(tmp_path / "whole", tmp_path / "run", rtol=0)
-    want, got = small.tensors(tmp_path / "whole", tmp_path), small.tensors(tmp_path / "run", tmp_path)
+    want, got = small.tensors(tmp_path / "whole"), small.tensors(tmp_path / "run")
     assert [name for name in want if not want[name].equal(got[name])] == []
     assert any(name.startswith("dense.tails.image") for name in want)
 

@@ -12,18 +12,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 import yaml
-from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from safetensors import safe_open
 
-from distrec.data.dataset import (
-    FORMAT,
-    SPLITS,
-    FeatureEntry,
-    FileEntry,
-    Manifest,
-    vector_table,
-    write_manifest,
-    write_part,
-)
+from distrec.data.dataset import vector_table, write_part
+from distrec.data.manifest import FORMAT, SPLITS, FeatureEntry, FileEntry, Manifest, write_manifest
 from distrec.data.storage import open_folder
 from distrec.training.engine import Engine
 from tests.training.random_data import write_tokens
@@ -108,6 +100,12 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+def planted_epoch(number: int, **more: Any) -> dict[str, Any]:
+    """A line of `metrics.jsonl` that nobody trained."""
+    seconds = {"train": 1.0, "evaluate": 0.1, "checkpoint": 0.1}
+    return {"epoch": number, "loss": {"bpr": 0.5}, "seconds": seconds, "replayed": 0, "rows_per_second": 9.0, **more}
+
+
 def read(run: Path, name: str) -> Any:
     """A JSON file of a run."""
     return json.loads((run / name).read_text())
@@ -123,11 +121,18 @@ def checkpoints(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
-def tensors(run: Path, scratch: Path, name: str | None = None) -> dict[str, torch.Tensor]:
+def tensors(run: Path, name: str | None = None) -> dict[str, torch.Tensor]:
     """The whole tensors of a checkpoint (the newest unless named), read without the project's own code."""
-    out = scratch / "tensors.pt"
-    dcp_to_torch_save(run / "checkpoints" / (name or checkpoints(run)[-1]), out)
-    return dict(torch.load(out))
+    parts: dict[str, dict[int, torch.Tensor]] = {}
+    for path in (run / "checkpoints" / (name or checkpoints(run)[-1])).glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            first_rows = json.loads(file.metadata()["first_rows"])
+            for key in file.keys():  # noqa: SIM118 -- not a mapping
+                parts.setdefault(key, {})[first_rows.get(key, 0)] = file.get_tensor(key)
+    return {
+        key: rows[0] if len(rows) == 1 else torch.cat([rows[first] for first in sorted(rows)])
+        for key, rows in parts.items()
+    }
 
 
 @contextmanager

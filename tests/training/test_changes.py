@@ -66,7 +66,7 @@ def test_changes_to_the_same_values_leave_every_bit(tmp_path: Path, data: str, m
     plain = run(tmp_path / "plain", data, method, [])
     changed = run(tmp_path / "changed", data, method, [{"epoch": 1, "values": values}, {"epoch": 2, "values": values}])
     small.same_losses(plain, changed, rtol=0)
-    want, got = small.tensors(plain, tmp_path), small.tensors(changed, tmp_path)
+    want, got = small.tensors(plain), small.tensors(changed)
     assert want.keys() == got.keys()
     assert all(torch.equal(want[name], got[name]) for name in want)
     assert small.read(plain, "summary.json")["valid"] == small.read(changed, "summary.json")["valid"]
@@ -85,7 +85,7 @@ def test_a_change_acts_from_its_epoch_on_and_not_before(
     one, two = small.metrics(plain), small.metrics(changed)
     assert one[0]["loss"] == two[0]["loss"]
     assert one[0]["valid"] == two[0]["valid"]
-    want, got = small.tensors(plain, tmp_path), small.tensors(changed, tmp_path)
+    want, got = small.tensors(plain), small.tensors(changed)
     assert any(not torch.equal(want[name], got[name]) for name in want)
 
 
@@ -134,7 +134,7 @@ def test_learning_rates_by_changes_are_those_of_a_decay(tmp_path: Path, data: st
     changes = [{"epoch": epoch, "values": {"optimizer.lr": 0.08 * 0.5**epoch}} for epoch in (1, 2)]
     changed = run(tmp_path / "changes", data, "lightgcn", changes, optimizer={"name": name, "lr": 0.08})
     assert [epoch["lr"] for epoch in small.metrics(changed)] == [0.08, 0.04, 0.02]
-    want, got = small.tensors(decayed, tmp_path), small.tensors(changed, tmp_path)
+    want, got = small.tensors(decayed), small.tensors(changed)
     assert all(torch.equal(want[name], got[name]) for name in want)
 
 
@@ -146,7 +146,7 @@ def test_a_run_with_changes_goes_on_where_it_died(tmp_path: Path, data: str, pla
     with small.crash_at(place), pytest.raises(RuntimeError, match="crash"):
         run(tmp_path / "torn", data, "alignrec", changes, **sections)
     torn = run(tmp_path / "torn", data, "alignrec", changes, **sections)
-    want, got = small.tensors(whole, tmp_path), small.tensors(torn, tmp_path)
+    want, got = small.tensors(whole), small.tensors(torn)
     assert all(torch.equal(want[name], got[name]) for name in want)
     small.same_losses(whole, torn, rtol=0)
 
@@ -158,7 +158,7 @@ def test_changes_ahead_may_be_set_and_those_behind_may_not(tmp_path: Path, data:
     straight = run(
         tmp_path / "straight", data, "bprmf", [*first, {"epoch": 2, "values": {"method.reg": 0.1}}], train={"epochs": 4}
     )
-    want, got = small.tensors(straight, tmp_path), small.tensors(longer, tmp_path)
+    want, got = small.tensors(straight), small.tensors(longer)
     assert all(torch.equal(want[name], got[name]) for name in want)
     for wrong in ([], [{"epoch": 1, "values": {"optimizer.lr": 0.04}}], first):
         with pytest.raises(InputError, match="has trained 4 epochs with changes"):
@@ -201,4 +201,4 @@ def test_two_workers_train_the_same_schedule(tmp_path: Path, data: str) -> None:
     assert [epoch["workers"] for epoch in small.metrics(two)] == [2, 2, 2]
     small.same_losses(one, two, rtol=1e-4)
     steps = 3 * -(-small.metrics(one)[0]["ledger"]["expected"] // 64)
-    small.same_tensors(small.tensors(one, tmp_path), small.tensors(two, tmp_path), 0.004, steps)
+    small.same_tensors(small.tensors(one), small.tensors(two), 0.004, steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -41,10 +42,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory, data: str) -> Path:
     return folder / "run"
 
 
-def assert_same(whole: Path, run: Path, scratch: Path) -> None:
+def assert_same(whole: Path, run: Path) -> None:
     """Check that both runs are bit-identical, as they must be at the same number of workers."""
     small.same_losses(whole, run, rtol=0)
-    want, got = small.tensors(whole, scratch), small.tensors(run, scratch)
+    want, got = small.tensors(whole), small.tensors(run)
     assert want.keys() == got.keys()
     assert [name for name in want if not want[name].equal(got[name])] == []
     first, second = small.read(whole, "summary.json"), small.read(run, "summary.json")
@@ -54,13 +55,21 @@ def assert_same(whole: Path, run: Path, scratch: Path) -> None:
 
 
 def tensor_file(folder: Path) -> Path:
-    return next(folder.glob("*.distcp"))
+    return next(folder.glob("rows-*.safetensors"))
+
+
+def flip(path: Path, place: int, bit: int = 0) -> None:
+    """Flip one bit of the byte at `place` of a file."""
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1 << bit
+    path.write_bytes(data)
 
 
 TEARS: dict[str, Callable[[Path], Any]] = {
     "tensor file cut short": lambda folder: os.truncate(tensor_file(folder), tensor_file(folder).stat().st_size // 2),
     "tensor file missing": lambda folder: tensor_file(folder).unlink(),
-    "no metadata": lambda folder: (folder / ".metadata").unlink(),
+    "bit flipped": lambda folder: flip(tensor_file(folder), -1),
+    "no dense weights": lambda folder: next(folder.glob("whole-*")).unlink(),
     "no state.json": lambda folder: (folder / "state.json").unlink(),
     "no complete.json": lambda folder: (folder / "complete.json").unlink(),
     "half a complete.json": lambda folder: os.truncate(folder / "complete.json", 20),
@@ -70,7 +79,9 @@ TEARS: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("tear", TEARS)
-def test_a_torn_checkpoint_within_an_epoch_is_skipped(tmp_path: Path, data: str, whole: Path, tear: str) -> None:
+def test_a_torn_checkpoint_within_an_epoch_is_skipped(
+    tmp_path: Path, data: str, whole: Path, tear: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = small.write_config(tmp_path / "run.yaml", data, tmp_path, train={"checkpoint_every": 4})
     run = tmp_path / "run"
     with small.crash_at((1, 6)):
@@ -79,13 +90,20 @@ def test_a_torn_checkpoint_within_an_epoch_is_skipped(tmp_path: Path, data: str,
     assert newest == "epoch-000001-step-000000004"
     assert is_complete(open_folder(str(run / "checkpoints" / newest)))
     TEARS[tear](run / "checkpoints" / newest)
-    assert not is_complete(open_folder(str(run / "checkpoints" / newest)))
     assert previous
+    here = Checkpoints(open_folder(str(run / "checkpoints")), World(0, 1))
+    assert here.newest_intact()[0] == previous[-1]
+    if tear != "bit flipped":  # which only the checksums show
+        assert not is_complete(open_folder(str(run / "checkpoints" / newest)))
     with small.crash_at() as trained:
         assert main(["train", config]) == 0
     assert trained[0] == (1, 0)
     assert [epoch["replayed"] for epoch in small.metrics(run)] == [0, 6, 0]
-    assert_same(whole, run, tmp_path)
+    assert list(small.read(run, "run.json")["attempts"][-1]["damaged_checkpoints"]) == [newest]
+    told = capsys.readouterr().err
+    assert newest in told
+    assert f"continues from {previous[-1]}" in told
+    assert_same(whole, run)
 
 
 @pytest.mark.parametrize("tear", ["tensor file cut short", "no complete.json"])
@@ -95,17 +113,13 @@ def test_a_torn_checkpoint_at_the_end_of_an_epoch_is_skipped(tmp_path: Path, dat
     The previous checkpoint still exists, and the rest of epoch 2 runs again.
     """
     config = small.write_config(tmp_path / "run.yaml", data, tmp_path, train={"checkpoint_every": 4})
-    run, before = tmp_path / "run", "epoch-000001-step-000000004"
-    with small.crash_at((1, 6), (2, 0)):
+    with small.crash_at((2, 0)):
         assert main(["train", config]) == 1
-        shutil.copytree(run / "checkpoints" / before, tmp_path / before)
-        assert main(["train", config]) == 1
-    shutil.copytree(tmp_path / before, run / "checkpoints" / before, dirs_exist_ok=True)
-    TEARS[tear](run / "checkpoints" / "epoch-000002-step-000000000")
+    TEARS[tear](tmp_path / "run/checkpoints/epoch-000002-step-000000000")
     with small.crash_at() as trained:
         assert main(["train", config]) == 0
-    assert trained[0] == (1, 4)
-    assert_same(whole, run, tmp_path)
+    assert trained[0] == (1, 8)
+    assert_same(whole, tmp_path / "run")
 
 
 def test_without_any_complete_checkpoint_training_starts_over(tmp_path: Path, data: str, whole: Path) -> None:
@@ -115,7 +129,7 @@ def test_without_any_complete_checkpoint_training_starts_over(tmp_path: Path, da
     for folder in (run / "checkpoints").iterdir():
         (folder / "complete.json").unlink()
     assert main(["train", config]) == 0
-    assert_same(whole, run, tmp_path)
+    assert_same(whole, run)
 
 
 def test_a_torn_best_checkpoint_is_refused_when_it_is_needed(
@@ -132,7 +146,7 @@ def test_a_torn_best_checkpoint_is_refused_when_it_is_needed(
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("every", [0, 3])
-def test_only_the_newest_and_the_best_are_kept(tmp_path: Path, data: str, seed: int, every: int) -> None:
+def test_only_the_newest_two_and_the_best_are_kept(tmp_path: Path, data: str, seed: int, every: int) -> None:
     config = small.write_config(
         tmp_path / "run.yaml", data, tmp_path, optimizer={"lr": 0.05}, train={"seed": seed, "checkpoint_every": every}
     )
@@ -141,8 +155,97 @@ def test_only_the_newest_and_the_best_are_kept(tmp_path: Path, data: str, seed: 
         assert main(["train", config, "train.epochs=5"]) == 1
     values = [epoch["valid"]["recall@20"] for epoch in small.metrics(tmp_path / "run")]
     best = f"epoch-{1 + values.index(max(values)):06d}-step-000000000"
-    newest = f"epoch-000003-step-{8 // every * every if every else 0:09d}"
-    assert small.checkpoints(tmp_path / "run") == sorted({best, newest})
+    newest = (
+        [f"epoch-000003-step-{step:09d}" for step in range(0, 9, every)]
+        if every
+        else [f"epoch-{epoch:06d}-step-000000000" for epoch in (1, 2, 3)]
+    )
+    assert small.checkpoints(tmp_path / "run") == sorted({best, *newest[-2:]})
+
+
+# --- damage and malice ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, data: str) -> Path:
+    """A finished run whose best epoch is not its last, with dense weights. Tests work on copies of it."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = small.write_config(folder / "run.yaml", data, folder, "alignrec", train={"epochs": 3})
+    assert main(["train", config]) == 0
+    return folder / "run"
+
+
+def test_a_flipped_bit_anywhere_in_a_checkpoint_is_noticed(tmp_path: Path, finished: Path) -> None:
+    """Every file; of small files every byte, of large ones the header, both ends and random places."""
+    (name, *_) = small.checkpoints(finished)
+    shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
+    here, rng = Checkpoints(open_folder(str(tmp_path / "checkpoints")), World(0, 1)), np.random.default_rng(1)
+    assert here.defect(name) is None
+    paths = sorted((tmp_path / "checkpoints" / name).iterdir())
+    assert {path.name.split("-")[0] for path in paths} == {"complete.json", "rows", "state.json", "whole"}
+    for path in paths:
+        data = path.read_bytes()
+        places = range(len(data)) if path.name == "complete.json" else [0, 7, 8, 9, -1, *rng.integers(0, len(data), 20)]
+        for place in places:
+            flip(path, place, bit := int(rng.integers(8)))
+            assert here.defect(name), (path.name, place, bit)
+            path.write_bytes(data)
+    assert here.defect(name) is None
+
+
+def test_a_damaged_best_checkpoint_ends_every_command_that_needs_it(
+    tmp_path: Path, data: str, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "runs/run"
+    shutil.copytree(finished, run)
+    best = small.read(run, "summary.json")["best_checkpoint"]
+    flip(next((run / "checkpoints" / best).glob("whole-*")), -3)
+    config = small.write_config(tmp_path / "run.yaml", data, tmp_path / "runs", "alignrec", train={"epochs": 4})
+    for command in (["evaluate", str(run)], ["train", config]):
+        assert main(command) == 2
+        (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("distrec")]
+        assert best in told
+        assert "whole-00000.safetensors" in told
+
+
+class Planted:
+    """Its unpickling writes a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_a_planted_pickle_does_nothing(
+    tmp_path: Path, data: str, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the names that PyTorch's checkpoints, Ray Tune and others would unpickle, and in our own files."""
+    run, proof = tmp_path / "runs/run", tmp_path / "proof"
+    shutil.copytree(finished, run)
+    payload = pickle.dumps(Planted(proof))
+    pickle.loads(payload)
+    assert proof.exists()  # the trap works
+    proof.unlink()
+    config = small.write_config(tmp_path / "run.yaml", data, tmp_path / "runs", "alignrec", train={"epochs": 4})
+    commands = [["evaluate", str(run)], ["train", config]]
+    for name in small.checkpoints(run):
+        (run / "checkpoints" / name / ".metadata").write_bytes(payload)
+    for command in commands:
+        assert main(command) == 2
+        assert "older format with pickled metadata" in capsys.readouterr().err
+    for name in small.checkpoints(run):
+        (run / "checkpoints" / name / ".metadata").unlink()
+        for path in (run / "checkpoints" / name).iterdir():
+            path.write_bytes(payload)
+    for path in ("tuner.pkl", "ray/tuner.pkl", "checkpoints/junk", "checkpoints/.metadata", "evaluation/test.json"):
+        (run / path).parent.mkdir(parents=True, exist_ok=True)
+        (run / path).write_bytes(payload)
+    assert main(commands[0]) == 2
+    assert main(commands[1]) == 0  # no checkpoint is left, so training starts over
+    assert (run / "checkpoints/junk").read_bytes() == payload  # a foreign file is left alone
+    assert not proof.exists()
 
 
 # --- the same checkpoint at another number of workers -----------------------------------------------------------------
@@ -236,6 +339,4 @@ def test_a_checkpoint_of_two_workers_continues_at_other_sizes_and_stages(tmp_pat
     assert main(["train", str(tmp_path / "run.yaml"), "run.name=whole"]) == 0
     small.same_losses(runs / "whole", runs / "run", rtol=1e-5)
     assert [epoch["replayed"] for epoch in small.metrics(runs / "run")] == [0, 2, 3]
-    small.same_tensors(
-        small.tensors(runs / "whole", tmp_path), small.tensors(runs / "run", tmp_path), lr=1e-3, steps=27
-    )
+    small.same_tensors(small.tensors(runs / "whole"), small.tensors(runs / "run"), lr=1e-3, steps=27)

@@ -92,7 +92,7 @@ def test_workers_killed_at_two_go_on_at_two_and_end_at_other_sizes(
     assert main(["train", config, f"train.workers={last}", "dense.zero_stage=3"]) == 0
 
     small.same_losses(tmp_path / "whole", run, rtol=1e-5)
-    tables = small.tensors(tmp_path / "whole", tmp_path), small.tensors(run, tmp_path)
+    tables = small.tensors(tmp_path / "whole"), small.tensors(run)
     small.same_tensors(*tables, lr=1e-3, steps=12 * killer.killed_at[0]["steps"])
     epochs = small.metrics(run)
     assert [epoch["epoch"] for epoch in epochs if epoch["replayed"]] == sorted({first, second})

@@ -65,7 +65,7 @@ def test_crashes_anywhere_change_nothing(tmp_path: Path, data: str, method: str,
     trained += steps
 
     small.same_losses(tmp_path / "whole", tmp_path / "run", rtol=0)
-    want, got = small.tensors(tmp_path / "whole", tmp_path), small.tensors(tmp_path / "run", tmp_path)
+    want, got = small.tensors(tmp_path / "whole"), small.tensors(tmp_path / "run")
     assert [name for name in want if not want[name].equal(got[name])] == []
     again = Counter(epoch for epoch, _ in trained)
     replayed = [epoch["replayed"] for epoch in small.metrics(tmp_path / "run")]

@@ -110,6 +110,9 @@ DECAY = "optimizer.lr_decay={factor: 0.9, epochs: 10}"
         ([DECAY], [], "optimizer.lr_decay", ("0.9", "None")),
         ([], ["train.seed=2"], "train.seed", ("1", "2")),
         ([], ["train.global_batch=65"], "train.global_batch", ("64", "65")),
+        ([], ["train.metric=ndcg@20"], "train.metric", ("recall@20", "ndcg@20")),
+        ([], ["evaluate.mask=none"], "evaluate.mask", ("train", "'distrec evaluate --mask'")),
+        ([], ["evaluate.ks=[5, 20]"], "evaluate.ks", ("[5, 20]", "'distrec evaluate --ks'")),
     ],
 )
 def test_another_identity_under_the_same_name_is_refused(
@@ -128,7 +131,7 @@ def test_another_identity_under_the_same_name_is_refused(
 
 @pytest.mark.parametrize(
     "override",
-    ["train.epochs=2", "train.threads=2", "train.patience=1", "train.checkpoint_every=2", "evaluate.mask=none",
+    ["train.epochs=2", "train.threads=2", "train.patience=1", "train.checkpoint_every=2", "evaluate.test=false",
      "dense.zero_stage=2", "train.max_failures=0"],
 )  # fmt: skip
 def test_what_is_no_part_of_the_identity_may_change(tmp_path: Path, data: str, override: str) -> None:
@@ -224,7 +227,7 @@ def test_a_loss_that_overflows_ends_with_status_3(
         if (run / "checkpoints").exists():
             last = message.rpartition("Last good checkpoint: ")[2].rstrip(".")
             assert last == small.checkpoints(run)[-1]
-            for name, tensor in small.tensors(run, tmp_path, last).items():
+            for name, tensor in small.tensors(run, last).items():
                 assert tensor.isfinite().all(), name
 
 
@@ -241,9 +244,8 @@ def test_a_huge_feature_ends_with_status_3_and_the_step_before_it_stays(
 
 def test_an_unexpected_error_ends_with_status_1(tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]) -> None:
     config = small.write_config(tmp_path / "run.yaml", data, tmp_path / "runs")
-    (tmp_path / "runs/run").mkdir(parents=True)
-    (tmp_path / "runs/run/checkpoints").touch()  # a file where a folder must be
-    assert main(["train", config]) == 1
+    with small.crash_at((0, 0)):
+        assert main(["train", config]) == 1
     assert "Traceback" in capsys.readouterr().err
 
 
@@ -272,7 +274,7 @@ def test_a_run_on_an_object_store_is_the_local_one(tmp_path: Path, data: str, s3
     assert [epoch["loss"] for epoch in small.metrics(copy)] == [epoch["loss"] for epoch in small.metrics(run)]
     assert [epoch["ledger"] for epoch in small.metrics(copy)] == [epoch["ledger"] for epoch in small.metrics(run)]
     assert small.read(copy, "evaluation/test.json") == small.read(run, "evaluation/test.json")
-    here, back = small.tensors(run, tmp_path), small.tensors(copy, tmp_path)
+    here, back = small.tensors(run), small.tensors(copy)
     assert here.keys() == back.keys()
     assert all(here[name].equal(back[name]) for name in here)
     assert any((copy / "tensorboard").iterdir())

@@ -12,7 +12,8 @@ import pytest
 
 from distrec.cli import main
 from distrec.config import load_run
-from distrec.data.dataset import SPLITS, Dataset, Interactions, write_manifest, write_part
+from distrec.data.dataset import Dataset, Interactions, write_part
+from distrec.data.manifest import SPLITS, write_manifest
 from distrec.methods.registry import METHODS, resolve
 from distrec.training.launch import check_inputs
 from tests.training import small

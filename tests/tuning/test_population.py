@@ -17,6 +17,7 @@ from distrec.tuning.folder import SweepFolder, Trial
 from distrec.tuning.space import Range
 from distrec.tuning.sweep import load_sweep, resolve_entries
 from distrec.tuning.tune import Search
+from tests.training import small
 from tests.tuning.planted import write_sweep
 
 LR = {"low": 1e-4, "high": 1e-1, "log": True}
@@ -96,8 +97,10 @@ def write_run(folder: SweepFolder, trial: Trial, epochs: int) -> None:
     """Write the files of the trial's training that a search reads."""
     run = folder.run("trials", trial)
     history = run.read_metrics()
-    run.write_metrics([*history, {"epoch": epochs, "valid": {"recall@20": trial.last}}])
-    run.folder.write_json({"epochs": epochs, "valid": {"recall@20": trial.value}}, "summary.json")
+    history += [small.planted_epoch(epoch) for epoch in range(len(history) + 1, epochs)]
+    run.write_metrics([*history, small.planted_epoch(epochs, valid={"recall@20": trial.last})])
+    best = {"method": "planted", "best_epoch": None, "best_checkpoint": None}
+    run.folder.write_json({**best, "epochs": epochs, "valid": {"recall@20": trial.value}}, "summary.json")
 
 
 def records(trials: list[Trial]) -> list[dict[str, Any]]:

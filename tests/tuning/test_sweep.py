@@ -17,6 +17,7 @@ from distrec.tuning.folder import SweepFolder, Trial
 from distrec.tuning.sweep import PrepareSection, load_sweep, resolve_entries
 from distrec.tuning.tune import prepare_data, tune
 from tests.data import raw
+from tests.training import small
 from tests.tuning.planted import write_sweep
 
 LIGHT: dict[str, Any] = {"space": {"method.layers": [1, 2]}}
@@ -146,7 +147,9 @@ def test_a_continued_search_halves_among_all_its_trials(tmp_path: Path, data: st
     for number, value in enumerate([0.5, 0.6, 0.7, 0.3]):
         trial = Trial(f"lightgcn-00{number}", "lightgcn", number, {}, 1, 1, "done" if number < 3 else "waiting", value)
         folder.write_trial("trials", trial)
-        folder.run("trials", trial).write_metrics([{"epoch": 2, "valid": {"recall@20": value}}])
+        folder.run("trials", trial).write_metrics(
+            [small.planted_epoch(1), small.planted_epoch(2, valid={"recall@20": value})]
+        )
     nobody: Any = None
 
     def verdict(scheduler: _PerMethod, label: str, name: str, epoch: int, value: float) -> str:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distrec.data.importers.base import ImageReader, read_ids, same_type
-from distrec.data.importers.source import Rows, Source
+from distrec.data.importers.source import Rows, Source, Span
 from distrec.errors import InputError
 
 _SEPARATORS = " \t\n.,;:|/-"
@@ -161,7 +161,8 @@ class ImagesInTable:
                 first = 0
                 for batch in self._source.batches(name, self._columns, rows=64):
                     table = pa.Table.from_batches([batch])
-                    ids = read_ids(Rows(table, [(name, len(batch))], typed=True), self._columns[0])
+                    spans = [Span(name, range(first, first + len(batch)))]
+                    ids = read_ids(Rows(table, [(name, len(batch))], typed=True, spans=spans), self._columns[0])
                     catalogue, ids = same_type(self._catalogue, ids)
                     where = pc.index_in(ids, value_set=catalogue).to_pylist()
                     for i, (row, image) in enumerate(zip(where, batch.column(1))):

@@ -1,21 +1,135 @@
-"""Reads a sweep folder in any state: absent files are empty, torn files are recorded, and neither is an error."""
+"""Reads a sweep folder in any state: absent files are empty, damaged files are recorded, and neither is an error."""
 
 from __future__ import annotations
 
 import io
-import json
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import yaml
+from pydantic import Field, TypeAdapter, ValidationError
 
+from distrec.config.text import read_yaml
 from distrec.data.storage import Folder
 from distrec.errors import InputError
+from distrec.training.attempts import Record, checked
+
+Metrics = dict[str, float | None]
+
+
+class _Data(Record):
+    name: str | None = None
+    hash: str | None = None
+    split: str | None = None
+    users: int | None = None
+    items: int | None = None
+    interactions: dict[str, int] = Field({})
+
+
+class _Described(Record):
+    title: str | None = None
+    method: str | None = None
+    reads_content: bool | None = None
+
+
+class _Published(Record):
+    entry: str
+    source: str | None = None
+    note: str | None = None
+    metrics: Metrics = Field({})
+
+
+class _Attempt(Record):
+    started: str | None = None
+
+
+class _Sweep(Record):
+    attempts: list[_Attempt] = Field([])
+    seconds: float | None = None
+    cpus: float | None = None
+    closed: str | None = None
+    done: str | None = None
+    data: _Data | None = None
+    entries: dict[str, _Described] = Field({})
+    versions: dict[str, str] = Field({})
+    winners: dict[str, str] = Field({})
+    published: list[_Published] = Field([])
+
+
+class _Trial(Record):
+    entry: str
+    number: int = 0
+    values: dict[str, Any] = Field({})
+    cpus: float | None = None
+    seed: int | None = None
+    status: str = "waiting"
+    reason: str | None = None
+    failures: int = 0
+    seconds: float | None = None
+    pause: int | None = None
+    parent: str | None = None
+    born: int = 0
+
+
+class _Run(Record):
+    attempts: list[_Attempt] = Field([])
+    degradations: list[str] = Field([])
+    versions: dict[str, str] = Field({})
+
+
+class _Summary(Record):
+    best_epoch: int | None = None
+    valid: Metrics | None = None
+    test: Metrics | None = None
+    peak_memory_bytes: float | None = None
+
+
+class _Epoch(Record):
+    epoch: int
+    valid: Metrics | None = None
+    seconds: Metrics | None = None
+    peak_memory_bytes: float | None = None
+
+
+class _Slice(Record):
+    meaning: str
+    users: int
+    metrics: Metrics
+
+
+class _Evaluation(Record):
+    slices: dict[str, _Slice] = Field({})
+
+
+class _Evaluate(Record):
+    mask: str
+
+
+class _Settings(Record):
+    run: dict[str, Any]
+    data: str
+    methods: dict[str, dict[str, Any]]
+    metric: str
+    searcher: str
+    scheduler: str
+    seed: int
+    seeds: int
+    budget: dict[str, float | None]
+    resources: dict[str, float | None]
+    evaluate: _Evaluate
+
+
+SHAPES: dict[str, Any] = {
+    "sweep.json": _Sweep,
+    "trial.json": _Trial,
+    "run.json": _Run,
+    "summary.json": _Summary,
+    "test.json": _Evaluation,
+}
 
 
 class Reader:
-    """Reads files of a sweep. `unreadable` lists files that exist but could not be read."""
+    """Reads files of a sweep. `unreadable` lists files that exist but could not be read, or hold something else."""
 
     def __init__(self, folder: Folder):
         self.folder = folder
@@ -27,33 +141,29 @@ class Reader:
         if data is None:
             return {}
         try:
-            value = json.loads(data)
+            value: dict[str, Any] = checked(data, SHAPES.get(parts[-1], Record))
         except ValueError:
-            value = None
-        if not isinstance(value, dict):
             self.unreadable.append("/".join(parts))
             return {}
         return value
 
     def epochs(self, *parts: str) -> list[dict[str, Any]]:
-        """The records of a `metrics.jsonl`, one for each epoch, up to the first torn line."""
+        """The records of a `metrics.jsonl`, one for each epoch, up to the first damaged line."""
         out: list[dict[str, Any]] = []
         for line in (self._bytes(*parts) or b"").splitlines():
             try:
-                record = json.loads(line)
+                out.append(checked(line, _Epoch))
             except ValueError:
                 self.unreadable.append("/".join(parts))
                 break
-            if isinstance(record, dict) and "epoch" in record:
-                out.append(record)
         return out
 
     def yaml(self, *parts: str) -> dict[str, Any]:
         """A YAML mapping; empty if the file is absent or unreadable."""
         data = self._bytes(*parts)
         try:
-            value = yaml.safe_load(data or b"{}")
-        except yaml.YAMLError:
+            value = read_yaml(data or b"{}", "/".join(parts))
+        except InputError:
             value = None
         if not isinstance(value, dict):
             self.unreadable.append("/".join(parts))
@@ -85,7 +195,7 @@ class Reader:
             return self.folder.read_bytes(*parts)
         except FileNotFoundError:
             return None
-        except OSError:
+        except InputError:
             self.unreadable.append("/".join(parts))
             return None
 
@@ -94,7 +204,7 @@ def read_settings(folder: Folder, path: str) -> dict[str, Any]:
     """The content of `sweep.yaml` of the sweep at `path`.
 
     Raises:
-        InputError: there is no sweep at `path`.
+        InputError: there is no sweep at `path`, or its config is damaged.
     """
     if not folder.exists("sweep.yaml"):
         there = "another folder's content" if folder.names() else "nothing"
@@ -103,15 +213,18 @@ def read_settings(folder: Folder, path: str) -> dict[str, Any]:
             "give the folder <run.storage>/<run.name> that 'distrec tune' wrote."
         )
     try:
-        settings = yaml.safe_load(folder.read_bytes("sweep.yaml"))
-    except yaml.YAMLError:
-        settings = None
-    if not isinstance(settings, dict) or not isinstance(settings.get("methods"), dict):
-        raise InputError(
-            f"'{path}' holds no sweep that can be read (sweep.yaml has no methods); "
-            "run 'distrec tune' with its config again."
-        )
-    return settings
+        settings: dict[str, Any] = read_yaml(folder.read_bytes("sweep.yaml"), "it")
+        TypeAdapter(_Settings).validate_python(settings)
+        return settings
+    except (OSError, InputError) as error:
+        problem = str(error).splitlines()[0].rstrip(".")
+    except ValidationError as error:
+        told = error.errors(include_url=False)[0]
+        key = ".".join(map(str, told["loc"]))
+        problem = f"key '{key}': {told['msg'][0].lower()}{told['msg'][1:]}" if key else "it holds no keys and values"
+    raise InputError(
+        f"'{path}' holds no sweep that can be read (sweep.yaml: {problem}); run 'distrec tune' with its config again."
+    )
 
 
 def runs(reader: Reader, kind: str) -> list[tuple[str, dict[str, Any]]]:
@@ -120,4 +233,4 @@ def runs(reader: Reader, kind: str) -> list[tuple[str, dict[str, Any]]]:
     `kind` is `trials` or `final`.
     """
     named = [(name, reader.mapping(kind, name, "trial.json")) for name in reader.folder.names(kind)]
-    return [(name, record) for name, record in named if isinstance(record.get("entry"), str)]
+    return [(name, record) for name, record in named if record]
