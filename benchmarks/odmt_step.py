@@ -30,17 +30,10 @@ from turns import OURS_IMPORTS, Ours, Program, Start, finish, report, running, t
 
 from distrec.config import decode
 from distrec.config.run import RunConfig
-from distrec.data.dataset import (
-    SPLITS,
-    Dataset,
-    FeatureEntry,
-    Manifest,
-    group_rows,
-    vector_table,
-    write_manifest,
-    write_part,
-)
+from distrec.data.dataset import Dataset, group_rows, vector_table, write_part
+from distrec.data.manifest import SPLITS, FeatureEntry, Manifest, write_manifest
 from distrec.data.storage import open_folder
+from distrec.data.synth import write_ids
 from distrec.methods.registry import resolve
 
 USERS, ITEMS, LENGTH, TEXT, IMAGE, WIDTH = 512, 2000, 12, 30, 50, 768
@@ -52,7 +45,7 @@ def write(path: Path) -> None:
     draw, folder = np.random.default_rng(0), open_folder(str(path))
     popularity = 1 / (np.arange(ITEMS) + 10)
     popularity /= popularity.sum()
-    files, features, counts = {}, {}, {}
+    files, features, counts = write_ids(folder, USERS, ITEMS), {}, {}
     for split in SPLITS:
         user = np.repeat(np.arange(USERS, dtype=np.int32), LENGTH + 8 if split == "train" else 1)
         item = draw.choice(ITEMS, len(user), p=popularity).astype(np.int32)

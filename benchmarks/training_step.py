@@ -23,7 +23,8 @@ import plain
 from turns import OURS_IMPORTS, Ours, Program, Start, finish, report, running, turn
 
 from distrec.config.run import RunConfig
-from distrec.data.dataset import Dataset, FeatureEntry, vector_table, write_manifest, write_part
+from distrec.data.dataset import Dataset, vector_table, write_part
+from distrec.data.manifest import FeatureEntry, write_manifest
 from distrec.data.storage import open_folder
 
 BATCH, WIDTH, COMPARED = 2048, 768, 10
@@ -42,7 +43,9 @@ def with_features(source: str, widths: Mapping[str, int] | None = None, clusters
     data, draw = Dataset.open(source), np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as path:
         folder = open_folder(path)
-        files = {name: entry for name, entry in data.manifest.files.items() if name.startswith("interactions/")}
+        files = {
+            name: entry for name, entry in data.manifest.files.items() if not name.startswith(("features/", "content/"))
+        }
         for name in files:
             folder.write_bytes(data.folder.read_bytes(name), *name.split("/"))
         features, cluster = {}, draw.integers(0, clusters, data.items) if clusters else None

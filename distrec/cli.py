@@ -1,22 +1,40 @@
-"""`distrec <verb>`. Exit status: 0 done, 1 failed, 2 bad input, 3 non-finite loss, 130 interrupted."""
+"""`distrec <verb>`.
+
+Exit status: 0 done, 1 failed, 2 bad input, 3 non-finite loss, 130 interrupted, 141 the reader of the output is gone.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
+import select
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Sequence
 
-from distrec.errors import DONE, InputError, Interrupted, NonFiniteLoss, exit_status
+from distrec.errors import CLOSED_PIPE, DONE, FAILED, InputError, Interrupted, NonFiniteLoss, exit_status, shown
 
 _PRINT_CONFIG = "show the config with every setting and its description, and stop"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit status."""
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()  # here, where a closed pipe can be handled
+    except BrokenPipeError:
+        if not _output_is_closed():
+            traceback.print_exc()
+            return FAILED
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parsed = _parse(arguments)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, until training handles both
@@ -26,12 +44,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"distrec {parsed.verb}: {str(error) or 'interrupted'}", file=sys.stderr)
         return exit_status(error)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return exit_status(InputError())
+        raise
     except Exception as error:
         traceback.print_exc()
         return exit_status(error)
     return DONE
+
+
+def _output_is_closed() -> bool:
+    """Whether the reader of the standard output is gone, as in `distrec … | head`; another pipe may have broken."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # reports errors only
+    return bool(poll.poll(0))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -40,7 +64,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parsed, rest = parser.parse_known_args(arguments)
     overrides = [word for word in rest if not word.startswith("-")]
     if rest and (len(overrides) < len(rest) or not hasattr(parsed, "overrides")):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        parser.error(f"distrec {parsed.verb} has no argument {shown(rest[0])}; see 'distrec {parsed.verb} --help'.")
     if overrides:
         parsed.overrides = [*parsed.overrides, *overrides]
     return parsed
@@ -52,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = verbs.add_parser("demo-data", help="write the embedded demo shop")
     demo.add_argument("--out", required=True, help="folder to write")
-    demo.add_argument("--seed", type=int, default=7)
+    demo.add_argument("--seed", type=_whole, default=7)
     demo.set_defaults(run=_demo_data)
 
     synth = verbs.add_parser("synth", help="write a random dataset of any size, already prepared")
@@ -64,17 +88,17 @@ def _parser() -> argparse.ArgumentParser:
         ("edges", "number of interactions"),
         ("dim", "width of feature set 'text'"),
     ):
-        graph.add_argument(f"--{name}", type=int, required=True, metavar="N", help=what)
+        graph.add_argument(f"--{name}", type=_whole, required=True, metavar="N", help=what)
     graph.add_argument(
-        "--image-dim", type=int, metavar="N", help="width of feature set 'image'; by default that of 'text'"
+        "--image-dim", type=_whole, metavar="N", help="width of feature set 'image'; by default that of 'text'"
     )
     graph.add_argument("--out", required=True, help="new folder or s3:// prefix of the prepared dataset")
-    graph.add_argument("--seed", type=int, default=7)
+    graph.add_argument("--seed", type=_whole, default=7)
     graph.set_defaults(run=_synth_graph)
 
     prepare = verbs.add_parser("prepare", help="turn raw data into a prepared dataset")
     prepare.add_argument("config", help="a data config, such as configs/data/movielens.yaml")
-    prepare.add_argument("overrides", nargs="*", metavar="key=value")
+    prepare.add_argument("overrides", nargs="*", default=[], metavar="key=value")
     prepare.add_argument("--source", required=True, help="folder or s3:// prefix of the raw data")
     prepare.add_argument("--out", required=True, help="folder or s3:// prefix of the prepared dataset")
     prepare.set_defaults(run=_prepare)
@@ -93,44 +117,57 @@ def _parser() -> argparse.ArgumentParser:
     encode.add_argument("--text", help="text encoder: a name, the folder of a transformers model, or none")
     encode.add_argument("--image", help="image encoder: a name, the folder of a transformers model, or none")
     encode.add_argument(
-        "--max-tokens", type=int, default=128, help="tokens after which a text that becomes one vector is cut"
+        "--max-tokens",
+        type=_whole,
+        metavar="N",
+        help="without --tokens: tokens after which a text is cut; 128 by default",
     )
     encode.add_argument(
         "--tokens",
         action="store_true",
         help="write 'text-tokens' and 'image-tokens', the whole last layer, instead of one vector per item",
     )
-    encode.add_argument("--text-tokens", type=int, metavar="N", help="with --tokens: tokens per text; 30 by default")
-    encode.add_argument("--image-pool", type=int, metavar="N", help="with --tokens: average feature maps down to N x N")
+    encode.add_argument("--text-tokens", type=_whole, metavar="N", help="with --tokens: tokens per text; 30 by default")
+    encode.add_argument(
+        "--image-pool", type=_whole, metavar="N", help="with --tokens: average feature maps down to N x N"
+    )
     encode.add_argument(
         "--cut",
-        type=int,
+        type=_whole,
         metavar="N",
         help="with --tokens: write 'text-tokens-cutN' and 'image-tokens-cutN', the hidden states before the last N "
         "layers, for a method that trains these layers",
     )
-    encode.add_argument("--workers", type=int, default=2, help="Ray actors; 0 encodes in this process")
-    encode.add_argument("--threads", type=int, default=1, help="CPU threads per worker")
-    encode.add_argument("--batch", type=int, help="contents per forward pass; the encoder's own by default")
+    encode.add_argument("--workers", type=_whole, default=2, help="Ray actors; 0 encodes in this process")
+    encode.add_argument("--threads", type=_whole, default=1, help="CPU threads per worker")
+    encode.add_argument("--batch", type=_whole, help="contents per forward pass; the encoder's own by default")
     encode.add_argument("--cache", help="folder that keeps encoded contents; inside the dataset by default")
     encode.set_defaults(run=_encode)
 
     train = verbs.add_parser("train", help="train a model, or continue a run")
     train.add_argument("config", help="a run config, such as configs/lightgcn/demo.yaml")
-    train.add_argument("overrides", nargs="*", metavar="key=value")
+    train.add_argument("overrides", nargs="*", default=[], metavar="key=value")
     train.add_argument("--print-config", action="store_true", help=_PRINT_CONFIG)
     train.set_defaults(run=_train)
 
     tune = verbs.add_parser("tune", help="search over methods and their settings, or continue a sweep")
     tune.add_argument("config", metavar="SWEEP", help="a sweep config, such as configs/sweeps/demo.yaml")
-    tune.add_argument("overrides", nargs="*", metavar="key=value")
+    tune.add_argument("overrides", nargs="*", default=[], metavar="key=value")
     tune.add_argument("--print-config", action="store_true", help=_PRINT_CONFIG)
     tune.set_defaults(run=_tune)
 
     evaluate = verbs.add_parser("evaluate", help="rank a split with the best weights of trained runs")
     evaluate.add_argument("runs", nargs="+", metavar="RUN", help="<run.storage>/<run.name>; several are compared")
-    evaluate.add_argument("--split", choices=("valid", "test"), default="test")
-    evaluate.add_argument("--workers", type=int, default=0, help="Ray Train workers; 0 evaluates in this process")
+    evaluate.add_argument("--split", choices=("valid", "test"), default="test", help="the split to rank; default: test")
+    evaluate.add_argument(
+        "--mask",
+        choices=("train", "train+valid", "none"),
+        help="items to leave out of a user's ranking; by default as the run was trained ('evaluate.mask')",
+    )
+    evaluate.add_argument(
+        "--ks", type=_whole, nargs="+", default=[], metavar="K", help="cut-offs in addition to the run's 'evaluate.ks'"
+    )
+    evaluate.add_argument("--workers", type=_whole, default=0, help="Ray Train workers; 0 evaluates in this process")
     evaluate.add_argument(
         "--beside", metavar="FILE", help="JSON file of further metrics for the table: {split: {name: {metric: value}}}"
     )
@@ -146,6 +183,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.set_defaults(run=_report)
     return parser
+
+
+def _whole(text: str) -> int:
+    """The value of an option that is a whole number, read as in a config."""
+    from distrec.config.text import read_yaml
+
+    try:
+        value = read_yaml(text, f"value {shown(text)}")
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if type(value) is not int:
+        raise argparse.ArgumentTypeError(f"value {shown(text)} is not a whole number; give one.")
+    return value
 
 
 def _demo_data(arguments: argparse.Namespace) -> None:
@@ -217,10 +267,11 @@ def _tune(arguments: argparse.Namespace) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from distrec.training.evaluate import compare, evaluate
 
+    rule = {"mask": arguments.mask, "ks": arguments.ks}
     if len(arguments.runs) == 1 and not arguments.beside:
-        evaluate(arguments.runs[0], arguments.split, arguments.workers)
+        evaluate(arguments.runs[0], arguments.split, arguments.workers, **rule)
     else:
-        compare(arguments.runs, arguments.split, arguments.workers, arguments.beside)
+        compare(arguments.runs, arguments.split, arguments.workers, arguments.beside, **rule)
 
 
 def _report(arguments: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 DONE, FAILED, BAD_INPUT, NON_FINITE, INTERRUPTED = 0, 1, 2, 3, 130
+CLOSED_PIPE = 141  # as if SIGPIPE had ended the process, which is what shells expect
 
 
 class InputError(Exception):
@@ -30,3 +31,12 @@ def exit_status(error: BaseException) -> int:
     if isinstance(error, Interrupted | KeyboardInterrupt):
         return INTERRUPTED
     return FAILED
+
+
+def shown(value: object, width: int = 60) -> str:
+    """`value` as Python writes it, for a message: cut to `width` characters, so that a message stays one sentence."""
+    try:
+        text = repr(value if not isinstance(value, str) else value[: width + 1])
+    except ValueError:  # an integer with more digits than Python prints
+        text = "a number of thousands of digits"
+    return text if len(text) <= width + 2 else f"{text[:width]}…" + ("'" if isinstance(value, str) else "")

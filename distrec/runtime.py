@@ -15,8 +15,9 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from distrec.errors import InputError
@@ -95,6 +96,33 @@ def _not_fbgemm_info(record: logging.LogRecord) -> bool:
 
 def _not_accelerator_choice(record: logging.LogRecord) -> bool:
     return "Setting accelerator to CPU" not in record.getMessage()
+
+
+def total_memory() -> int:
+    """Bytes of memory of this machine, or of this container if it may use less."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # no such file, or "max"
+            whole = min(whole, int(Path(file).read_text(encoding="ascii")))
+    return whole
+
+
+def check_fits(needed: int, what: str, remedy: str) -> None:
+    """Refuse what certainly exceeds the memory of this machine, before anything is allocated.
+
+    Args:
+        needed: the fewest bytes that it takes.
+        what: the settings that decide about it, for the message.
+        remedy: what to do, as a command.
+
+    Raises:
+        InputError: the machine has less memory.
+    """
+    if needed > (there := total_memory()):
+        raise InputError(
+            f"{what} need at least {needed / 1e9:,.1f} GB of memory, but this machine has {there / 1e9:,.1f} GB; "
+            f"{remedy}."
+        )
 
 
 def tune_process(threads: int) -> None:

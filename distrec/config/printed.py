@@ -8,7 +8,8 @@ from typing import Any, get_origin
 
 from pydantic import BaseModel
 
-from distrec.config.tree import Section, section_of, yaml_lines
+from distrec.config.text import yaml_lines
+from distrec.config.tree import Section, section_of
 
 _WIDTH = 120
 

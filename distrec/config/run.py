@@ -11,6 +11,18 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from distrec.config.bounds import (
+    MOST_BATCH,
+    MOST_CPUS,
+    MOST_CUTOFF,
+    MOST_CUTOFFS,
+    MOST_EPOCHS,
+    MOST_NAME,
+    MOST_PIECES,
+    MOST_RETRIES,
+    MOST_STEPS,
+    MOST_WORKERS,
+)
 from distrec.config.tree import Section, apply_overrides, decode, load_file
 
 
@@ -27,6 +39,8 @@ class PlaceSection(Section):
     def _plain(cls, name: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise ValueError("must be letters, digits, '.', '_' and '-', since it names a folder")
+        if len(name) > MOST_NAME:
+            raise ValueError(f"must have at most {MOST_NAME} characters, since it names a folder")
         return name
 
 
@@ -39,41 +53,60 @@ class RunSection(PlaceSection):
     )
 
 
+def _check_cutoffs(ks: Sequence[int | str]) -> None:
+    if any(len(str(k)) > len(str(MOST_CUTOFF)) or int(k) > MOST_CUTOFF for k in ks):
+        raise ValueError(f"must have cut-offs of at most {MOST_CUTOFF:,}")
+
+
 class TrainSection(Section):
     """Length of training, workers, batches, and the metric that selects the best epoch."""
 
-    workers: int = Field(2, ge=0, description="number of Ray Train workers; 0 trains in this process")
+    workers: int = Field(2, ge=0, le=MOST_WORKERS, description="number of Ray Train workers; 0 trains in this process")
     epochs: int = Field(
-        100, ge=0, description="largest number of epochs; training ends earlier when 'patience' runs out"
+        100,
+        ge=0,
+        le=MOST_EPOCHS,
+        description="largest number of epochs; training ends earlier when 'patience' runs out",
     )
     seed: int = Field(1, ge=0, lt=2**63, description="seed of initial weights, batches, negative samples and dropout")
     global_batch: int = Field(
         2048,
         ge=1,
+        le=MOST_BATCH,
         description="rows per step over all workers together; a row is an interaction, or a history for sequential "
         "methods",
     )
     accumulate: int = Field(
         1,
         ge=1,
+        le=MOST_PIECES,
         description="micro-batches per global batch; each has its own forward and backward pass before the one update",
     )
-    eval_every: int = Field(1, ge=1, description="epochs between evaluations on the validation split")
+    eval_every: int = Field(1, ge=1, le=MOST_EPOCHS, description="epochs between evaluations on the validation split")
     patience: int = Field(
-        30, ge=1, description="number of evaluations in a row without strict improvement after which training stops"
+        30,
+        ge=1,
+        le=MOST_EPOCHS,
+        description="number of evaluations in a row without strict improvement after which training stops",
     )
     metric: str = Field(
         "recall@20",
         description="validation metric that selects the best epoch: recall, ndcg, precision, map or hit at one of "
         "'evaluate.ks'",
     )
-    cpus_per_worker: float = Field(1.0, gt=0, description="CPUs that Ray reserves for each worker")
-    threads: int = Field(1, ge=1, description="CPU threads for tensor operations in each worker")
+    cpus_per_worker: float = Field(1.0, gt=0, le=MOST_CPUS, description="CPUs that Ray reserves for each worker")
+    threads: int = Field(1, ge=1, le=MOST_CPUS, description="CPU threads for tensor operations in each worker")
     checkpoint_every: int = Field(
-        0, ge=0, description="steps between checkpoints within an epoch; 0 saves at the end of epochs only"
+        0,
+        ge=0,
+        le=MOST_STEPS,
+        description="steps between checkpoints within an epoch; 0 saves at the end of epochs only",
     )
     max_failures: int = Field(
-        3, ge=0, description="number of times Ray Train restarts failed workers from the last checkpoint"
+        3,
+        ge=0,
+        le=MOST_RETRIES,
+        description="number of times Ray Train restarts failed workers from the last checkpoint",
     )
 
     @field_validator("metric")
@@ -81,6 +114,7 @@ class TrainSection(Section):
     def _metric(cls, metric: str) -> str:
         if not re.fullmatch(r"(recall|ndcg|precision|map|hit)@[1-9][0-9]*", metric):
             raise ValueError("must be one of recall, ndcg, precision, map, hit at a cut-off, for example recall@20")
+        _check_cutoffs([metric.partition("@")[2]])
         return metric
 
 
@@ -175,7 +209,10 @@ class EvaluateSection(Section):
         True, description="rank the test split after training, with the weights of the best validation epoch"
     )
     ks: list[int] = Field(
-        [5, 10, 20, 50], min_length=1, description="cut-offs of the ranking metrics, in ascending order"
+        [5, 10, 20, 50],
+        min_length=1,
+        max_length=MOST_CUTOFFS,
+        description="cut-offs of the ranking metrics, in ascending order",
     )
 
     @field_validator("ks")
@@ -183,6 +220,7 @@ class EvaluateSection(Section):
     def _ks(cls, ks: list[int]) -> list[int]:
         if any(k < 1 for k in ks) or sorted(set(ks)) != ks:
             raise ValueError("must be cut-offs in ascending order, each at least 1")
+        _check_cutoffs(ks)
         return ks
 
 
@@ -198,7 +236,7 @@ class TrackingSection(Section):
 class ChangeSection(Section):
     """Settings that change after some epochs; the last epoch before the change is evaluated, and patience restarts."""
 
-    epoch: int = Field(ge=1, description="number of epochs trained before the change")
+    epoch: int = Field(ge=1, le=MOST_EPOCHS, description="number of epochs trained before the change")
     values: dict[str, Any] = Field(
         min_length=1,
         description="new values by dotted run config key: the optimizer's lr, weight_decay and clip_norm, and "
@@ -238,8 +276,9 @@ class RunConfig(Section):
     def identity(self, manifest_hash: str) -> dict[str, Any]:
         """The settings that must be equal in all attempts of a run.
 
-        All others may change between attempts. Of `changes`, only those that the run has not reached may change; the
-        caller checks that.
+        They decide what is trained, which epoch is the best, and by which rule all values of the run are measured. All
+        other settings may change between attempts. Of `changes`, only those that the run has not reached may change;
+        the caller checks that.
         """
         return {
             "method": self.method,
@@ -247,6 +286,9 @@ class RunConfig(Section):
             "dense.precision": self.dense.precision,
             "train.seed": self.train.seed,
             "train.global_batch": self.train.global_batch,
+            "train.metric": self.train.metric,
+            "evaluate.mask": self.evaluate.mask,
+            "evaluate.ks": self.evaluate.ks,
             "data": manifest_hash,
         }
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from distrec.errors import InputError
+from distrec.config.bounds import MOST_DEPTH
+from distrec.config.paths import PATH_WIDTH
+from distrec.config.text import read_file, read_yaml
+from distrec.errors import InputError, shown
 
 
 class Section(BaseModel):
@@ -23,51 +23,9 @@ class Section(BaseModel):
 
 S = TypeVar("S", bound=Section)
 
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which `1e-3` is a number (YAML 1.1 reads a string, as it has no dot) and a repeated key an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen:
-                line = key_node.start_mark.line + 1
-                raise yaml.YAMLError(f"key '{key_node.value}' appears twice (line {line})")
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes every string that `_Loader` would read as something else, and writes repeated values out."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-_FLOAT = re.compile(
-    r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+"
-    r"|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-)
-for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
-
-
-def parse_scalar(text: str, where: str) -> Any:
-    """The YAML value of `text`, as a config file would read it."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise InputError(f"{where}: '{text}' is not a YAML value ({_first_line(error)}); quote it.") from None
-
-
-def yaml_lines(key: str, value: Any, width: int) -> list[str]:
-    """Lines of YAML that `load_file` reads back as `key: value`; inner lists and mappings take one line if they fit."""
-    for flow in (None, False) if isinstance(value, (dict, list)) else (False,):
-        text = yaml.dump({key: value}, Dumper=_Dumper, default_flow_style=flow, sort_keys=False, width=math.inf)
-        lines: list[str] = text.splitlines()
-        if all(len(line) <= width for line in lines):
-            break
-    return lines
+_PLAIN = {"bool_type": "true or false", "dict_type": "keys and values", "model_type": "keys and values"}
+_WIDEST_KEY = 60  # characters of a key in a message; a key may have any length
+_WIDEST = 300  # characters of what a validator says; it may list a value of any length
 
 
 def load_file(path: str | Path) -> dict[str, Any]:
@@ -76,20 +34,12 @@ def load_file(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: the file cannot be read, is not YAML, or is not a mapping.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(
-            f"config file '{path}' cannot be read ({error.strerror}); give the path of a YAML file."
-        ) from None
-    try:
-        tree = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise InputError(f"config file '{path}' is not valid YAML: {_first_line(error)}; fix that line.") from None
+    where = f"config file {shown(str(path), PATH_WIDTH)}"
+    tree = read_yaml(read_file(path, "config file"), where)
+    if tree is None:
+        raise InputError(f"{where} is empty; see configs/ for examples.")
     if not isinstance(tree, dict):
-        raise InputError(
-            f"config file '{path}' holds {type(tree).__name__}, not keys and values; see configs/ for examples."
-        )
+        raise InputError(f"{where} holds {type(tree).__name__}, not keys and values; see configs/ for examples.")
     return tree
 
 
@@ -100,10 +50,11 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         InputError: an override has no key or no `=`, its value is not YAML, or its key goes through a plain value.
     """
     for override in overrides:
+        where = f"override {shown(override)}"
         key, equals, text = override.partition("=")
         if not equals or not key:
-            raise InputError(f"override '{override}' is not of the form key=value, for example train.epochs=10.")
-        tree = set_keys(tree, {key: parse_scalar(text, f"override '{override}'")}, f"override '{override}'")
+            raise InputError(f"{where} is not of the form key=value, for example train.epochs=10.")
+        tree = set_keys(tree, {key: read_yaml(text, where)}, where)
     return tree
 
 
@@ -111,11 +62,13 @@ def set_keys(tree: dict[str, Any], values: Mapping[str, Any], where: str) -> dic
     """A copy of `tree` in which each dotted key has its value; `where` names the source of the keys in errors.
 
     Raises:
-        InputError: a key goes through a plain value.
+        InputError: a key goes through a plain value, or has more parts than any key.
     """
     tree = _copy(tree)
     for key, value in values.items():
         *parents, leaf = key.split(".")
+        if len(parents) >= MOST_DEPTH:
+            raise InputError(f"{where}: the key {shown(key)} has more than {MOST_DEPTH} parts; shorten it.")
         node = tree
         for depth, part in enumerate(parents):
             node = node.setdefault(part, {})
@@ -134,7 +87,8 @@ def decode(section: type[S], tree: Any, where: str = "") -> S:
         InputError: names the first invalid key, its value, and the nearest valid key or the expected type.
     """
     if not isinstance(tree, dict):
-        raise InputError(f"'{where}' must hold keys and values, not {tree!r}.")
+        name = f"'{where}'" if where else "a config"
+        raise InputError(f"{name} must hold keys and values, not {shown(tree)}.")
     try:
         return section.model_validate(tree)
     except ValidationError as error:
@@ -143,16 +97,20 @@ def decode(section: type[S], tree: Any, where: str = "") -> S:
 
 def _explain(section: type[BaseModel], error: ValidationError, where: str) -> str:
     problem = error.errors()[0]
-    path = [str(part) for part in problem["loc"]]
-    key = ".".join([where, *path] if where else path)
+    path = [str(part) for part in problem["loc"] if part != "[key]"]  # pydantic's mark of an invalid key
+    inner = ".".join(path)
+    inner = inner if len(inner) <= _WIDEST_KEY else f"{inner[:_WIDEST_KEY]}…"
+    key = f"'{where}.{inner}'" if where else f"'{inner}'"
     if problem["type"] == "extra_forbidden":
         valid = _valid_keys(section, path[:-1])
-        return f"unknown key '{key}'; {nearest(path[-1], valid)}."
+        return f"unknown key {key}; {nearest(path[-1], valid)}."
     if problem["type"] == "missing":
-        return f"key '{key}' is missing; add it."
+        return f"key {key} is missing; add it."
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    message = _PLAIN.get(problem["type"], message)
+    message = message if len(message) <= _WIDEST else f"{message[:_WIDEST]}…"
     expected = message if problem["type"] == "value_error" else f"must be {message}"
-    return f"key '{key}' is {problem['input']!r} but {expected}."
+    return f"key {key} is {shown(problem['input'])} but {expected}."
 
 
 def nearest(name: str, valid: Sequence[str]) -> str:
@@ -178,9 +136,3 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
 
 def _copy(tree: Any) -> Any:
     return {key: _copy(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
-
-
-def _first_line(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None)
-    return f"{problem} (line {mark.line + 1})" if mark and problem else str(error).splitlines()[0]

@@ -16,73 +16,23 @@ is the concatenation of an item's tokens. The first `count` tokens are real; the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+import pyarrow.parquet as pq
 
-from distrec.config import Section, decode, digest, nearest
+from distrec.config import digest, nearest
+from distrec.data.manifest import FeatureEntry, FileEntry, Manifest, Split, read_manifest
+from distrec.data.opening import Defect, damaged, first_defect, reading_parquet
 from distrec.data.storage import Folder, open_folder, open_parquet, parquet_bytes, sha256
 from distrec.errors import InputError
 
-FORMAT = 1
-Split = Literal["train", "valid", "test"]
-SPLITS: tuple[Split, ...] = ("train", "valid", "test")
-CONTEXT: Literal["context"] = "context"
-"""Interactions of held-out users. A ranking may read them, training must not. Most datasets have none."""
-TOKENS = "-tokens"
-"""Suffix of the name of a token set: `text-tokens` is the token set of modality `text`."""
 _BYTES_PER_GROUP = 8 << 20
-
-
-class FileEntry(Section):
-    """One file of a prepared dataset."""
-
-    rows: int = Field(description="number of rows in the file")
-    bytes: int = Field(description="size of the file in bytes")
-    sha256: str = Field(description="SHA-256 of the file's content, in hexadecimal")
-
-
-class FeatureEntry(Section):
-    """One feature set: a vector per item, or several (tokens)."""
-
-    tokens: int = Field(1, ge=1, description="number of vectors per item")
-    width: int = Field(description="length of each vector")
-    dtype: Literal["float16", "float32"] = Field(description="number format of the vectors, float16 or float32")
-    missing: int = Field(description="number of items without a vector")
-    source: str = Field(description="encoder and its version, or the imported file")
-    parts: list[str] = Field(description="files that hold the vectors, in index order")
-
-    @model_serializer(mode="wrap")
-    def _without_default(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out `tokens: 1`, so that datasets older than token sets keep their identity."""
-        tree: dict[str, Any] = dump(self)
-        if self.tokens == 1:
-            tree.pop("tokens", None)
-        return tree
-
-
-class Manifest(Section):
-    """`manifest.json`."""
-
-    format: int = Field(description="version of the format of prepared datasets")
-    name: str = Field(description="name of the dataset")
-    users: int = Field(description="number of users")
-    items: int = Field(description="number of items")
-    interactions: dict[str, int] = Field(description="number of interactions by split")
-    split: str = Field(description="rule by which the interactions were split")
-    id_order: str = Field(description="rule by which users and items were numbered")
-    features: dict[str, FeatureEntry] = Field(description="feature sets by name")
-    content: dict[str, int] = Field(
-        description="number of items that have a text or an image, by modality; empty without content"
-    )
-    config: dict[str, Any] = Field(description="data config that the dataset was prepared with")
-    source: str = Field("", description="SHA-256 over the source files; empty if there are none")
-    files: dict[str, FileEntry] = Field(description="every file of the dataset by name")
+_NULLABLE = ("title", "text", "image")  # in other columns, a null is damage
 
 
 @dataclass(frozen=True)
@@ -97,43 +47,58 @@ class Interactions:
         return len(self.user)
 
 
+@dataclass(frozen=True)
+class FeatureRows:
+    """Consecutive rows of a feature set, from one row group of `part`.
+
+    Attributes:
+        part: the file.
+        first: the item of the first row.
+        values: `[rows, tokens * width]` in the set's dtype; all finite.
+        missing: `[rows]` bool.
+        count: `[rows]` int32, the number of real vectors: 0 where missing, otherwise from 1 to `tokens`.
+    """
+
+    part: str
+    first: int
+    values: np.ndarray
+    missing: np.ndarray
+    count: np.ndarray
+
+
 class Dataset:
-    """Read access to a prepared dataset. Opening it reads only the manifest."""
+    """Read access to a prepared dataset."""
 
     def __init__(self, folder: Folder, manifest: Manifest):
         self.folder, self.manifest = folder, manifest
         self.users, self.items = manifest.users, manifest.items
 
     @classmethod
-    def open(cls, path: str) -> Dataset:
+    def open(cls, path: str, checked: bool = False) -> Dataset:
         """Open the prepared dataset at a local path or `s3://` prefix.
 
+        Args:
+            path: where it is.
+            checked: True: read only the manifest, because this process or the one that started it has opened the
+                dataset before; False: also check every file's footer (`distrec.data.opening`).
+
         Raises:
-            InputError: there is no dataset, its prepare did not finish, or its format is another one.
+            InputError: there is no dataset, its prepare did not finish, its format is another one, or a file does not
+                agree with the manifest.
         """
         folder = open_folder(path)
-        if not folder.exists("manifest.json"):
-            state = "an interrupted prepare" if folder.names() else "nothing"
-            raise InputError(
-                f"data '{path}' has no manifest.json ({state} is there); run 'distrec prepare CONFIG --source DIR "
-                f"--out {path}'."
-            )
-        try:
-            tree = folder.read_json("manifest.json")
-        except ValueError as error:
-            raise InputError(
-                f"data '{path}': manifest.json is not valid JSON ({error}); run 'distrec prepare' again."
-            ) from None
-        if not isinstance(tree, dict) or tree.get("format") != FORMAT:
-            found = tree.get("format") if isinstance(tree, dict) else type(tree).__name__
-            raise InputError(
-                f"data '{path}': manifest format is {found!r} but this version reads {FORMAT}; run 'distrec prepare' "
-                "again."
-            )
-        try:
-            return cls(folder, decode(Manifest, tree, "manifest"))
-        except InputError as error:
-            raise InputError(f"data '{path}': {error}") from None
+        data = cls(folder, read_manifest(folder, path))
+        if not checked and (defect := data.defect()):
+            raise data.error(defect)
+        return data
+
+    def defect(self, encoded: bool = True) -> Defect | None:
+        """The first defect that shows in manifest and footers; see `first_defect`."""
+        return first_defect(self.folder, self.manifest, encoded)
+
+    def error(self, defect: Defect) -> InputError:
+        """The error about a defect of this dataset."""
+        return damaged(self.folder, self.manifest, defect)
 
     @cached_property
     def hash(self) -> str:
@@ -144,21 +109,52 @@ class Dataset:
         """Read one file of the manifest as a table.
 
         Raises:
-            InputError: the file is missing or, with `verify`, does not match its recorded SHA-256.
+            InputError: the file is missing, damaged or, with `verify`, does not match its recorded SHA-256.
         """
         entry = self.manifest.files[name]
-        try:
-            data = self.folder.read_bytes(name)
-        except FileNotFoundError:
-            raise InputError(
-                f"data '{self.folder}': '{name}' is listed in manifest.json but missing; run 'distrec prepare' again."
-            ) from None
-        if verify and sha256(data) != entry.sha256:
-            raise InputError(
-                f"data '{self.folder}': checksum of '{name}' differs from manifest.json ({len(data)} bytes, expected "
-                f"{entry.bytes}); run 'distrec prepare' again."
-            )
-        return pa.parquet.read_table(pa.BufferReader(data))
+        with reading_parquet(self.folder, self.manifest, name):
+            data = self.folder.read_bytes(*name.split("/"))
+            if verify and sha256(data) != entry.sha256:
+                raise self.error(
+                    Defect(
+                        name,
+                        f"checksum of '{name}' differs from manifest.json ({len(data)} bytes, expected {entry.bytes})",
+                    )
+                )
+            # Arrow's threads can outlive the call and then need the interpreter, which aborts a process that is ending.
+            return _whole(pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False), entry.rows)
+
+    def row_groups(
+        self, parts: Sequence[str], columns: list[str], wanted: Callable[[int, int], bool] = lambda first, stop: True
+    ) -> Iterator[tuple[str, int, pa.Table]]:
+        """Read files that continue each other, one row group at a time.
+
+        Args:
+            parts: the files. Their rows are counted together, from 0.
+            columns: the columns to read.
+            wanted: whether to read the files and row groups that hold rows `first:stop`.
+
+        Returns:
+            For each row group: its file, the number of its first row, and its rows.
+
+        Raises:
+            InputError: a file is missing or damaged.
+        """
+        first = 0
+        for part in parts:
+            stop = first + self.manifest.files[part].rows
+            if wanted(first, stop):
+                with reading_parquet(self.folder, self.manifest, part):
+                    file = open_parquet(self.folder, *part.split("/"))
+                    rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+                at = first
+                for group, count in enumerate(rows):
+                    if wanted(at, at + count):
+                        with reading_parquet(self.folder, self.manifest, part):
+                            table = _whole(file.read_row_group(group, columns=columns), count)
+                        yield part, at, table
+                    at += count
+            first = stop
 
     def interactions(self, split: Split | Literal["context"]) -> Interactions:
         """All rows of a split or of the context, with user and item as int32 and timestamp as int64.
@@ -166,24 +162,23 @@ class Dataset:
         Raises:
             InputError: a file is missing or damaged, or an id is out of range.
         """
-        parts = [
-            self.read_table(name) for name in sorted(self.manifest.files) if name.startswith(f"interactions/{split}/")
-        ]
-        if not parts:
+        tables = [self._pairs(name) for name in self.manifest.parts(f"interactions/{split}")]
+        if not tables:
             empty = np.empty(0, np.int32)
             return Interactions(empty, empty, np.empty(0, np.int64))
-        table = pa.concat_tables(parts)
-        user, item, time = (table[column].to_numpy() for column in ("user", "item", "timestamp"))
-        for name, ids, bound in (("user", user, self.users), ("item", item, self.items)):
-            if len(ids) and (ids.min() < 0 or ids.max() >= bound):
-                row = int(np.flatnonzero((ids < 0) | (ids >= bound))[0])
-                raise InputError(
-                    f"data '{self.folder}': {split} row {row} has {name} {ids[row]} but the manifest counts {bound} "
-                    f"{name}s; run 'distrec prepare' again."
-                )
-        return Interactions(
-            user.astype(np.int32, copy=False), item.astype(np.int32, copy=False), time.astype(np.int64, copy=False)
-        )
+        table = pa.concat_tables(tables)
+        return Interactions(*(table[column].to_numpy() for column in ("user", "item", "timestamp")))
+
+    def _pairs(self, name: str) -> pa.Table:
+        table = self.read_table(name)
+        for side, bound in (("user", self.users), ("item", self.items)):
+            ids = table[side].to_numpy()
+            wrong = (ids < 0) | (ids >= bound)
+            if wrong.any():
+                row = int(np.flatnonzero(wrong)[0])
+                what = f"'{name}' row {row} has {side} {ids[row]} but manifest.json counts {bound} {side}s"
+                raise self.error(Defect(name, what))
+        return table
 
     def feature(self, name: str) -> FeatureEntry:
         """The entry of a feature set.
@@ -203,7 +198,8 @@ class Dataset:
         Reads only the row groups that hold these rows.
 
         Raises:
-            InputError: there is no such set, or it has several vectors per item.
+            InputError: there is no such set, it has several vectors per item, a file is damaged, or a number is NaN or
+                infinite.
         """
         entry = self.feature(name)
         if entry.tokens > 1:
@@ -213,9 +209,9 @@ class Dataset:
             )
         values = np.zeros((max(stop - start, 0), entry.width), np.float32)
         missing = np.zeros(len(values), bool)
-        for rows, table in self._feature_tables(entry, start, stop, ["vector", "missing"]):
-            values[rows] = vectors(table["vector"], entry.width)
-            missing[rows] = table["missing"].to_numpy()
+        for rows in self.feature_groups(name, start, stop):
+            at = slice(rows.first - start, rows.first - start + len(rows.values))
+            values[at], missing[at] = rows.values, rows.missing
         values[missing] = 0
         return values, missing
 
@@ -227,7 +223,8 @@ class Dataset:
             of real tokens, which come first, `[rows]` int32; missing `[rows]` bool.
 
         Raises:
-            InputError: there is no such set, or it has one vector per item.
+            InputError: there is no such set, it has one vector per item, a file is damaged, or a number is NaN or
+                infinite.
         """
         entry = self.feature(name)
         if entry.tokens == 1:
@@ -238,71 +235,129 @@ class Dataset:
         values = np.zeros((max(stop - start, 0), entry.tokens, entry.width), np.float16)
         count = np.zeros(len(values), np.int32)
         missing = np.zeros(len(values), bool)
-        for rows, table in self._feature_tables(entry, start, stop, ["vector", "count", "missing"]):
-            values[rows] = vectors(table["vector"], entry.tokens * entry.width).reshape(-1, entry.tokens, entry.width)
-            count[rows], missing[rows] = table["count"].to_numpy(), table["missing"].to_numpy()
+        for rows in self.feature_groups(name, start, stop):
+            at = slice(rows.first - start, rows.first - start + len(rows.values))
+            values[at] = rows.values.reshape(-1, entry.tokens, entry.width)
+            count[at], missing[at] = rows.count, rows.missing
         values[missing], count[missing] = 0, 0
         return values, count, missing
 
-    def _feature_tables(
-        self, entry: FeatureEntry, start: int, stop: int, columns: list[str]
-    ) -> Iterator[tuple[slice, pa.Table]]:
-        """Rows `start:stop` of a set, one row group at a time: their places within `start:stop`, and the rows."""
-        first = 0
-        for part in entry.parts:
-            rows = self.manifest.files[part].rows
-            if first < stop and first + rows > start:
-                file = open_parquet(self.folder, part)
-                at = first
-                for group in range(file.num_row_groups):
-                    count = file.metadata.row_group(group).num_rows
-                    low, high = max(at, start), min(at + count, stop)
-                    if low < high:
-                        table = file.read_row_group(group, columns=columns)
-                        yield slice(low - start, high - start), table.slice(low - at, high - low)
-                    at += count
-            first += rows
+    def feature_groups(self, name: str, start: int, stop: int) -> Iterator[FeatureRows]:
+        """Rows `start:stop` of a feature set, one row group at a time, checked.
 
-    def content(self, columns: list[str], batch_rows: int = 256) -> Iterator[pa.RecordBatch]:
-        """Stream raw content in item order, as batches with `item` and those of `text` and `image` in `columns`."""
-        for name in sorted(self.manifest.files):
-            if name.startswith("content/"):
-                yield from open_parquet(self.folder, name).iter_batches(batch_rows, columns=["item", *columns])
+        Raises:
+            InputError: a file is damaged, its items are not in order, a number is NaN or infinite, or `count` does not
+                agree with `missing`.
+        """
+        entry = self.feature(name)
+        columns = ["item", "vector", "missing", *(["count"] if entry.tokens > 1 else [])]
+
+        def wanted(first: int, end: int) -> bool:
+            return max(first, start) < min(end, stop)
+
+        for part, at, table in self.row_groups(entry.parts, columns, wanted):
+            low, high = max(at, start), min(at + table.num_rows, stop)
+            yield self._feature_rows(name, part, low, table.slice(low - at, high - low))
+
+    def _feature_rows(self, name: str, part: str, first: int, table: pa.Table) -> FeatureRows:
+        entry = self.feature(name)
+        self._require_order(part, table, "item", first)
+        with reading_parquet(self.folder, self.manifest, part):
+            values = vectors(table["vector"], entry.tokens * entry.width)
+        if not np.isfinite(values).all():
+            row, column = np.argwhere(~np.isfinite(values))[0]
+            correct = "" if entry.encoded else f"correct {entry.source!r} and "
+            raise InputError(
+                f"data '{self.folder}': '{part}' item {first + row}: feature {column} is {values[row, column]}; "
+                f"{correct}{entry.remedy}."
+            )
+        missing = table["missing"].to_numpy()
+        count = table["count"].to_numpy() if entry.tokens > 1 else (~missing).astype(np.int32)
+        wrong = (count < 0) | (count > entry.tokens) | ((count == 0) != missing)
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            raise InputError(
+                f"data '{self.folder}': '{part}' item {first + row}: {count[row]} of {entry.tokens} tokens are "
+                f"real but 'missing' is {bool(missing[row])}; {entry.remedy}."
+            )
+        return FeatureRows(part, first, values, missing, count)
+
+    def _require_order(self, name: str, table: pa.Table, column: str, first: int) -> None:
+        """Refuse rows whose numbers in `column` are not `first`, `first + 1`, …"""
+        last = first + table.num_rows
+        if not np.array_equal(table[column].to_numpy(), np.arange(first, last)):
+            raise self.error(Defect(name, f"'{name}' column '{column}' is not {first} to {last - 1} in order"))
+
+    def missing(self, name: str) -> np.ndarray:
+        """Which items lack feature set `name`, `[items]` bool.
+
+        Raises:
+            InputError: a file is damaged.
+        """
+        tables = (table for _, _, table in self.row_groups(self.feature(name).parts, ["missing"]))
+        return np.concatenate([table["missing"].to_numpy() for table in tables])
+
+    def content(self, columns: list[str]) -> Iterator[pa.Table]:
+        """Stream raw content in item order, as tables with `item` and those of `text` and `image` in `columns`.
+
+        Raises:
+            InputError: a file is damaged, or its items are not in order.
+        """
+        for part, first, rows in self.row_groups(self.manifest.parts("content"), ["item", *columns]):
+            self._require_order(part, rows, "item", first)
+            yield rows
 
     def content_of(self, items: Sequence[int], columns: list[str]) -> Iterator[dict[str, Any]]:
         """Raw content of `items`, one dictionary each with `item` and `columns`, ascending by item.
 
-        Reads only the row groups that hold these items.
+        Reads only the row groups that hold these items. Errors as in `content`.
         """
-        wanted, first = np.unique(np.asarray(items, np.int64)), 0
-        for name in sorted(self.manifest.files):
-            if not name.startswith("content/"):
-                continue
-            rows = self.manifest.files[name].rows
-            if ((wanted >= first) & (wanted < first + rows)).any():
-                file, at = open_parquet(self.folder, name), first
-                for group in range(file.num_row_groups):
-                    count = file.metadata.row_group(group).num_rows
-                    mine = wanted[(wanted >= at) & (wanted < at + count)]
-                    if len(mine):
-                        table = file.read_row_group(group, columns=["item", *columns])
-                        yield from table.take(pa.array(mine - at)).to_pylist()
-                    at += count
-            first += rows
+        wanted = np.unique(np.asarray(items, np.int64))
+
+        def mine(first: int, stop: int) -> np.ndarray:
+            return wanted[(wanted >= first) & (wanted < stop)]
+
+        parts = self.manifest.parts("content")
+        for part, first, rows in self.row_groups(
+            parts, ["item", *columns], lambda first, stop: len(mine(first, stop)) > 0
+        ):
+            self._require_order(part, rows, "item", first)
+            yield from rows.take(pa.array(mine(first, first + rows.num_rows) - first)).to_pylist()
 
     def items_table(self) -> pa.Table:
         """`items.parquet`: index, original id, title."""
-        return self.read_table("items.parquet")
+        return self._ids("items.parquet")
 
     def users_table(self) -> pa.Table:
         """`users.parquet`: index, original id."""
-        return self.read_table("users.parquet")
+        return self._ids("users.parquet")
+
+    def _ids(self, name: str) -> pa.Table:
+        table = self.read_table(name)
+        self._require_order(name, table, "index", 0)
+        return table
 
 
 def vectors(column: pa.ChunkedArray, width: int) -> np.ndarray:
-    """Convert a column of fixed-size lists to an array `[rows, width]` of the same float type."""
-    chunks = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, width) for chunk in column.chunks]
+    """Convert a column of fixed-size lists to an array `[rows, width]` of the same float type.
+
+    Raises:
+        ValueError: a list or a number is null.
+    """
+    flat = [chunk.flatten() for chunk in column.chunks]
+    if column.null_count or any(chunk.null_count for chunk in flat):
+        raise ValueError("a vector is empty")
+    chunks = [chunk.to_numpy(zero_copy_only=False).reshape(-1, width) for chunk in flat]
     return np.concatenate(chunks) if chunks else np.empty((0, width), np.float32)
+
+
+def _whole(table: pa.Table, rows: int) -> pa.Table:
+    """The table, if it has `rows` rows, valid values, and no nulls where none belong; otherwise a ValueError."""
+    table.validate(full=True)
+    empty = [name for name in table.column_names if name not in _NULLABLE and table[name].null_count]
+    if table.num_rows != rows or empty:
+        raise ValueError(f"it has {table.num_rows} of {rows} rows, and nulls in columns {empty}")
+    return table
 
 
 def vector_table(first_item: int, values: np.ndarray, missing: np.ndarray, count: np.ndarray | None = None) -> pa.Table:
@@ -330,8 +385,3 @@ def write_part(folder: Folder, name: str, table: pa.Table, row_group_rows: int =
     data = parquet_bytes(table, row_group_rows)
     folder.write_bytes(data, *name.split("/"))
     return FileEntry(rows=table.num_rows, bytes=len(data), sha256=sha256(data))
-
-
-def write_manifest(folder: Folder, manifest: Manifest) -> None:
-    """Write `manifest.json`, atomically; always the last file of a prepare or encode."""
-    folder.write_json(manifest.model_dump(), "manifest.json")

@@ -21,11 +21,12 @@ import numpy as np
 
 from distrec.data import keyed
 from distrec.data.demo_items import ATTRIBUTES, VALUES, describe, picture
+from distrec.data.manifest import COLD
 from distrec.data.storage import open_folder
+from distrec.errors import InputError
 
 USERS, ITEMS, INTERACTIONS = 2_000, 1_000, 40_000
 KS = (5, 10, 20, 50)
-COLD = 5  # maximum training interactions of a cold item, as in the evaluation's slices
 
 # Standard deviations over users.
 _TASTE = {"shape": 0.9, "colour": 1.2, "pattern": 0.9, "material": 1.1, "occasion": 1.1}
@@ -42,12 +43,17 @@ def write_demo(out: str, seed: int = 7) -> None:
     Args:
         out: a folder or `s3://` prefix.
         seed: determines the shop.
+
+    Raises:
+        InputError: `out` is a file or lies below one.
     """
     values = attributes(seed)
     utility = utilities(seed)
     user, item, time, split = _interactions(utility, seed)
 
     folder = open_folder(out)
+    if file := folder.in_the_way():
+        raise InputError(f"option '--out' is '{out}', which is not a folder, since '{file}' is a file; give a folder.")
     folder.make()
     order = np.lexsort((item, user, time))
     names = ("train", "valid", "test")

@@ -9,7 +9,7 @@ import numpy as np
 Duplicates = Literal["first", "last", "refuse"]
 
 
-def distinct(user: np.ndarray, item: np.ndarray, time: np.ndarray | None, rule: Duplicates) -> np.ndarray:
+def one_of_each_pair(user: np.ndarray, item: np.ndarray, time: np.ndarray | None, rule: Duplicates) -> np.ndarray:
     """Mark the rows to keep so that no user-item pair occurs twice.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-from distrec.data.dataset import FileEntry
+from distrec.data.manifest import FileEntry
 from distrec.data.storage import Folder, parquet_bytes, sha256
 
 ROWS_PER_PART = 1 << 22  # interactions
@@ -34,7 +34,7 @@ class Parts:
         most_bytes: a part also ends once its rows take this many bytes in memory; None: no limit.
         dictionary: see `parquet_bytes`.
         known: entries of existing files. File names then contain the start of the checksum, so that no file is ever
-            overwritten, and a known file is not written again.
+            overwritten, and a known file is not written again unless it is damaged.
     """
 
     def __init__(
@@ -53,15 +53,16 @@ class Parts:
         self._folder, self._place, self._group_rows = folder, place, group_rows
         self._most_bytes, self._dictionary, self._known = most_bytes, dictionary, known
         self._waiting: list[pa.Table] = []
-        self._held = 0
+        self._held = self._bytes = 0  # rows and bytes that wait
 
     def add(self, table: pa.Table) -> None:
         """Append rows and write every part that is full."""
         self._waiting.append(table)
         self._held += table.num_rows
+        self._bytes += table.nbytes
         while self._held >= self.rows:
             self._write(self.rows)
-        if self._most_bytes is not None and sum(rows.nbytes for rows in self._waiting) >= self._most_bytes:
+        if self._most_bytes is not None and self._bytes >= self._most_bytes:
             self._write(self._held)
 
     def close(self) -> dict[str, FileEntry]:
@@ -73,11 +74,20 @@ class Parts:
     def _write(self, rows: int) -> None:
         waiting = pa.concat_tables(self._waiting)
         part, rest = waiting.slice(0, rows).combine_chunks(), waiting.slice(rows)
-        self._waiting, self._held = [rest] if rest.num_rows else [], rest.num_rows
+        self._waiting, self._held, self._bytes = [rest] if rest.num_rows else [], rest.num_rows, rest.nbytes
         data = parquet_bytes(part, self._group_rows, self._dictionary)
         entry = FileEntry(rows=rows, bytes=len(data), sha256=sha256(data))
         mark = "" if self._known is None else f"-{entry.sha256[:12]}"
         name = f"{self._place}/part-{len(self.files):05d}{mark}.parquet"
-        if self._known is None or self._known.get(name) != entry:
+        if not self._is_there(name, entry):
             self._folder.write_bytes(data, *name.split("/"))
         self.files[name] = entry
+
+    def _is_there(self, name: str, entry: FileEntry) -> bool:
+        """Whether the file is a known one and intact."""
+        if self._known is None or self._known.get(name) != entry:
+            return False
+        try:
+            return sha256(self._folder.read_bytes(*name.split("/"))) == entry.sha256
+        except FileNotFoundError:
+            return False

@@ -15,41 +15,34 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from distrec.config import Section, apply_overrides, decode, load_file
+from distrec.config.bounds import MOST_ROWS
 from distrec.data import parts, splits
 from distrec.data.check import damaged_file
-from distrec.data.dataset import (
-    CONTEXT,
-    FORMAT,
-    SPLITS,
-    Dataset,
-    FeatureEntry,
-    FileEntry,
-    Manifest,
-    vector_table,
-    write_manifest,
-    write_part,
-)
-from distrec.data.filters import Duplicates, distinct, k_core
+from distrec.data.content import write_content
+from distrec.data.dataset import Dataset, Interactions, vector_table, write_part
+from distrec.data.filters import Duplicates, k_core, one_of_each_pair
+from distrec.data.histories import among_equal_times, equal_times
 from distrec.data.importers import RawDataset, RawFeature, Source, choose_importer
 from distrec.data.importers.features import stored_type
+from distrec.data.manifest import CONTEXT, FORMAT, SPLITS, UNFINISHED, FeatureEntry, FileEntry, Manifest, write_manifest
 from distrec.data.numbering import IdOrder, number
+from distrec.data.ordered import distinct
+from distrec.data.pictures import LEAST_SIDE
 from distrec.data.splits import LEFT_OUT, SplitSection
 from distrec.data.storage import Folder, open_folder
 from distrec.errors import InputError
 
-_MARK = "prepare.unfinished"  # marks a folder that a prepare has started to fill and may therefore clear
 _WRITTEN = ("interactions", "features", "content", "users.parquet", "items.parquet")
-_CONTENT_ROWS = 200  # items per row group
 
 
 class KCore(Section):
     """Fewest interactions per user and per item. Both filters repeat until nothing changes; 0 switches one off."""
 
-    users: int = Field(0, ge=0, description="fewest interactions of a user that is kept; 0 keeps all")
-    items: int = Field(0, ge=0, description="fewest interactions of an item that is kept; 0 keeps all")
+    users: int = Field(0, ge=0, le=MOST_ROWS, description="fewest interactions of a user that is kept; 0 keeps all")
+    items: int = Field(0, ge=0, le=MOST_ROWS, description="fewest interactions of an item that is kept; 0 keeps all")
 
 
 class DataConfig(Section):
@@ -78,16 +71,23 @@ class DataConfig(Section):
     seed: int = Field(
         1, ge=0, lt=2**63, description="seed of the splits per_user_random and by_user, and of shuffled ids"
     )
+    image_side: int | None = Field(
+        None, description="shorter side in pixels at which larger images are stored; null stores the files unchanged"
+    )
+
+    @field_validator("image_side")
+    @classmethod
+    def _large_enough(cls, side: int | None) -> int | None:
+        if side is not None and side < LEAST_SIDE:
+            raise ValueError(f"must be at least {LEAST_SIDE}: the shipped image encoder reads that many pixels a side")
+        return side
 
 
 @dataclass
 class _Chosen:
-    """The rows and ids that are kept, numbered. Rows are sorted by user, then time, then order in the source."""
+    """The rows and ids that are kept, numbered."""
 
-    user: np.ndarray  # [rows] int32 index
-    item: np.ndarray
-    time: np.ndarray  # [rows] int64
-    label: np.ndarray  # [rows] int8
+    interactions: dict[str, Interactions]  # by name: the splits, and the context if there is one
     users: np.ndarray  # [users] codes in index order
     items: np.ndarray  # [items] codes in index order
     dropped: list[str]  # what was dropped and why, in words
@@ -110,12 +110,14 @@ def prepare(config: str, source: str, out: str, overrides: Sequence[str] = ()) -
     settings = decode(DataConfig, apply_overrides(load_file(config), overrides))
     importer, section = choose_importer(settings.importer)
     settings = settings.model_copy(update={"importer": section.model_dump(mode="json")})
+    folder = open_folder(out)
+    if file := folder.in_the_way():
+        raise InputError(f"out '{out}' is not a folder, since '{file}' is a file; give an empty or new folder.")
     with tempfile.TemporaryDirectory(prefix="distrec-") as scratch:
         origin = Source(source, Path(scratch))
         raw = importer.read(origin, section)
         chosen = _choose(raw, settings)
         digest = origin.digest()
-        folder = open_folder(out)
         existing = _claim(folder, out, settings, digest)
         if existing is not None:
             print(f"{out} already holds '{settings.name}' of this config and source; nothing to do.")
@@ -124,13 +126,13 @@ def prepare(config: str, source: str, out: str, overrides: Sequence[str] = ()) -
         _write_tables(folder, files, raw, chosen)
         rows = raw.catalogue_row[chosen.items]
         features = {name: _write_feature(folder, files, name, feature, rows) for name, feature in raw.features.items()}
-        content = _write_content(folder, files, raw, rows)
+        content, image_bytes = write_content(folder, files, raw, rows, settings.image_side)
         manifest = Manifest(
             format=FORMAT,
             name=settings.name,
             users=len(chosen.users),
             items=len(chosen.items),
-            interactions={name: int((chosen.label == label).sum()) for label, name in _named(chosen.label)},
+            interactions={name: len(rows) for name, rows in chosen.interactions.items()},
             split=settings.split.name,
             id_order=settings.id_order,
             features=features,
@@ -140,9 +142,9 @@ def prepare(config: str, source: str, out: str, overrides: Sequence[str] = ()) -
             files=dict(sorted(files.items())),
         )
         write_manifest(folder, manifest)
-        folder.remove(_MARK)
-    _report(manifest, len(raw.interactions), chosen.dropped, out)
-    return Dataset.open(out)
+        folder.remove(UNFINISHED)
+    _report(manifest, len(raw.interactions), raw.notes, chosen, image_bytes, out)
+    return Dataset.open(out, checked=True)
 
 
 def _choose(raw: RawDataset, config: DataConfig) -> _Chosen:
@@ -169,13 +171,13 @@ def _choose(raw: RawDataset, config: DataConfig) -> _Chosen:
         if source.rating is None:
             raise InputError("key 'min_rating' is set but the source has no rating column; map one or remove the key.")
         keep(source.rating >= config.min_rating, f"rated below {config.min_rating:g}")
-    first = distinct(source.user[rows], source.item[rows], of(source.timestamp), config.duplicates)
+    first = one_of_each_pair(source.user[rows], source.item[rows], of(source.timestamp), config.duplicates)
     if config.duplicates == "refuse" and not first.all():
         row = rows[~first][0]
         raise InputError(
             f"user {source.user_ids[source.user[row]]} and item {source.item_ids[source.item[row]]} occur together "
-            f"more than once (source row {row}) and 'duplicates' is 'refuse'; remove the row or choose 'first' or "
-            "'last'."
+            f"more than once (again in {source.where(int(row))}) and 'duplicates' is 'refuse'; remove the row or "
+            "choose 'first' or 'last'."
         )
     keep(first, "repeated pairs")
     core = k_core(source.user[rows], source.item[rows], config.k_core.users, config.k_core.items)
@@ -189,9 +191,9 @@ def _choose(raw: RawDataset, config: DataConfig) -> _Chosen:
     label = label[known]
     _check_split(raw, config, source.user[rows], label)
 
-    kept_items = np.arange(len(source.item_ids)) if config.keep_items == "all" else np.unique(source.item[rows])
+    kept_items = np.arange(len(source.item_ids)) if config.keep_items == "all" else distinct(source.item[rows])
     users = number(
-        config.id_order, "user", source.user_ids, np.unique(source.user[rows]), source.user[rows],
+        config.id_order, "user", source.user_ids, distinct(source.user[rows]), source.user[rows],
         np.zeros(len(source.user_ids), np.int64), config.seed,
     )  # fmt: skip
     items = number(
@@ -201,16 +203,21 @@ def _choose(raw: RawDataset, config: DataConfig) -> _Chosen:
     item = _index(items, len(source.item_ids))[source.item[rows]]
     time = np.zeros(len(rows), np.int64) if source.timestamp is None else source.timestamp[rows]
     order = np.lexsort((time, user))
-    return _Chosen(user[order], item[order], time[order], label[order], users, items, dropped)
+    interactions = {}
+    for code, name in _named(label):
+        at = order[label[order] == code]
+        interactions[name] = Interactions(user[at], item[at], time[at])
+    return _Chosen(interactions, users, items, dropped)
 
 
 def _check_split(raw: RawDataset, config: DataConfig, user: np.ndarray, label: np.ndarray) -> None:
     """Refuse an empty split and, in a given split, a user without a train row."""
     for code, name in enumerate(SPLITS):
         if not (label == code).any():
+            remedy = "correct the labels" if config.split.name == "given" else "relax the filters, add interactions"
             raise InputError(
-                f"split '{name}' of rule '{config.split.name}' is empty ({len(label):,} interactions in all); correct "
-                "the labels or choose another rule."
+                f"split '{name}' of rule '{config.split.name}' is empty ({len(label):,} interactions in all); {remedy} "
+                "or choose another rule."
             )
     lost = splits.users_unknown(user, label)
     if len(lost):
@@ -237,16 +244,16 @@ def _claim(folder: Folder, out: str, config: DataConfig, digest: str) -> Dataset
     try:
         names = folder.names()
         if "manifest.json" in names:
-            existing = Dataset.open(out)
+            existing = Dataset.open(out, checked=True)
             _check_same(existing.manifest, out, config, digest)
-            damage = damaged_file(existing)
+            damage = existing.defect() or damaged_file(existing)
             if damage is None:
-                folder.remove(_MARK)
+                folder.remove(UNFINISHED)
                 return existing
-            print(f"{out} is damaged ({damage}); preparing it again.")
-        elif names and _MARK not in names:
+            print(f"{out} is damaged ({damage.what}); preparing it again.")
+        elif names and UNFINISHED not in names:
             raise InputError(f"out '{out}' holds other files ({names[0]}, …); give an empty or new folder.")
-        folder.write_bytes(b"distrec prepare has started here but not finished; run it again\n", _MARK)
+        folder.write_bytes(b"distrec prepare has started here but not finished; run it again\n", UNFINISHED)
         folder.remove("manifest.json")
         for name in folder.names():
             if name in _WRITTEN or name.endswith(".part"):  # .part: partly written files
@@ -281,16 +288,15 @@ def _write_tables(folder: Folder, files: dict[str, FileEntry], raw: RawDataset, 
         return {"index": pa.array(np.arange(len(codes), dtype=np.int32)), "original": original}
 
     items = ids(source.item_ids, chosen.items)
-    rows = pa.array(raw.catalogue_row[chosen.items])
-    items["title"] = pa.nulls(len(rows), pa.string()) if raw.titles is None else raw.titles.take(rows)
+    catalogue = pa.array(raw.catalogue_row[chosen.items])
+    items["title"] = pa.nulls(len(catalogue), pa.string()) if raw.titles is None else raw.titles.take(catalogue)
     for file, table in (("users.parquet", ids(source.user_ids, chosen.users)), ("items.parquet", items)):
         files[file] = write_part(folder, file, pa.table(table))
-    for label, name in _named(chosen.label):
-        here = np.flatnonzero(chosen.label == label)
+    for name, rows in chosen.interactions.items():
         out = parts.Parts(folder, f"interactions/{name}", parts.ROWS_PER_PART)
-        for start in range(0, len(here), out.rows):
-            at = here[start : start + out.rows]
-            out.add(pa.table({"user": chosen.user[at], "item": chosen.item[at], "timestamp": chosen.time[at]}))
+        for start in range(0, len(rows), out.rows):
+            at = slice(start, start + out.rows)
+            out.add(pa.table({"user": rows.user[at], "item": rows.item[at], "timestamp": rows.timestamp[at]}))
         files |= out.close()
 
 
@@ -315,34 +321,17 @@ def _write_feature(
     )
 
 
-def _write_content(folder: Folder, files: dict[str, FileEntry], raw: RawDataset, rows: np.ndarray) -> dict[str, int]:
-    """Write texts and images in item order, with one part in memory at a time.
-
-    Returns:
-        How many items have a text and how many have an image; empty if the source has neither.
-    """
-    if raw.texts is None and raw.images is None:
-        return {}
-    count = {"text": 0, "image": 0}
-    most = -(-parts.ITEMS_PER_PART // _CONTENT_ROWS) * _CONTENT_ROWS  # whole row groups
-    out = parts.Parts(folder, "content", most, group_rows=_CONTENT_ROWS, most_bytes=parts.BYTES_PER_PART)
-    for start in range(0, len(rows), _CONTENT_ROWS):
-        at = rows[start : start + _CONTENT_ROWS]
-        text = pa.nulls(len(at), pa.string()) if raw.texts is None else raw.texts.take(pa.array(at))
-        image = pa.array([None] * len(at) if raw.images is None else raw.images(at), pa.binary())
-        item = pa.array(np.arange(start, start + len(at), dtype=np.int32))
-        out.add(pa.table({"item": item, "text": text, "image": image}))
-        count["text"] += len(at) - text.null_count
-        count["image"] += len(at) - image.null_count
-    files |= out.close()
-    return count
-
-
-def _report(manifest: Manifest, read: int, dropped: list[str], out: str) -> None:
+def _report(
+    manifest: Manifest, read: int, notes: list[str], chosen: _Chosen, images: tuple[int, int], out: str
+) -> None:
     rows = sum(manifest.interactions.values())
     print(f"{manifest.name}: {manifest.users:,} users, {manifest.items:,} items, {rows:,} interactions")
-    print(f"  read      {read:,} rows" + "".join(f"; dropped {text}" for text in dropped))
+    print(f"  read      {read:,} rows" + "".join(f"; dropped {text}" for text in chosen.dropped))
+    for note in notes:
+        print(f"  note      {note}")
     print(f"  split     {manifest.split}: " + ", ".join(f"{k} {v:,}" for k, v in manifest.interactions.items()))
+    if among_equal_times(chosen.interactions):
+        print(f"  times     {equal_times(chosen.interactions, manifest.split)}")
     print(f"  ids       {manifest.id_order}")
     for name, feature in manifest.features.items():
         print(
@@ -350,5 +339,8 @@ def _report(manifest: Manifest, read: int, dropped: list[str], out: str) -> None
             f"({feature.source})"
         )
     for name, items in manifest.content.items():
-        print(f"  content   {name}: {items:,} of {manifest.items:,} items")
+        size = f", {images[0] / 1e6:,.1f} MB" if name == "image" and items else ""
+        if size and images[0] != images[1]:
+            size += f" (in the source {images[1] / 1e6:,.1f} MB)"
+        print(f"  content   {name}: {items:,} of {manifest.items:,} items{size}")
     print(f"  written   {out} ({sum(f.bytes for f in manifest.files.values()) / 1e6:,.1f} MB)")

@@ -18,6 +18,7 @@ import numpy as np
 from distrec.data import keyed
 from distrec.data.dataset import Interactions
 from distrec.data.histories import Histories
+from distrec.data.ordered import contains, distinct, starts
 from distrec.errors import InputError
 from distrec.parallel.partition import share
 
@@ -107,12 +108,13 @@ class PairSampler(Sampler):
     def __init__(self, train: Interactions, items: int, seed: int, negatives_from: Literal["train", "all"]):
         super().__init__(len(train), seed)
         self._user, self._item, self._items = train.user, train.item, items
-        self._candidates = np.unique(train.item) if negatives_from == "train" else np.arange(items, dtype=np.int32)
-        self._pairs = np.unique(train.user.astype(np.int64) * items + train.item)
+        self._candidates = distinct(train.item) if negatives_from == "train" else np.arange(items, dtype=np.int32)
+        self._pairs = distinct(train.user.astype(np.int64) * items + train.item)
         if len(self._pairs):
-            users, counts = np.unique(self._pairs // items, return_counts=True)
+            first = starts(self._pairs // items)  # of each user's pairs
+            counts = np.diff(first, append=len(self._pairs))
             if counts.max() >= len(self._candidates):
-                user = users[counts.argmax()]
+                user = self._pairs[first[counts.argmax()]] // items
                 raise InputError(
                     f"user {user} has all {len(self._candidates)} candidate items in the training split, so no "
                     "negative can be drawn; remove that user or add items."
@@ -129,7 +131,7 @@ class PairSampler(Sampler):
             key = ("negatives", self.seed, epoch, attempt)
             draws = keyed.integers(key, start, len(users), len(self._candidates))[left]
             items = self._candidates[draws].astype(np.int64)
-            taken = self._is_positive(users[left], items)
+            taken = contains(self._pairs, users[left] * self._items + items)
             chosen[left[~taken]] = items[~taken]
             left = left[taken]
             if not len(left):
@@ -138,15 +140,10 @@ class PairSampler(Sampler):
             own = self._pairs[
                 slice(*np.searchsorted(self._pairs, [users[place] * self._items, (users[place] + 1) * self._items]))
             ]
-            free = np.setdiff1d(self._candidates, own % self._items)
+            free = np.setdiff1d(self._candidates, own % self._items, assume_unique=True)
             draw = keyed.integers(("negatives", self.seed, epoch, _ATTEMPTS), start + int(place), 1, len(free))
             chosen[place] = free[draw[0]]
         return chosen
-
-    def _is_positive(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        keys = users * self._items + items
-        place = np.searchsorted(self._pairs, keys)
-        return self._pairs[np.minimum(place, len(self._pairs) - 1)] == keys
 
 
 class UserWindows(Sampler):

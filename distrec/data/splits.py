@@ -1,9 +1,9 @@
 """Rules that divide interactions into train, valid and test.
 
 * `given`: a column of the source says the split.
-* `per_user_time`: in time order, the last rows of each user are test and those before them valid. Rows with equal times
-  are ordered by original item id, ascending. Users with fewer than 10 rows give 1 row to valid and 1 to test. For users
-  with n >= 10 rows, h = n // 5 are held out: h // 2 are valid, the others test.
+* `per_user_time`: in time order, the last rows of each user are test and those before them valid. Users with fewer than
+  10 rows give 1 row to valid and 1 to test. For users with n >= 10 rows, h = n // 5 are held out: h // 2 are valid, the
+  others test.
 * `per_user_random`: the same counts, in an order drawn from the seed that does not depend on the source's order.
 * `leave_last_out`: the last row of each user is test, the one before it valid.
 * `by_user`: users go to train, in an order drawn from the seed, until it has 80 % of the rows, then to valid until it
@@ -11,6 +11,8 @@
   context: rankings may read them, training must not. The others are held out (docs/methods/bivrec.md section 2).
 * `global_time`: the same two points in time for all users. Rows with equal times are in the same split. Valid and test
   rows of users who have no row before the first point are left out.
+
+In time order, rows with equal times are in the order of the source.
 
 If the rule counts rows per user, users with fewer than 3 rows keep all of them in train.
 """
@@ -59,7 +61,7 @@ def assign(
 
     Args:
         split: The rule.
-        user: `[rows]` codes in ascending order of the original ids.
+        user: `[rows]` codes in ascending order of the original ids; the rows are in the order of the source.
         item: `[rows]` codes in ascending order of the original ids.
         time: `[rows]`, or None if the source has no times.
         label: `[rows]` labels of a given split, or None.
@@ -82,15 +84,15 @@ def assign(
     if split.name == "per_user_random":
         draw = np.empty(len(user))
         draw[np.lexsort((item, user))] = keyed.uniform(("split", seed), 0, len(user))
-        return _per_user(user, (item, draw), _benchmark_counts)
+        return _per_user(user, draw, _benchmark_counts)
     if time is None:
         raise InputError(f"key 'split.name' is '{split.name}' but the source has no timestamp column; map one.")
     if split.name == "per_user_time":
-        return _per_user(user, (item, time), _benchmark_counts)
+        return _per_user(user, time, _benchmark_counts)
     if split.name == "leave_last_out":
-        return _per_user(user, (item, time), _leave_last_out_counts)
+        return _per_user(user, time, _leave_last_out_counts)
     if split.name == "by_user":
-        return _by_user(user, item, time, seed)
+        return _by_user(user, time, seed)
     return _global_time(
         user, time, 0.1 if split.valid is None else split.valid, 0.1 if split.test is None else split.test
     )
@@ -98,7 +100,11 @@ def assign(
 
 def users_unknown(user: np.ndarray, label: np.ndarray) -> np.ndarray:
     """Codes of users who have held-out rows but no rows in train or context, ascending."""
-    return np.setdiff1d(user[np.isin(label, (VALID, TEST))], user[np.isin(label, (TRAIN, CONTEXT))])
+    count = int(user.max()) + 1
+    held_out, known = np.zeros(count, bool), np.zeros(count, bool)
+    held_out[user[(label == VALID) | (label == TEST)]] = True
+    known[user[(label == TRAIN) | (label == CONTEXT)]] = True
+    return np.flatnonzero(held_out & ~known)
 
 
 def _benchmark_counts(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -112,9 +118,9 @@ def _leave_last_out_counts(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.ones_like(rows), np.ones_like(rows)
 
 
-def _per_user(user: np.ndarray, keys: tuple[np.ndarray, ...], counts: _Counts) -> np.ndarray:
-    """Label each row by its place among its user's rows, sorted by `keys`, of which the last is the primary key."""
-    order = np.lexsort((*keys, user))
+def _per_user(user: np.ndarray, key: np.ndarray, counts: _Counts) -> np.ndarray:
+    """Label each row by its place among its user's rows, sorted by `key`; equal keys stay in the order of the rows."""
+    order = np.lexsort((key, user))
     rows = np.bincount(user)
     valid, test = counts(rows)
     valid, test = np.where(rows < 3, 0, valid), np.where(rows < 3, 0, test)
@@ -125,7 +131,7 @@ def _per_user(user: np.ndarray, keys: tuple[np.ndarray, ...], counts: _Counts) -
     return label
 
 
-def _by_user(user: np.ndarray, item: np.ndarray, time: np.ndarray, seed: int) -> np.ndarray:
+def _by_user(user: np.ndarray, time: np.ndarray, seed: int) -> np.ndarray:
     rows = np.bincount(user)
     dealt = np.argsort(keyed.uniform(("split by user", seed), 0, len(rows)), kind="stable")
     before = np.empty(len(rows), np.int64)  # rows of the users drawn before each user
@@ -133,7 +139,7 @@ def _by_user(user: np.ndarray, item: np.ndarray, time: np.ndarray, seed: int) ->
     group = np.digitize(before / len(user), [0.8, 0.9])
     group[rows < 3] = TRAIN
     known = rows * 8 // 10
-    in_time = _per_user(user, (item, time), lambda count: (count - known, np.zeros_like(count)))
+    in_time = _per_user(user, time, lambda count: (count - known, np.zeros_like(count)))
     return np.where(group[user] == TRAIN, TRAIN, np.where(in_time == TRAIN, CONTEXT, group[user])).astype(np.int8)
 
 
@@ -145,5 +151,7 @@ def _global_time(user: np.ndarray, time: np.ndarray, valid: float, test: float) 
     in_order = np.sort(time)
     to_valid, to_test = (in_order[int(len(time) * share)] for share in (1 - valid - test, 1 - test))
     label = np.where(time >= to_test, TEST, np.where(time >= to_valid, VALID, TRAIN)).astype(np.int8)
-    label[np.isin(user, users_unknown(user, label)) & (label > TRAIN)] = LEFT_OUT
+    unknown = np.zeros(int(user.max()) + 1, bool)
+    unknown[users_unknown(user, label)] = True
+    label[unknown[user] & (label > TRAIN)] = LEFT_OUT
     return label

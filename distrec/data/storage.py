@@ -7,7 +7,10 @@ import hashlib
 import json
 import os
 import posixpath
+import stat
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from botocore.exceptions import BotoCoreError
 
+from distrec.config.paths import REMOTE, located
 from distrec.errors import InputError
 
 
@@ -39,27 +43,42 @@ class Folder:
         """Whether the folder, or the given path inside it, exists now; listings are not cached.
 
         Raises:
-            InputError: the object store cannot be reached.
+            InputError: the storage cannot be read.
         """
         self.fs.invalidate_cache()
-        try:
+        with self.reading(*parts):
             return bool(self.fs.exists(self.at(*parts)))
-        except BotoCoreError as error:  # no credentials or no endpoint; a refused request is an OSError
-            raise InputError(
-                f"'{self}' cannot be reached ({error}); check the endpoint and credentials in AWS_… variables."
-            ) from None
+
+    def is_file(self) -> bool:
+        """Whether the path is not a folder's but a file's."""
+        with self.reading():
+            return bool(self.fs.isfile(self.path))
 
     def names(self, *parts: str) -> list[str]:
-        """Sorted names of the files and folders directly inside; empty if there are none."""
+        """Sorted names of the files and folders directly inside; empty if there are none.
+
+        Raises:
+            InputError: the storage cannot be read.
+        """
         if not self.exists(*parts):
             return []
-        where = self.at(*parts)
-        return sorted(posixpath.basename(path.rstrip("/")) for path in self.fs.ls(where, detail=False))
+        with self.reading(*parts):
+            found = self.fs.ls(self.at(*parts), detail=False)
+        return sorted(posixpath.basename(path.rstrip("/")) for path in found)
 
     def make(self) -> None:
         """Create the folder on a local disk. Object stores have no folders, and we never create a bucket."""
         if self.local:
             self.fs.makedirs(self.path, exist_ok=True)
+
+    def in_the_way(self) -> str | None:
+        """What keeps a local folder from being made: the path of a file that is there, or above it; None if nothing."""
+        path = self.path if self.local else ""
+        while path and not os.path.isdir(path):
+            if os.path.lexists(path):
+                return path
+            path = os.path.dirname(path)
+        return None
 
     def remove(self, *parts: str) -> None:
         """Delete a file or folder inside this one, if it exists."""
@@ -77,15 +96,77 @@ class Folder:
                 os.makedirs(os.path.dirname(copied), exist_ok=True)
             self.fs.cp_file(path, copied)
 
+    @contextmanager
+    def reading(self, *parts: str) -> Iterator[None]:
+        """A context that reads the folder or a path inside it.
+
+        Raises:
+            FileNotFoundError: there is no such path; a file in place of a folder on the way counts as that too.
+            InputError: the storage cannot be read: rights, a folder in place of a file, a loop of links, no connection.
+        """
+        where = self.folder(*parts) if parts else self
+        try:
+            yield
+        except (InputError, FileNotFoundError, pa.ArrowException):
+            raise
+        except NotADirectoryError as error:
+            raise FileNotFoundError(*error.args) from None
+        except IsADirectoryError:
+            raise InputError(f"'{where}' is a folder, not a file; remove it or correct the path.") from None
+        except OSError as error:
+            if type(error) is OSError and error.errno is None:
+                raise  # pyarrow raises this about the content of a file
+            place = "path and its permissions" if self.local else "address and the rights of the credentials"
+            reason = error.strerror or str(error) or type(error).__name__
+            raise InputError(f"'{where}' cannot be read ({reason}); check the {place}.") from None
+        except Exception as error:
+            if self.local:
+                raise
+            # Whatever the object store's client raises: no credentials, no endpoint, a dropped connection.
+            raise InputError(
+                f"'{where}' cannot be reached ({str(error) or type(error).__name__}); check the endpoint and "
+                "credentials in AWS_… variables."
+            ) from None
+
+    def open(self, *parts: str) -> Any:
+        """Open a file for reading, as a binary stream with attribute `size`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            InputError: the storage cannot be read.
+        """
+        with self.reading(*parts):
+            self._require_file(*parts)
+            return self.fs.open(self.at(*parts), "rb")
+
+    def size(self, *parts: str) -> int:
+        """Size of a file in bytes; errors as in `open`."""
+        with self.open(*parts) as file:
+            return int(file.size)
+
     def read_bytes(self, *parts: str) -> bytes:
-        """The whole content of a file."""
-        return bytes(self.fs.cat_file(self.at(*parts)))
+        """The whole content of a file; errors as in `open`."""
+        with self.reading(*parts):
+            self._require_file(*parts)
+            return bytes(self.fs.cat_file(self.at(*parts)))
+
+    def _require_file(self, *parts: str) -> None:
+        """Refuse what a local read would wait for or read without end, such as a pipe or a device."""
+        if self.local and not stat.S_ISREG(mode := os.stat(self.at(*parts)).st_mode) and not stat.S_ISDIR(mode):
+            raise OSError(errno.EINVAL, "not a regular file")
 
     def write_bytes(self, data: bytes, *parts: str) -> None:
-        """Write a file atomically: readers see the old content or the new, never a part of it."""
+        """Write a file atomically: readers see the old content or the new, never a part of it.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         target = self.at(*parts)
         if not self.local:  # a PUT of one object is atomic
-            self.fs.pipe_file(target, data)
+            try:
+                self.fs.pipe_file(target, data)
+            except BotoCoreError as error:  # no credentials or no endpoint; a refused request is an OSError
+                raise OSError(f"'{self}' cannot be reached: {error}") from None
             return
         os.makedirs(os.path.dirname(target), exist_ok=True)
         draft = f"{target}.{uuid.uuid4().hex[:8]}.part"
@@ -136,20 +217,12 @@ def open_folder(path: str) -> Folder:
     """The folder at a local path or an `s3://` URL; it need not exist.
 
     Raises:
-        InputError: the URL's protocol is unknown, or the package for it is not installed.
+        InputError: as in `located`.
     """
-    if "://" not in path:
-        return Folder(fsspec.filesystem("file"), os.path.abspath(os.path.expanduser(path)), local=True)
-    try:
-        fs, inner = fsspec.core.url_to_fs(path)
-    except (ImportError, ValueError) as error:
-        raise InputError(f"path '{path}' cannot be opened ({error}); use a local path or an s3:// URL.") from None
-    return Folder(fs, inner.rstrip("/"), local=fs.protocol in ("file", ("file", "local")))
-
-
-def located(path: str) -> str:
-    """Make a local path absolute, for processes with another working folder. A URL stays unchanged."""
-    return path if "://" in path else os.path.abspath(path)
+    place = located(path)
+    if place.startswith(REMOTE):
+        return Folder(fsspec.filesystem("s3"), place.removeprefix(REMOTE).rstrip("/"), local=False)
+    return Folder(fsspec.filesystem("file"), place, local=True)
 
 
 def sha256(data: bytes) -> str:
@@ -166,4 +239,4 @@ def parquet_bytes(table: pa.Table, row_group_rows: int = 65_536, dictionary: boo
 
 def open_parquet(folder: Folder, *parts: str) -> pq.ParquetFile:
     """Open a Parquet file inside `folder`; row groups are read when asked for."""
-    return pq.ParquetFile(folder.fs.open(folder.at(*parts), "rb"))
+    return pq.ParquetFile(folder.open(*parts))

@@ -17,23 +17,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from distrec.config.bounds import MOST_INTERACTIONS, MOST_ROWS, MOST_WIDTH, check_option
 from distrec.data import keyed, parts
-from distrec.data.dataset import (
-    FORMAT,
-    SPLITS,
-    Dataset,
-    FeatureEntry,
-    FileEntry,
-    Manifest,
-    vector_table,
-    write_manifest,
-    write_part,
-)
+from distrec.data.dataset import Dataset, vector_table, write_part
+from distrec.data.manifest import FORMAT, SPLITS, FeatureEntry, FileEntry, Manifest, write_manifest
 from distrec.data.storage import Folder, open_folder
 from distrec.errors import InputError
+from distrec.runtime import check_fits
 
 FEWEST = 3  # interactions of a user: one in each split
 
+_BYTES_PER_ROW = 8  # memory per user and item, at the very least: its activity or its rank
 _BLOCK = 1 << 20  # interactions generated at a time
 _SPREAD = 0.9  # standard deviation of the logarithm of a user's activity
 _EXPONENT, _SHIFT = 0.8, 10.0  # the item of rank r has weight (r + shift) ** -exponent
@@ -68,12 +62,15 @@ class GraphSize:
     seed: int = 7
 
     def __post_init__(self) -> None:
-        for name in ("users", "items", "edges", "dim", "image_dim"):
-            value = getattr(self, name)
-            if value < 1:
-                raise InputError(f"option '--{name.replace('_', '-')}' is {value}, which must be at least 1; raise it.")
-            if name in ("users", "items") and value >= 2**31:
-                raise InputError(f"option '--{name}' is {value}, which must be less than 2**31; lower it.")
+        for name, most in (
+            ("users", MOST_ROWS),
+            ("items", MOST_ROWS),
+            ("edges", MOST_INTERACTIONS),
+            ("dim", MOST_WIDTH),
+            ("image_dim", MOST_WIDTH),
+        ):
+            check_option(name.replace("_", "-"), getattr(self, name), 1, most)
+        check_fits(_BYTES_PER_ROW * (self.users + self.items), "options '--users' and '--items'", "lower them")
         if self.items < 4 * FEWEST:
             raise InputError(
                 f"option '--items' is {self.items}, which must be at least {4 * FEWEST}, since each user has at least "
@@ -120,9 +117,7 @@ def write_graph(out: str, size: GraphSize, block: int = _BLOCK) -> Dataset:
         raise InputError(
             f"option '--out' is '{out}', which cannot be written ({error}); check the path and its permissions."
         ) from None
-    files: dict[str, FileEntry] = {}
-    for name, prefix, count in (("users", "u", size.users), ("items", "i", size.items)):
-        files[f"{name}.parquet"] = write_part(folder, f"{name}.parquet", _ids(prefix, count))
+    files = write_ids(folder, size.users, size.items)
     ranked = size.ranked()
     counts = _write_interactions(folder, files, size, ranked, block)
     cluster = np.empty(size.items, np.int32)
@@ -147,15 +142,19 @@ def write_graph(out: str, size: GraphSize, block: int = _BLOCK) -> Dataset:
     print(
         f"{manifest.name}: {size.users:,} users, {size.items:,} items, {size.edges:,} interactions ({shown}) in {out}"
     )
-    return Dataset.open(out)
+    return Dataset.open(out, checked=True)
 
 
-def _ids(prefix: str, count: int) -> pa.Table:
-    index = pa.array(np.arange(count, dtype=np.int32))
-    table = {"index": index, "original": pc.binary_join_element_wise(prefix, index.cast(pa.string()), "")}
-    if prefix == "i":
-        table["title"] = pa.nulls(count, pa.string())
-    return pa.table(table)
+def write_ids(folder: Folder, users: int, items: int) -> dict[str, FileEntry]:
+    """Write `users.parquet` and `items.parquet` with made-up ids and no titles; returns their manifest entries."""
+    files = {}
+    for side, count in (("users", users), ("items", items)):
+        index = pa.array(np.arange(count, dtype=np.int32))
+        table = {"index": index, "original": pc.binary_join_element_wise(side[0], index.cast(pa.string()), "")}
+        if side == "items":
+            table["title"] = pa.nulls(count, pa.string())
+        files[f"{side}.parquet"] = write_part(folder, f"{side}.parquet", pa.table(table))
+    return files
 
 
 def degrees(size: GraphSize) -> np.ndarray:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from distrec.config import digest
-from distrec.data.dataset import TOKENS
+from distrec.data.manifest import ENCODED, TOKENS
 
 # Weights come only from packages and local folders. transformers reads both variables when it is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -25,8 +25,6 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 Modality = Literal["text", "image"]
 MODALITIES: tuple[Modality, ...] = ("text", "image")
-ENCODED = "encoder "
-"""Prefix of the `source` of feature sets that `distrec encode` wrote."""
 
 
 def cut_name(modality: str, cut: int) -> str:
@@ -84,6 +82,10 @@ class Encoder(ABC):
             InputError: the model cannot be loaded.
         """
         raise NotImplementedError
+
+    def defect(self, content: Any) -> str:
+        """Why `content`, whose vectors are missing, cannot be encoded, as a phrase."""
+        return "its vector exceeds the range of float16"
 
     @property
     def row_bytes(self) -> int:

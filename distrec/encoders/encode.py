@@ -15,15 +15,26 @@ from typing import Any
 
 from tqdm import tqdm
 
+from distrec.config.bounds import (
+    MOST_BATCH,
+    MOST_CPUS,
+    MOST_LAYERS,
+    MOST_LENGTH,
+    MOST_WIDTH,
+    MOST_WORKERS,
+    check_option,
+)
 from distrec.data import parts
-from distrec.data.dataset import Dataset, FeatureEntry, FileEntry, group_rows, vector_table, write_manifest
+from distrec.data.dataset import Dataset, group_rows, vector_table
+from distrec.data.manifest import FeatureEntry, FileEntry, write_manifest
 from distrec.data.storage import Folder, open_folder
-from distrec.encoders.base import ENCODED, MODALITIES, Encoder, Modality, cut_name
+from distrec.encoders.base import MODALITIES, Encoder, Modality, cut_name
 from distrec.encoders.cache import Cache, content_hash
 from distrec.encoders.pool import Job, Pool, Shard
 from distrec.encoders.registry import DEFAULTS, make_encoder
-from distrec.errors import InputError
+from distrec.errors import InputError, shown
 
+_BYTES_PER_SHARD = 64 << 20  # of contents
 _NAMED = 5  # maximum number of damaged items that are printed
 
 
@@ -43,7 +54,7 @@ def encode(
     data: str,
     text: str | None = None,
     image: str | None = None,
-    max_tokens: int = 128,
+    max_tokens: int | None = None,
     workers: int = 2,
     threads: int = 1,
     batch: int | None = None,
@@ -64,12 +75,12 @@ def encode(
         text: Text encoder: `all-minilm-l6-v2` or the folder of a `transformers` model. None: the default encoder, if
             the dataset has texts. `none`: do not encode texts.
         image: Image encoder, likewise; the default is `efficientnet-lite0`.
-        max_tokens: Maximum tokens of a text that becomes one vector; longer texts are truncated.
+        max_tokens: Maximum tokens of a text that becomes one vector; longer texts are truncated. None: 128.
         workers: Number of Ray actors; 0 encodes in this process.
         threads: CPU threads, and CPUs of the cluster, per worker.
         batch: Items per forward pass; None: the encoder's default.
-        shard: Contents that are encoded and cached together; fewer if their vectors take more than 64 MiB. A killed
-            worker loses at most its current shard.
+        shard: Contents that are encoded and cached together; fewer if they or their vectors take more than 64 MiB. A
+            killed worker loses at most its current shard.
         cache: Cache folder, local or `s3://`; None: `encoded` inside the dataset. A folder outside the dataset can
             serve several datasets.
         tokens: Keep the vectors of all tokens, neither averaged nor scaled. The tokens of a text are its word pieces,
@@ -87,25 +98,34 @@ def encode(
         InputError: there is no content, an encoder is unknown, the feature set was imported, an option is out of range,
             or the cluster has too few CPUs.
     """
-    for name, value, least in (
-        ("workers", workers, 0),
-        ("threads", threads, 1),
-        ("shard", shard, 1),
-        ("batch", batch, 1),
-        ("text-tokens", text_tokens, 2),
-        ("image-pool", image_pool, 2),
-        ("cut", cut, 1),
+    for name, value, least, most in (
+        ("workers", workers, 0, MOST_WORKERS),
+        ("threads", threads, 1, MOST_CPUS),
+        ("shard", shard, 1, MOST_BATCH),
+        ("batch", batch, 1, MOST_BATCH),
+        ("max-tokens", max_tokens, 2, MOST_LENGTH),  # a text has a token at its start and one at its end
+        ("text-tokens", text_tokens, 2, MOST_LENGTH),
+        ("image-pool", image_pool, 2, MOST_WIDTH),
+        ("cut", cut, 1, MOST_LAYERS),
     ):
         if name in ("text-tokens", "image-pool", "cut") and value is not None and not tokens:
-            raise InputError(f"encode: --{name} is {value} but --tokens is not given; add it, or leave --{name} out.")
-        if value is not None and value < least:
-            raise InputError(f"encode: --{name} is {value}; give at least {least}.")
-    dataset = Dataset.open(data)
-    options: dict[str, Any] = {"max_tokens": max_tokens}
+            raise InputError(
+                f"option '--{name}' is {shown(value)} but --tokens is not given; add it, or leave --{name} out."
+            )
+        check_option(name, value, least, most)
+    if tokens and max_tokens is not None:
+        raise InputError(
+            f"option '--max-tokens' is {max_tokens} but --tokens keeps the tokens of a text, whose number is "
+            "--text-tokens; use that."
+        )
+    dataset = Dataset.open(data, checked=True)
+    options: dict[str, Any] = {"max_tokens": max_tokens or 128}
     if tokens:
         options = {"max_tokens": text_tokens or 30, "pooled": False, "image_pool": image_pool, "cut": cut or 0}
     names = {modality: cut_name(modality, cut or 0) if tokens else modality for modality in MODALITIES}
     encoders = _choose(dataset, {"text": text, "image": image}, names, options)
+    if defect := dataset.defect(encoded=False):  # this command writes encoded features again, damaged or not
+        raise dataset.error(defect)
     for name, encoder in encoders.items():
         if encoder.tokens > 1:
             size = dataset.manifest.content[encoder.modality] * encoder.row_bytes
@@ -147,7 +167,7 @@ def _choose(
             )
         feature = names[modality]
         entry = dataset.manifest.features.get(feature)
-        if entry is not None and not entry.source.startswith(ENCODED):
+        if entry is not None and not entry.encoded:
             raise InputError(
                 f"data '{dataset.folder}' has an imported feature '{feature}' (from {entry.source}) that encode would "
                 f"replace; give it another name in the data config, or pass --{modality} none."
@@ -176,10 +196,11 @@ def _encode_missing(
     bar = tqdm(total=dataset.manifest.content[modality], desc=modality, unit="item", smoothing=0.1)
 
     def shards() -> Iterator[Shard]:
-        now = Shard([], [])
+        now, held = Shard([], []), 0
         for rows in dataset.content([modality]):
             for content in rows[modality].to_pylist():
-                key = content_hash(content) if content and content.strip() else None
+                blank = content is None or (modality == "text" and not content.strip())
+                key = None if blank else content_hash(content)
                 hashes.append(key)
                 if key is None:
                     continue
@@ -194,9 +215,10 @@ def _encode_missing(
                     pending.add(key)
                     now.hashes.append(key)
                     now.contents.append(content)
-                    if len(now.hashes) == shard:
+                    held += len(content)
+                    if len(now.hashes) == shard or held >= _BYTES_PER_SHARD:
                         yield now
-                        now = Shard([], [])
+                        now, held = Shard([], []), 0
         if now.hashes:
             yield now
 
@@ -266,6 +288,8 @@ def _print(dataset: Dataset, name: str, encoder: Encoder, counts: Counts) -> Non
         f"{len(counts.damaged):,} damaged"
     )
     if counts.damaged:
-        ids = dataset.items_table()["original"].take(counts.damaged[:_NAMED]).to_pylist()
+        named, ids = counts.damaged[:_NAMED], dataset.items_table()["original"]
+        content = {row["item"]: row[modality] for row in dataset.content_of(named, [modality])}
+        told = [f"{ids[item]} ({encoder.defect(content[item])})" for item in named]
         more = ", …" if len(counts.damaged) > _NAMED else ""
-        print(f"  damaged {modality}, marked missing: items {', '.join(ids)}{more}")
+        print(f"  damaged {modality}, marked missing: items {', '.join(told)}{more}")

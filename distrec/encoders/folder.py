@@ -123,12 +123,12 @@ class ModelFolder:
         config = self.open(AutoConfig)
         if config.model_type not in LAYERS[modality] or getattr(config, "is_decoder", False):
             raise InputError(
-                f"encode: --cut is {cut} but '{self.path}' is a {modality} model of type '{config.model_type}', whose "
+                f"option '--cut' is {cut} but '{self.path}' is a {modality} model of type '{config.model_type}', whose "
                 f"last layers cannot be cut off; give one of {', '.join(LAYERS[modality])}, or leave out --cut."
             )
         layers = getattr(config, "vision_config", config).num_hidden_layers
         if cut > layers:
-            raise InputError(f"encode: --cut is {cut} but '{self.path}' has {layers} layers; give 1 to {layers}.")
+            raise InputError(f"option '--cut' is {cut} but '{self.path}' has {layers} layers; give 1 to {layers}.")
 
     def _split(self, modality: Modality, cut: int) -> tuple[Any, Any]:
         """The model without its last `cut` layers, and these layers, None if `cut` is 0."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import io
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -11,39 +10,53 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from distrec.data.pictures import DECODING, Undecodable, open_picture
 from distrec.encoders.base import Encoder, device, hash_files
 from distrec.encoders.folder import ModelFolder
 from distrec.errors import InputError
 
 
 def decode(data: bytes) -> Image.Image | None:
-    """The first frame of an image file as RGB; None if the file cannot be decoded."""
+    """The picture in an image file as RGB (`distrec.data.pictures`); None if it cannot be decoded."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.convert("RGB")
-    except Exception:  # on damaged files Pillow's decoders raise many kinds of errors, none of which may end the job
+        return open_picture(data)
+    except Undecodable:
         return None
 
 
 class ImageEncoder(Encoder):
-    """Base of the image encoders: decodes the files and runs the model on those that are images."""
+    """Base of the image encoders: decodes the files and runs the model on those that are images.
+
+    One picture of full size is in memory at a time.
+    """
 
     modality = "image"
+
+    def defect(self, content: bytes) -> str:
+        try:
+            open_picture(content)
+        except Undecodable as error:
+            return str(error)
+        return super().defect(content)
 
     def forward(self, model: Any, batch: Sequence[bytes]) -> np.ndarray:
         import torch
 
-        decoded = [decode(data) for data in batch]
-        images = [image for image in decoded if image is not None]
+        pixels = [None if image is None else self.pixels(model, image) for image in map(decode, batch)]
+        good = [one for one in pixels if one is not None]
         vectors = np.full((len(batch), self.tokens * self.width), np.nan, np.float32)
-        if images:
+        if good:
             with torch.inference_mode():
-                vectors[[image is not None for image in decoded]] = self.run(model, images).flatten(1).cpu().numpy()
+                vectors[[one is not None for one in pixels]] = self.run(model, good).flatten(1).cpu().numpy()
         return vectors
 
     @abstractmethod
-    def run(self, model: Any, images: list[Image.Image]) -> Any:
-        """Encode RGB images: a tensor `[len(images), width]` or `[len(images), tokens, width]`."""
+    def pixels(self, model: Any, image: Image.Image) -> Any:
+        """The model's input for one RGB image."""
+
+    @abstractmethod
+    def run(self, model: Any, pixels: list[Any]) -> Any:
+        """Encode what `pixels` returned for each image: a tensor `[images, width]` or `[images, tokens, width]`."""
 
 
 def _count_tokens(name: str, shape: tuple[int, int], side: int | None) -> int:
@@ -52,8 +65,8 @@ def _count_tokens(name: str, shape: tuple[int, int], side: int | None) -> int:
         return 1 + shape[0] * shape[1]
     if not 2 <= side <= min(shape):
         raise InputError(
-            f"encode: --image-pool is {side} but the feature map of image encoder '{name}' is {shape[0]} x {shape[1]}; "
-            f"give 2 to {min(shape)}, or leave --image-pool out."
+            f"option '--image-pool' is {side} but the feature map of image encoder '{name}' is {shape[0]} x "
+            f"{shape[1]}; give 2 to {min(shape)}, or leave --image-pool out."
         )
     return 1 + side * side
 
@@ -80,6 +93,7 @@ class EfficientNetLite0(ImageEncoder):
 
     def __init__(self, pooled: bool = True, side: int | None = None, cut: int = 0) -> None:
         self.settings = {"size": 224, "resample": "bicubic", "mean": 127, "scale": 128, "pooling": "mean"}
+        self.settings["decoding"] = DECODING
         self.side = side
         if not pooled:
             self.tokens = _count_tokens(self.name, (7, 7), side)
@@ -110,7 +124,7 @@ class EfficientNetLite0(ImageEncoder):
             layers = _layers(EfficientNet.from_name("efficientnet-lite0"))
             if self.cut >= len(layers):  # the first one, the stem, reads the image
                 raise InputError(
-                    f"encode: --cut is {self.cut} but image encoder '{self.name}' has {len(layers) - 1} layers to cut "
+                    f"option '--cut' is {self.cut} but image encoder '{self.name}' has {len(layers) - 1} layers to cut "
                     f"before; give 1 to {len(layers) - 1}."
                 )
             shape = layers[: -self.cut].eval()(torch.empty(1, 3, 224, 224)).shape
@@ -141,15 +155,16 @@ class EfficientNetLite0(ImageEncoder):
         )  # ZeRO partitions contiguous weights
         return ConvolutionTail(blocks, self.side).eval()
 
-    def run(self, model: Any, images: list[Image.Image]) -> Any:
+    def pixels(self, model: Any, image: Image.Image) -> Any:
+        return (np.asarray(image.resize((224, 224), Image.Resampling.BICUBIC), np.float32) - 127) / 128
+
+    def run(self, model: Any, pixels: list[Any]) -> Any:
         import torch
 
         from distrec.encoders.tail import map_tokens
 
-        resized = [np.asarray(image.resize((224, 224), Image.Resampling.BICUBIC), np.float32) for image in images]
         # [n, h, w, 3] seen as [n, 3, h, w] is channels-last memory, the faster layout for convolutions
-        pixels = torch.from_numpy((np.stack(resized) - 127) / 128).permute(0, 3, 1, 2)
-        maps = model(pixels.to(device()))
+        maps = model(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(device()))
         if self.cut:
             return maps.flatten(2).transpose(1, 2)
         return maps.mean((2, 3)) if self.tokens == 1 else map_tokens(maps, self.side)
@@ -214,6 +229,7 @@ class TransformerImage(ImageEncoder):
         else:
             self.tokens, self.width = self._shape()
             self.settings = _token_settings(side)
+        self.settings["decoding"] = DECODING
         if cut:
             self.folder.check_cut(self.modality, cut)
             self.cut, self.settings["cut"] = cut, cut
@@ -224,7 +240,8 @@ class TransformerImage(ImageEncoder):
     def _shape(self) -> tuple[int, int]:
         """Number of tokens and their width, from a run without weights: not every config states them."""
         try:
-            last = _output((self._processor(), self.folder.outline()), [Image.new("RGB", (224, 224))]).last_hidden_state
+            model = (self._processor(), self.folder.outline())
+            last = _output(model, self.pixels(model, Image.new("RGB", (224, 224)))).last_hidden_state
         except (InputError, ImportError):
             raise
         except Exception as error:  # the model needs more than an image, or reads values that an outline lacks
@@ -250,10 +267,19 @@ class TransformerImage(ImageEncoder):
     def tail(self) -> Any:
         return self.folder.tail(self.modality, self.cut)
 
-    def run(self, model: Any, images: list[Image.Image]) -> Any:
+    def pixels(self, model: Any, image: Image.Image) -> Any:
+        return model[0](images=[image], return_tensors="pt")["pixel_values"]
+
+    def run(self, model: Any, pixels: list[Any]) -> Any:
+        import torch
+
+        alike = len({one.shape for one in pixels}) == 1  # not every processor resizes all images to one size
+        return torch.cat([self._vectors(model, images) for images in ([torch.cat(pixels)] if alike else pixels)])
+
+    def _vectors(self, model: Any, pixels: Any) -> Any:
         from distrec.encoders.tail import map_tokens
 
-        output = _output(model, images)
+        output = _output(model, pixels)
         last = output.last_hidden_state
         if self.tokens == 1:
             if hasattr(model[1], "get_image_features"):
@@ -268,12 +294,12 @@ class TransformerImage(ImageEncoder):
         return tokens
 
 
-def _output(model: Any, images: list[Image.Image]) -> Any:
-    """The output of `model` (processor and network) for images; of a two-tower model, that of its image tower."""
+def _output(model: Any, pixels: Any) -> Any:
+    """The output of `model` (processor and network) for pixels; of a two-tower model, that of its image tower."""
     import torch
 
-    processor, network = model
-    pixels = processor(images=images, return_tensors="pt")["pixel_values"].to(network.device)
+    network = model[1]
+    pixels = pixels.to(network.device)
     with torch.inference_mode():
         if hasattr(network, "get_image_features"):
             return network.get_image_features(pixel_values=pixels)

@@ -6,10 +6,11 @@ import importlib
 import os
 
 from distrec.config import nearest
+from distrec.config.paths import PATH_WIDTH, local_path
 from distrec.encoders.base import Encoder, Modality
 from distrec.encoders.image import EfficientNetLite0, TransformerImage
 from distrec.encoders.text import TransformerText
-from distrec.errors import InputError
+from distrec.errors import InputError, shown
 
 DEFAULTS: dict[Modality, str] = {"text": "all-minilm-l6-v2", "image": "efficientnet-lite0"}
 
@@ -43,14 +44,14 @@ def make_encoder(
             f"{modality} encoder '{name}' needs the package {error.name}; install the project's lock file, or give the "
             "folder of a transformers model."
         ) from None
-    if not os.path.isdir(os.path.expanduser(name)):
+    path = local_path(name, f"{modality} encoder")
+    if not os.path.isdir(path):
         raise InputError(
-            f"unknown {modality} encoder '{name}'; {nearest(name, [DEFAULTS[modality]])}, or give the local folder of "
-            "a transformers model."
+            f"unknown {modality} encoder {shown(name, PATH_WIDTH)}; {nearest(name, [DEFAULTS[modality]])}, or give the "
+            "local folder of a transformers model."
         )
-    path = os.path.expanduser(name)
     if cut:  # a run that trains the layers opens the folder again, perhaps from another working folder
-        name = path = os.path.abspath(path)
+        name = path
     if modality == "text":
         return TransformerText(name, path, max_tokens, pooled, cut)
     return TransformerImage(name, path, pooled, image_pool, cut)

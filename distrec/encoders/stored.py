@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import re
-
-from distrec.data.dataset import Dataset, FeatureEntry
-from distrec.encoders.base import ENCODED, Encoder, Modality, cut_name
+from distrec.data.dataset import Dataset
+from distrec.data.manifest import ENCODED_BY, FeatureEntry
+from distrec.encoders.base import Encoder, Modality, cut_name
 from distrec.encoders.registry import make_encoder
 from distrec.errors import InputError
-
-# The form of `Encoder.source` in a manifest.
-_SOURCE = re.compile(rf"{ENCODED}(?P<encoder>.+) (?P<key>[0-9a-f]{{16}}) cut=(?P<cut>\d+)(?: pool=(?P<pool>\d+))?")
 
 
 def cut_of(entry: FeatureEntry) -> int:
     """Number of layers that were cut off when the feature set was encoded; 0 if none were, or the set was imported."""
-    found = _SOURCE.fullmatch(entry.source)
-    return int(found["cut"]) if found else 0
+    found = ENCODED_BY.fullmatch(entry.source)
+    return int(found["cut"] or 0) if found else 0
 
 
 def stored_encoder(data: Dataset, key: str, name: str, modality: Modality, layers: int) -> Encoder:
@@ -40,9 +36,9 @@ def stored_encoder(data: Dataset, key: str, name: str, modality: Modality, layer
             f"key '{key}' is '{name}', which is not in the dataset, but 'method.train_encoder_layers' is {layers}; run "
             f"{command} and name '{cut_name(modality, layers)}'."
         )
-    found = _SOURCE.fullmatch(entry.source)
+    found = ENCODED_BY.fullmatch(entry.source)
     if found is None or cut_of(entry) != layers:
-        state = "holds no encoder's inner states" if found is None else f"was cut before the last {found['cut']}"
+        state = f"was cut before the last {cut_of(entry)}" if cut_of(entry) else "holds no encoder's inner states"
         raise InputError(
             f"key '{key}' is '{name}', which {state}, but 'method.train_encoder_layers' is {layers}; run {command} and "
             f"name '{cut_name(modality, layers)}'."

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from distrec.data.dataset import Interactions
+from distrec.data.ordered import contains, distinct, starts
 from distrec.parallel.exchange import Exchange, batch_exchange
 from distrec.parallel.partition import Partition, share
 from distrec.parallel.world import World
@@ -50,11 +51,11 @@ class Pairs:
     def of(cls, held_out: Interactions, masked: Sequence[Interactions], items: int) -> Pairs:
         """The distinct pairs in `held_out` and in `masked`."""
         none = np.empty(0, np.int64)
-        pairs = np.unique(_keys(held_out, items))
-        mask = np.unique(np.concatenate([none, *(_keys(rows, items) for rows in masked)]))
-        user, offsets = np.unique(pairs // items, return_index=True)
-        unreachable = np.isin(pairs, mask, assume_unique=True)
-        return cls(items, user, np.append(offsets, len(pairs)), pairs % items, mask, unreachable)
+        pairs = distinct(_keys(held_out, items))
+        mask = distinct(np.concatenate([none, *(_keys(rows, items) for rows in masked)]))
+        owner = pairs // items
+        first = starts(owner)
+        return cls(items, owner[first], np.append(first, len(pairs)), pairs % items, mask, contains(mask, pairs))
 
     @property
     def length(self) -> np.ndarray:

@@ -6,13 +6,13 @@ the same at any number of workers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from distrec.data.dataset import Interactions
+from distrec.data.dataset import Dataset, Interactions
 from distrec.data.histories import PADDING, Histories
 from distrec.evaluation.chunks import Score, plan
 from distrec.evaluation.ranking import Evaluator
@@ -74,28 +74,48 @@ def recommend(
 
 
 def examples(
-    evaluator: Evaluator, chosen: np.ndarray, histories: Histories, ids: Sequence[str], recommended: list[list[int]]
+    evaluator: Evaluator,
+    chosen: np.ndarray,
+    histories: Histories,
+    data: Dataset,
+    recommended: list[list[int]],
+    about: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The users `evaluator.pairs.user[chosen]` as a JSON value.
+    """The users `evaluator.pairs.user[chosen]` as a JSON value, with original ids and titles.
 
     Args:
         evaluator: the evaluator of the split.
         chosen: the users' indices into `evaluator.pairs.user`.
         histories: the users' interactions before the split.
-        ids: the original ids of the chosen users.
+        data: the dataset, which knows ids and titles.
         recommended: the recommended items of the chosen users, as `recommend` returns them.
+        about: what was ranked, as `report.about` returns it.
+
+    Returns:
+        `about` and `users`: `user` (index), `id` (original), `history`, `held_out` and `recommended`. Each item has
+        `item` (index), `id` (original) and `title` (null if it has none).
     """
     pairs = evaluator.pairs
     had = histories.newest(pairs.user[chosen], HISTORY)
+    ids = data.users_table()["original"].take(pairs.user[chosen]).to_pylist()
+    known = data.items_table()
+
+    def named(items: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+        rows = known.take(np.asarray(items, np.int64)).select(["original", "title"]).to_pylist()
+        return [
+            {"item": int(item), "id": row["original"], "title": row["title"] or None} for item, row in zip(items, rows)
+        ]
+
     return {
+        "about": dict(about),
         "users": [
             {
                 "user": int(pairs.user[at]),
                 "id": name,
-                "history": row[row != PADDING].tolist(),
-                "held_out": pairs.item[pairs.offsets[at] : pairs.offsets[at + 1]].tolist(),
-                "recommended": items,
+                "history": named(row[row != PADDING]),
+                "held_out": named(pairs.item[pairs.offsets[at] : pairs.offsets[at + 1]]),
+                "recommended": named(items),
             }
             for at, name, row, items in zip(chosen, ids, had, recommended, strict=True)
-        ]
+        ],
     }

@@ -11,13 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from distrec.data.dataset import TOKENS, Dataset, Interactions
-from distrec.data.storage import open_parquet
+from distrec.data.dataset import Dataset, Interactions
+from distrec.data.manifest import COLD, TOKENS
 from distrec.evaluation.ranking import Ranked
 
-COLD = 5  # an item with at most this many training interactions is cold
 ACTIVITY = (0, 5, 10, 20, 50)  # the most training interactions in each group of users; one more group has no limit
 
 
@@ -40,8 +38,7 @@ def missing_items(dataset: Dataset) -> dict[str, np.ndarray]:
     for name, feature in sorted(dataset.manifest.features.items(), key=lambda entry: entry[1].tokens > 1):
         modality = name.partition(TOKENS)[0] if feature.tokens > 1 else name  # also of `text-tokens-cut2`
         if feature.missing and modality not in out:
-            parts: list[pq.ParquetFile] = [open_parquet(dataset.folder, part) for part in feature.parts]
-            out[modality] = np.concatenate([part.read(columns=["missing"])["missing"].to_numpy() for part in parts])
+            out[modality] = dataset.missing(name)
     return out
 
 

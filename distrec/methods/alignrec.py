@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch.nn import functional
 
+from distrec.config.bounds import MOST_LAYERS, MOST_NEIGHBOURS, MOST_WIDTH
 from distrec.data.dataset import Dataset
 from distrec.data.histories import Histories
 from distrec.graph.matrix import ShardedMatrix
@@ -50,11 +51,18 @@ class AlignRec(Method):
             description="vector of an item without a feature row: mean of the present rows, or zeros, before "
             "normalisation",
         )
-        dim: int = Field(64, ge=1, description="d, width of the vectors of both views (3)")
-        user_item_layers: int = Field(2, ge=0, description="n_ui_layers, number of hops on the user-item graph (3.3)")
-        item_layers: int = Field(1, ge=0, description="n_layers, number of hops on the item graph S (3.4)")
+        dim: int = Field(64, ge=1, le=MOST_WIDTH, description="d, width of the vectors of both views (3)")
+        user_item_layers: int = Field(
+            2, ge=0, le=MOST_LAYERS, description="n_ui_layers, number of hops on the user-item graph (3.3)"
+        )
+        item_layers: int = Field(
+            1, ge=0, le=MOST_LAYERS, description="n_layers, number of hops on the item graph S (3.4)"
+        )
         knn_k: int = Field(
-            10, ge=1, description="number of neighbours of an item in the item graph S, itself included (3.2)"
+            10,
+            ge=1,
+            le=MOST_NEIGHBOURS,
+            description="number of neighbours of an item in the item graph S, itself included (3.2)",
         )
         reg_weight: float = Field(1e-4, ge=0, description="weight of the L2 term on the batch's final vectors (4.2)")
         uia_weight: float = Field(

@@ -117,8 +117,12 @@ class Method(ABC):
     sum_over_rows: ClassVar[bool] = False
     """Whether every loss term is a sum over the batch's rows, in which each row's part is divided by `batch.size` and
     does not depend on other rows. Only then can a batch be split into micro-batches (`train.accumulate`)."""
+    reads_histories: ClassVar[bool] = False
+    """Whether it trains on users' histories or ranks by them: then no held-out row may be older than its history."""
     negatives_from: ClassVar[Literal["train", "all"]] = "train"
     """Where the negatives of the default sampler come from."""
+    draws_dropout: ClassVar[tuple[str, ...]] = ("dropout",)
+    """Settings that, if not 0, make each worker draw dropout of its own, so that results depend on their number."""
 
     space: Space
     _block: Callable[[str], torch.Tensor]

@@ -26,12 +26,13 @@ Frozen features never leave their worker: the owner of a row projects it, and on
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field, field_validator, model_validator
 
+from distrec.config.bounds import MOST_INTERESTS, MOST_LENGTH, MOST_WIDTH
 from distrec.data import keyed
 from distrec.data.dataset import Dataset, Interactions
 from distrec.data.histories import Histories
@@ -113,14 +114,18 @@ class BiVRec(Method):
         mm_type: Literal["concat", "sum"] = Field(
             "concat", description="how image and text are joined: concat, by a linear map of both; sum, by addition (3)"
         )
-        dim: int = Field(64, ge=1, description="d, width of item vectors and interests (3)")
-        interests: int = Field(4, ge=1, description="K, number of interests per view (3)")
-        length: int = Field(20, ge=1, description="S, number of items read from the end of a history (2)")
+        dim: int = Field(64, ge=1, le=MOST_WIDTH, description="d, width of item vectors and interests (3)")
+        interests: int = Field(4, ge=1, le=MOST_INTERESTS, description="K, number of interests per view (3)")
+        length: int = Field(
+            20, ge=1, le=MOST_LENGTH, description="S, number of items read from the end of a history (2)"
+        )
         gumbel: Literal["open", "close"] = Field(
             "open", description="noise in the assignment of items to interests: open, Gumbel noise; close, none (3)"
         )
         tau: float = Field(1.0, gt=0, description="temperature of the softmax that assigns items to interests (3)")
-        shelter: int = Field(1, ge=1, description="interests per item in the assignment, at most 'interests' (3)")
+        shelter: int = Field(
+            1, ge=1, le=MOST_INTERESTS, description="interests per item in the assignment, at most 'interests' (3)"
+        )
         temperature: float = Field(0.07, ge=0.03, description="temperature of the contrast between the views (4)")
         dropout: float = Field(0.2, ge=0, lt=1, description="dropout rate of inputs, assignments and heads (3)")
         lambda_id: float = Field(1.0, ge=0, description="weight of recommendation by IDs; lambda1 in the prototype (4)")
@@ -147,7 +152,7 @@ class BiVRec(Method):
         zero_tokens: bool = Field(
             False, description="start the content view's tokens at zero, as in the public code (3)"
         )
-        scales: list[int] = Field(
+        scales: list[Annotated[int, Field(ge=1, le=MOST_LENGTH)]] = Field(
             [1, 2, 4],
             min_length=1,
             description="P, sizes of the patches that a history is cut into, in ascending order (4, B2)",
@@ -189,11 +194,12 @@ class BiVRec(Method):
         @field_validator("scales")
         @classmethod
         def _ascending(cls, scales: list[int]) -> list[int]:
-            if any(p < 1 for p in scales) or sorted(set(scales)) != scales:
-                raise ValueError("must be sizes in ascending order, each at least 1")
+            if sorted(set(scales)) != scales:
+                raise ValueError("must be sizes in ascending order")
             return scales
 
     config: BiVRec.Config
+    reads_histories = True
     changeable = ("temperature", "dropout", "lambda_id", "lambda_c", "lambda_mm", "lambda_f")
 
     def __init__(self, config: BiVRec.Config, data: Dataset):

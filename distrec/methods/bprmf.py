@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 
+from distrec.config.bounds import MOST_WIDTH
 from distrec.data.histories import Histories
 from distrec.methods.base import Method, MethodConfig, Representations
 from distrec.methods.batch import TripleBatch
@@ -19,7 +20,7 @@ class BprMf(Method):
     """Scores are inner products of user and item rows. It works with exact and sparse tables."""
 
     class Config(MethodConfig):
-        dim: int = Field(64, ge=1, description="k, width of the user and item vectors")
+        dim: int = Field(64, ge=1, le=MOST_WIDTH, description="k, width of the user and item vectors")
         reg: float = Field(
             1e-4,
             ge=0,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 
+from distrec.config.bounds import MOST_LAYERS, MOST_WIDTH
 from distrec.data.histories import Histories
 from distrec.graph.polynomial import mean_of_powers
 from distrec.graph.user_item import UserItemGraph
@@ -21,9 +22,12 @@ class LightGCN(Method):
     """Scores are inner products of the propagated tables' means over layers 0 to K."""
 
     class Config(MethodConfig):
-        dim: int = Field(64, ge=1, description="width of the user and item vectors")
+        dim: int = Field(64, ge=1, le=MOST_WIDTH, description="width of the user and item vectors")
         layers: int = Field(
-            4, ge=0, description="K, number of propagation layers; the final vector is the mean over layers 0 to K"
+            4,
+            ge=0,
+            le=MOST_LAYERS,
+            description="K, number of propagation layers; the final vector is the mean over layers 0 to K",
         )
         reg: float = Field(
             1e-3,

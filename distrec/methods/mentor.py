@@ -24,6 +24,7 @@ import torch
 from pydantic import Field
 from torch.nn import functional
 
+from distrec.config.bounds import MOST_LAYERS, MOST_NEIGHBOURS, MOST_WIDTH
 from distrec.data import keyed
 from distrec.data.dataset import Dataset
 from distrec.data.histories import Histories
@@ -99,10 +100,17 @@ class MENTOR(Method):
         fill: Fill = Field(
             "mean", description="vector of an item without a feature row: mean of the present rows, or zeros"
         )
-        dim: int = Field(64, ge=1, description="d, width of one tower; E, which ranks, is twice as wide (3.4)")
-        item_layers: int = Field(1, ge=0, description="n_mm_layers, number of hops on the item graph S (3.4)")
+        dim: int = Field(
+            64, ge=1, le=MOST_WIDTH, description="d, width of one tower; E, which ranks, is twice as wide (3.4)"
+        )
+        item_layers: int = Field(
+            1, ge=0, le=MOST_LAYERS, description="n_mm_layers, number of hops on the item graph S (3.4)"
+        )
         knn_k: int = Field(
-            10, ge=1, description="k, number of neighbours of an item in each modality's graph, itself included (3.3)"
+            10,
+            ge=1,
+            le=MOST_NEIGHBOURS,
+            description="k, number of neighbours of an item in each modality's graph, itself included (3.3)",
         )
         image_weight: float = Field(
             0.1,
@@ -130,6 +138,7 @@ class MENTOR(Method):
 
     config: MENTOR.Config
     changeable = ("reg_weight", "align_weight", "dropout", "temperature")
+    draws_dropout = ()  # its dropout is drawn by row number, so it is the same at any number of workers
     negatives_from = "train"
 
     def __init__(self, config: MENTOR.Config, data: Dataset):

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from distrec.config.bounds import MOST_HEADS, MOST_LAYERS, MOST_LENGTH, MOST_WIDTH
 from distrec.data.dataset import Dataset, Interactions
 from distrec.data.histories import PADDING, Histories
 from distrec.data.sampling import Sampler, UserWindows
@@ -64,6 +65,7 @@ class ODMT(Method):
         train_encoder_layers: int = Field(
             0,
             ge=0,
+            le=MOST_LAYERS,
             description="number of last layers of both encoders that train too, with the encoders' own dropout; 0 "
             "keeps them frozen",
         )
@@ -76,10 +78,13 @@ class ODMT(Method):
             description="token set of images; by default image-tokens, or image-tokens-cutN where the last N layers "
             "train",
         )
-        dim: int = Field(768, ge=1, description="D, width of item transformer, MLPs and user encoders (3.2)")
+        dim: int = Field(
+            768, ge=1, le=MOST_WIDTH, description="D, width of item transformer, MLPs and user encoders (3.2)"
+        )
         id_dim: int = Field(
             768,
             ge=1,
+            le=MOST_WIDTH,
             description="d_id, width of the ID table; with 'init' 1 to 3, the width of the tokens it starts from (3.1)",
         )
         init: Literal[0, 1, 2, 3] = Field(
@@ -92,17 +97,22 @@ class ODMT(Method):
             description="with 'init' 2 or 3, the first token follows the ID table as it trains, as in the published "
             "program (3.1)",
         )
-        length: int = Field(12, ge=1, description="S, number of items read from the end of a history (2)")
+        length: int = Field(
+            12, ge=1, le=MOST_LENGTH, description="S, number of items read from the end of a history (2)"
+        )
         merged_att_layers: int = Field(
             2,
             ge=1,
+            le=MOST_LAYERS,
             description="number of blocks of the item transformer (IMT), and of attention heads per block (3.3)",
         )
         version: Literal["v1", "v3"] = Field(
             "v1", description="v1 hides an item's ID token from its text and image tokens; v3 does not (3.3)"
         )
-        user_layers: int = Field(2, ge=1, description="number of blocks per user encoder (3.5)")
-        user_heads: int = Field(2, ge=1, description="number of attention heads per block of a user encoder (3.5)")
+        user_layers: int = Field(2, ge=1, le=MOST_LAYERS, description="number of blocks per user encoder (3.5)")
+        user_heads: int = Field(
+            2, ge=1, le=MOST_HEADS, description="number of attention heads per block of a user encoder (3.5)"
+        )
         dropout: float = Field(
             0.1, ge=0, lt=1, description="dropout rate of item transformer and user encoders (3.3, 3.5)"
         )
@@ -125,12 +135,15 @@ class ODMT(Method):
 
     whole_tables = False
     config: ODMT.Config
+    reads_histories = True
     changeable = ("dropout", "tau", "alpha")
+    draws_dropout = ("dropout", "train_encoder_layers")
 
     def __init__(self, config: ODMT.Config, data: Dataset):
         super().__init__(config, data)
         _check_choices(config)
         sets: dict[Modality, str] = {"text": config.text_tokens, "image": config.image_tokens}
+        self.tails: dict[Modality, Tail] = {}  # until `build`
         self.encoders = encoders_to_train(data, sets, config.train_encoder_layers)
         self._check_widths()
 
@@ -160,7 +173,7 @@ class ODMT(Method):
 
     def build(self, space: Space) -> None:
         super().build(space)
-        self.tails: dict[Modality, Tail] = {name: encoder.tail() for name, encoder in self.encoders.items()}
+        self.tails = {name: encoder.tail() for name, encoder in self.encoders.items()}
         self.text, self.image = (
             token_block(space.world, space.items, self.data, name, stand_in=not self.tails) for name in self.features()
         )

@@ -7,7 +7,7 @@ from typing import Any
 from distrec.config import RunConfig, decode, nearest
 from distrec.config.tree import set_keys
 from distrec.data.dataset import Dataset
-from distrec.errors import InputError
+from distrec.errors import InputError, shown
 from distrec.methods.alignrec import AlignRec
 from distrec.methods.base import Method
 from distrec.methods.bivrec import BiVRec
@@ -44,8 +44,8 @@ def method_config(tree: dict[str, Any]) -> Any:
     name = tree.get("name")
     if name is None:
         raise InputError(f"key 'method.name' is missing; name one of {', '.join(METHODS)}.")
-    if name not in METHODS:
-        raise InputError(f"key 'method.name' is {name!r}, an unknown method; {nearest(str(name), list(METHODS))}.")
+    if not isinstance(name, str) or name not in METHODS:
+        raise InputError(f"key 'method.name' is {shown(name)}, an unknown method; {nearest(str(name), list(METHODS))}.")
     return decode(METHODS[name].Config, tree, "method")
 
 
@@ -123,7 +123,7 @@ def _check_changes(config: RunConfig) -> None:
         for key in change.values:
             if key not in allowed:
                 raise InputError(
-                    f"key 'changes' sets '{key}' after epoch {change.epoch}, which cannot change while "
+                    f"key 'changes' sets {shown(key)} after epoch {change.epoch}, which cannot change while "
                     f"{config.method['name']} trains; {nearest(key, allowed)}."
                 )
     if config.changes:  # every change is checked, even those that this run is too short to reach

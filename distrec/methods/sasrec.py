@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from distrec.config.bounds import MOST_HEADS, MOST_LAYERS, MOST_LENGTH, MOST_WIDTH
 from distrec.data.dataset import Dataset, Interactions
 from distrec.data.histories import Histories
 from distrec.data.sampling import Sampler, UserWindows
@@ -28,15 +29,21 @@ class SASRec(Method):
     """Scores are inner products of the newest position's output and the items' vectors."""
 
     class Config(MethodConfig):
-        dim: int = Field(64, ge=1, description="d, width of item vectors and transformer blocks; a multiple of 'heads'")
-        length: int = Field(50, ge=1, description="n, number of items read from the end of a history")
-        layers: int = Field(2, ge=0, description="b, number of transformer blocks")
-        heads: int = Field(2, ge=1, description="number of attention heads per block")
+        dim: int = Field(
+            64,
+            ge=1,
+            le=MOST_WIDTH,
+            description="d, width of item vectors and transformer blocks; a multiple of 'heads'",
+        )
+        length: int = Field(50, ge=1, le=MOST_LENGTH, description="n, number of items read from the end of a history")
+        layers: int = Field(2, ge=0, le=MOST_LAYERS, description="b, number of transformer blocks")
+        heads: int = Field(2, ge=1, le=MOST_HEADS, description="number of attention heads per block")
         dropout: float = Field(
             0.2, ge=0, lt=1, description="dropout rate of inputs, attention weights and block outputs"
         )
 
     config: SASRec.Config
+    reads_histories = True
     changeable = ("dropout",)
 
     def __init__(self, config: SASRec.Config, data: Dataset):

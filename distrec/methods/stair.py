@@ -7,12 +7,16 @@ collaborative, late ones stay near their own values. There is no dense module, a
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 import torch
 from pydantic import Field
 
+from distrec.config.bounds import MOST_LAYERS, MOST_NEIGHBOURS, MOST_WIDTH
 from distrec.data.dataset import Dataset
 from distrec.data.histories import Histories
+from distrec.data.ordered import distinct
 from distrec.errors import InputError
 from distrec.graph.matrix import ShardedMatrix
 from distrec.graph.neighbours import symmetric_neighbour_graph
@@ -39,7 +43,7 @@ class STAIR(Method):
 
     class Config(MethodConfig):
         features: list[str] = Field(["text", "image"], description="feature sets, in the order of 'neighbours'")
-        neighbours: list[int] = Field(
+        neighbours: list[Annotated[int, Field(ge=1, le=MOST_NEIGHBOURS)]] = Field(
             [5, 1],
             description="k_m of each feature set: its neighbours per item in the item graph, and its weight in the "
             "initial values (3.3, 3.4)",
@@ -47,8 +51,12 @@ class STAIR(Method):
         fill: Fill = Field(
             "mean", description="vector of an item without a feature row: mean of the present rows, or zeros"
         )
-        dim: int = Field(64, ge=1, description="d, width of the tables; at most the width of each feature set (3.4)")
-        layers: int = Field(3, ge=0, description="L, number of hops of the forward and the backward convolution (3.2)")
+        dim: int = Field(
+            64, ge=1, le=MOST_WIDTH, description="d, width of the tables; at most the width of each feature set (3.4)"
+        )
+        layers: int = Field(
+            3, ge=0, le=MOST_LAYERS, description="L, number of hops of the forward and the backward convolution (3.2)"
+        )
         gamma: float = Field(
             0.2, ge=1e-3, description="exponent of the schedule over columns, b_j = 0.1 + 0.9 (j / d)^gamma (3.1)"
         )
@@ -65,10 +73,10 @@ class STAIR(Method):
                 f"{len(config.features)} sets; give one number for each."
             )
         for name, k in zip(config.features, config.neighbours, strict=True):
-            if not 1 <= k < data.items:
+            if k >= data.items:
                 raise InputError(
-                    f"key 'method.neighbours' has {k} for feature '{name}', which must be at least 1 and less than the "
-                    f"{data.items} items; change it."
+                    f"key 'method.neighbours' has {k} for feature '{name}', which must be less than the {data.items} "
+                    "items; lower it."
                 )
             width = min(data.feature(name).width, data.items - 1)  # centring removes one direction
             if width < config.dim:
@@ -83,7 +91,7 @@ class STAIR(Method):
     def build(self, space: Space) -> None:
         super().build(space)
         config = self.config
-        pairs = np.unique(space.train.user.astype(np.int64) * space.items.rows + space.train.item)
+        pairs = distinct(space.train.user.astype(np.int64) * space.items.rows + space.train.item)
         user, item = pairs // space.items.rows, pairs % space.items.rows
         self.user_item = UserItemGraph(space.world, space.users, space.items, user, item)
         blocks = [feature_block(space.world, space.items, space.data, name, config.fill) for name in config.features]

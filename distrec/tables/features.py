@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 
 from distrec.data.dataset import Dataset
+from distrec.errors import InputError
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
 
 Fill = Literal["mean", "zeros"]
+Found = TypeVar("Found")
 
 
 def feature_block(world: World, items: Partition, data: Dataset, name: str, fill: Fill) -> torch.Tensor:
@@ -20,7 +23,7 @@ def feature_block(world: World, items: Partition, data: Dataset, name: str, fill
 
     Missing rows are filled with zeros or with the mean of the rows that all ranks have, summed in float64.
     """
-    values, missing = data.feature_rows(name, items.start(world.rank), items.stop(world.rank))
+    values, missing = _everywhere(world, lambda: data.feature_rows(name, *_mine(world, items)))
     if fill == "mean":
         sums = torch.from_numpy(np.append(values[~missing].sum(0, dtype=np.float64), float((~missing).sum())))
         world.sum_(sums)
@@ -43,10 +46,29 @@ class TokenBlock:
 
 
 def token_block(world: World, items: Partition, data: Dataset, name: str, stand_in: bool = True) -> TokenBlock:
-    """My rows of token set `name`. Not collective."""
-    values, count, _ = data.token_rows(name, items.start(world.rank), items.stop(world.rank))
+    """My rows of token set `name`. Collective."""
+    values, count, _ = _everywhere(world, lambda: data.token_rows(name, *_mine(world, items)))
     mask = np.arange(values.shape[1]) < np.maximum(count, int(stand_in))[:, None]
     return TokenBlock(torch.from_numpy(values), torch.from_numpy(mask))
+
+
+def _mine(world: World, items: Partition) -> tuple[int, int]:
+    return items.start(world.rank), items.stop(world.rank)
+
+
+def _everywhere(world: World, read: Callable[[], Found]) -> Found:
+    """What `read` returns. If it refuses some rank's rows, all ranks raise that error, so none waits. Collective."""
+    found, message = None, b""
+    try:
+        found = read()
+    except InputError as error:
+        message = str(error).encode()
+    length = int(world.max_(torch.tensor(len(message))))
+    if length:
+        mine = torch.tensor(list(message.ljust(length, b"\0")), dtype=torch.uint8).unsqueeze(0)
+        told = [bytes(row.tolist()).rstrip(b"\0") for row in world.gather_rows(mine, [1] * world.size)]
+        raise InputError(next(filter(None, told)).decode())
+    return found  # type: ignore[return-value]  # no rank has a message, so `read` has returned
 
 
 class _UnitRows(torch.autograd.Function):

@@ -80,14 +80,14 @@ class Table:
 
 
 # Float32 copies of each row that training needs beyond the weight itself: gradient and moments.
-_EXTRA_COPIES = {"adam": 3, "adamw": 3, "sgd": 1}
+EXTRA_COPIES = {"adam": 3, "adamw": 3, "sgd": 1}
 
 
 def plan_tables(
     tables: Sequence[Table], partitions: Mapping[Side, Partition], optimizer: OptimizerSection
 ) -> list[dict[str, Any]]:
     """The sharding of each table over the workers, for `run.json`; bytes per worker include gradient and moments."""
-    copies = _EXTRA_COPIES[optimizer.name] if optimizer.tables == "exact" else 0
+    copies = EXTRA_COPIES[optimizer.name] if optimizer.tables == "exact" else 0
     return [
         {
             "table": table.name,

@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from distrec.config.run import PlaceSection
-from distrec.data.storage import Folder, located, open_folder
+from distrec.config.paths import located
+from distrec.config.run import PlaceSection, TrackingSection
+from distrec.config.text import write_yaml
+from distrec.data.storage import Folder, open_folder
 from distrec.errors import InputError
 
 C = TypeVar("C", bound="Config")
@@ -28,6 +29,9 @@ class Config(Protocol):
 
     @property
     def data(self) -> str: ...
+
+    @property
+    def tracking(self) -> TrackingSection: ...
 
     def model_dump(self) -> dict[str, Any]: ...
 
@@ -176,14 +180,26 @@ def writing_to(storage: str) -> Iterator[None]:
 
 
 def with_absolute_paths(config: C) -> C:
-    """Make the local paths of a config absolute, because workers and trials may have another working folder."""
-    paths = {key: located(path) for key, path in config.run.model_dump(exclude={"name"}).items() if path is not None}
-    return config.model_copy(update={"data": located(config.data), "run": config.run.model_copy(update=paths)})
+    """Make the local paths of a config absolute, because workers and trials may have another working folder.
+
+    Raises:
+        InputError: as in `located`; the message names the key.
+    """
+    paths = {
+        key: located(path, f"key 'run.{key}':")
+        for key, path in config.run.model_dump(exclude={"name"}).items()
+        if path is not None
+    }
+    tracking = config.tracking
+    if (uri := tracking.mlflow) and ":" not in uri and not uri.startswith("databricks"):  # the folder of a file store
+        tracking = tracking.model_copy(update={"mlflow": located(uri, "key 'tracking.mlflow':")})
+    data, run = located(config.data, "key 'data':"), config.run.model_copy(update=paths)
+    return config.model_copy(update={"data": data, "run": run, "tracking": tracking})
 
 
 def to_yaml(config: Config) -> bytes:
     """A config as YAML, with the keys in the order of the sections."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False).encode()
+    return write_yaml(config.model_dump()).encode()
 
 
 def now() -> str:

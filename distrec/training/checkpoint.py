@@ -13,7 +13,6 @@ PyTorch's own distributed checkpoint is not used: it stores its metadata as a pi
 from __future__ import annotations
 
 import hashlib
-import re
 from typing import Any
 
 import torch
@@ -24,10 +23,10 @@ from distrec.data.storage import Folder
 from distrec.errors import InputError
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
+from distrec.training.run_folder import is_checkpoint
 from distrec.training.tensor_file import read_rows, stored_tensors, write_tensors
 
 FORMAT = 1
-_NAME = re.compile(r"epoch-\d{6,}-step-\d{9,}")  # other names in the folder are not ours, and are left alone
 _DIGEST = hashlib.sha256().digest_size
 _REMEDY = "restore it, or train again under another 'run.name'"
 
@@ -162,8 +161,8 @@ class Checkpoints:
         return None, defects
 
     def names(self) -> list[str]:
-        """The names of all checkpoints, complete or not, oldest first."""
-        return [name for name in self.folder.names() if _NAME.fullmatch(name)]
+        """The names of all checkpoints, complete or not, oldest first. Other names in the folder are not ours."""
+        return [name for name in self.folder.names() if is_checkpoint(name)]
 
     def state(self, name: str) -> dict[str, Any]:
         """The content of `state.json` in checkpoint `name`."""

@@ -11,17 +11,21 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from distrec.config.run import RunConfig
-from distrec.data.dataset import Dataset
+from distrec.data.dataset import Dataset, Split
 from distrec.errors import InputError
+from distrec.evaluation.ending import ending_words
+from distrec.evaluation.report import ranking_words
 from distrec.training.run_folder import RunFolder, place_in_words
 
 
 def banner(config: RunConfig, title: str, data: Dataset, run: RunFolder, degradations: list[str]) -> str:
     """The lines printed at the start of a run; each degradation is one of them."""
-    train, manifest = config.train, data.manifest
+    train, rule, manifest = config.train, config.evaluate, data.manifest
+    splits: tuple[Split, ...] = ("valid", "test") if rule.test else ("valid",)
     workers = f"{train.workers} Ray Train workers" if train.workers else "in this process"
     lines = [
         f"distrec: {title} on {manifest.name} ({data.users:,} users, {data.items:,} items, "
@@ -29,6 +33,11 @@ def banner(config: RunConfig, title: str, data: Dataset, run: RunFolder, degrada
         f"  run      {run.folder}",
         f"  workers  {workers}, {train.threads} thread(s) each, global batch {train.global_batch:,}, "
         f"{config.optimizer.tables} tables, ZeRO {config.dense.zero_stage}, seed {train.seed}",
+        *(
+            f"  {split:<7}  {_held_out_users(data, split):,} users, ranking {ranking_words(rule.mask, split)}, "
+            f"cut-offs {', '.join(map(str, rule.ks))}"
+            for split in splits
+        ),
     ]
     return "\n".join(lines + [f"  note     {line}" for line in degradations])
 
@@ -125,10 +134,17 @@ def epoch_line(record: dict[str, Any]) -> str:
 
 
 def summary_table(summary: dict[str, Any]) -> str:
-    """The lines printed at the end of a run: the best epoch and its metrics."""
-    best = f"best epoch {summary['best_epoch']} of {summary['epochs']}" if summary["best_epoch"] else "nothing to train"
+    """The lines printed at the end of a run: how training ended, what was ranked, and the metrics of the best epoch."""
     splits = [split for split in ("valid", "test") if split in summary]
-    lines = [f"{summary['method']}: {best}", "  " + "metric".ljust(14) + "".join(split.rjust(9) for split in splits)]
+    lines = [f"{summary['method']}: {ending_words(summary)}"]
+    for split in splits:
+        lines.append(f"  {split}: {summary['users'][split]:,} users, ranking {ranking_words(summary['mask'], split)}")
+    lines.append("  " + "metric".ljust(14) + "".join(split.rjust(9) for split in splits))
     for name in summary["valid"]:
         lines.append("  " + name.ljust(14) + "".join(f"{summary[split][name]:9.4f}" for split in splits))
     return "\n".join(lines)
+
+
+def _held_out_users(data: Dataset, split: Split) -> int:
+    users = data.interactions(split).user  # sorted
+    return int(len(users) > 0) + int(np.count_nonzero(np.diff(users)))

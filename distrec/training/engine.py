@@ -11,8 +11,9 @@ import torch
 
 from distrec.config.run import RunConfig
 from distrec.data import keyed
-from distrec.data.dataset import CONTEXT, SPLITS, Dataset, Split
+from distrec.data.dataset import Dataset
 from distrec.data.histories import Histories
+from distrec.data.manifest import CONTEXT, SPLITS, Split
 from distrec.data.sampling import Samples, cut
 from distrec.errors import NonFiniteLoss
 from distrec.methods.base import Representations, Space

@@ -15,17 +15,20 @@ from typing import Any
 from distrec.config.run import RunConfig, load_run
 from distrec.config.tree import decode
 from distrec.data.check import damaged_file
-from distrec.data.dataset import SPLITS, Dataset
+from distrec.data.dataset import Dataset, Interactions
+from distrec.data.histories import require_time_order
+from distrec.data.manifest import CONTEXT, SPLITS
 from distrec.data.storage import open_folder
 from distrec.errors import InputError, Interrupted, NonFiniteLoss, exit_status
 from distrec.graph.kept import NOTE
 from distrec.methods.base import Method
-from distrec.methods.registry import build_method, resolve
+from distrec.methods.registry import build_method, resolve, stretches
 from distrec.runtime import WORKER_ENVIRONMENT, check_stack, on_cluster, quiet, ray_cluster, tune_process, versions
 from distrec.training.attempts import with_absolute_paths
 from distrec.training.display import Display, banner
 from distrec.training.hold import Hold
 from distrec.training.run_folder import RunFolder, TakenOver
+from distrec.training.size import check_memory
 from distrec.training.stop import on_stop_signal
 
 Work = Callable[[RunConfig], None]
@@ -112,13 +115,19 @@ def check_inputs(config: RunConfig) -> tuple[Dataset, Method, list[str]]:
         )
     data = Dataset.open(config.data)
     method = build_method(config, data)
+    check_memory(config, data, method)
     parts = [part for name in method.features() for part in data.feature(name).parts]
     if damage := damaged_file(data, parts):
-        raise InputError(f"data '{config.data}': {damage}; run 'distrec prepare' or 'distrec encode' again.")
-    splits = {split: data.interactions(split) for split in SPLITS if split != "test" or config.evaluate.test}
+        raise data.error(damage)
+    splits: dict[str, Interactions] = {
+        split: data.interactions(split) for split in SPLITS if split != "test" or config.evaluate.test
+    }
     for split, rows in splits.items():
         if not len(rows):
             raise InputError(f"data '{config.data}' has no {split} rows; prepare it with another split.")
+    if method.reads_histories:
+        unread = [name for name in (*SPLITS, CONTEXT) if name not in splits]
+        require_time_order(data, splits | {name: data.interactions(name) for name in unread}, method.title())
     if method.trainable:
         sampler = method.sampler(splits["train"], train.seed)
         if not len(sampler):
@@ -136,6 +145,8 @@ def check_inputs(config: RunConfig) -> tuple[Dataset, Method, list[str]]:
         degradations.append(
             "dense modules compute in bfloat16: results for different numbers of workers agree only to its rounding"
         )
+    if any(stretch.method.get(name) for stretch in stretches(config) for name in method.draws_dropout):
+        degradations.append("each worker draws dropout of its own: results depend on the number of workers")
     return data, method, degradations + method.degradations()
 
 
@@ -153,7 +164,7 @@ def train_worker(config: RunConfig, attempt: int) -> None:
     world, run = World.current(), RunFolder.of(config)
     outcome: dict[str, Any] = {"outcome": "done"}
     try:
-        fit(world, Dataset.open(config.data), config, attempt)
+        fit(world, Dataset.open(config.data, checked=True), config, attempt)
     except TakenOver:  # the driver finds out by itself
         return
     except (InputError, Interrupted, NonFiniteLoss) as error:

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from distrec.config.run import RunConfig
 from distrec.data.dataset import Dataset
 from distrec.errors import InputError, Interrupted, NonFiniteLoss
+from distrec.evaluation.ending import ending
 from distrec.evaluation.ranking import Evaluator, Ranked
 from distrec.methods.registry import stretches
 from distrec.parallel.world import World
@@ -191,18 +192,20 @@ class Trainer:
         cursor, config = self.cursor, self.config
         if cursor.best_checkpoint is not None:
             load_weights(self.engine, self.checkpoints, cursor.best_checkpoint)
+        ranked = {split: self._rank(split) for split in ("valid", *(["test"] if config.evaluate.test else []))}
         summary: dict[str, Any] = {
             "run": config.run.name,
             "method": self.engine.method.title(),
-            "best_epoch": cursor.best_epoch,
+            "metric": config.train.metric,
+            "mask": config.evaluate.mask,
+            "ks": config.evaluate.ks,
+            "users": {split: len(found.user) for split, found in ranked.items()},
+            **ending(cursor.history, cursor.best_epoch, cursor.evaluations_since_best, self.epochs),
             "best_checkpoint": cursor.best_checkpoint,
-            "epochs": cursor.epoch,
             "seconds_per_epoch": _mean([record["seconds"]["train"] for record in cursor.history]),
             "peak_memory_bytes": self._peak_memory(),
-            "valid": self._rank("valid").metrics(),
+            **{split: found.metrics() for split, found in ranked.items()},
         }
-        if config.evaluate.test:
-            summary["test"] = self._rank("test").metrics()
         self._require_run()
         if self.world.rank == 0:
             self.run.write_metrics(cursor.history)
@@ -257,7 +260,13 @@ class Trainer:
                 f"checkpoint '{name}' in '{self.run.folder}' was made with another dataset than '{self.config.data}' "
                 "now holds; restore that data or use another 'run.name'."
             )
-        self.cursor = Cursor(**state)
+        try:
+            self.cursor = Cursor(**state)
+        except TypeError:
+            raise InputError(
+                f"checkpoint '{name}' in '{self.run.folder}' was written by another version of distrec; train again "
+                "under another 'run.name'."
+            ) from None
         best = self.cursor.best_checkpoint
         if best not in (None, name) and (defect := self.checkpoints.defect(best)):
             raise InputError(

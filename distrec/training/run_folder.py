@@ -17,10 +17,10 @@ import re
 import time
 from typing import Any
 
-import yaml
 from pydantic import Field
 
 from distrec.config.run import RunConfig, digest
+from distrec.config.text import read_yaml
 from distrec.config.tree import decode
 from distrec.data.storage import Folder, open_folder
 from distrec.errors import InputError
@@ -66,9 +66,14 @@ class _Attempt(Record):
 
 
 class _Summary(Record):
+    run: str
     method: str
-    epochs: int
+    mask: str
     best_epoch: int | None
+    epochs: int
+    end: str | None
+    best_is_last: bool
+    evaluations_since_best: int
     best_checkpoint: str | None = Field(pattern=f"^{_CHECKPOINT}$")
     valid: dict[str, float]
     test: dict[str, float] = Field({})
@@ -138,14 +143,14 @@ class RunFolder(AttemptFolder):
                 "may read."
             ) from None
         run.check_kinds()
-        remedy = "run 'distrec train' with the run's config again, which writes it anew"
+        place = f"'{run.folder.folder('config.yaml')}'"
         try:
-            return run, decode(RunConfig, yaml.safe_load(text))
-        except (yaml.YAMLError, ValueError, RecursionError):
-            problem = "it is not YAML"
+            return run, decode(RunConfig, read_yaml(text, "it"))
         except InputError as error:
-            problem = str(error).rstrip(".")
-        raise InputError(f"'{run.folder.folder('config.yaml')}' cannot be used ({problem}); {remedy}.")
+            raise InputError(
+                f"{place} cannot be used ({str(error).rstrip('.')}); run 'distrec train' with the run's config again, "
+                "which writes it anew."
+            ) from None
 
     def open_attempt(self, config: RunConfig, manifest_hash: str) -> dict[str, Any]:
         """Record a new attempt and return the contents of `run.json`.
@@ -194,8 +199,11 @@ class RunFolder(AttemptFolder):
         if key == "data":
             raise InputError(
                 f"run '{self.folder}' was trained on another dataset than '{config.data}' (manifest hash "
-                f"{str(before)[:12]}, now {str(value)[:12]}); {remedy}"
+                f"{str(before)[:12]}, now {str(value)[:12]}; a new feature set of 'distrec encode' also changes it); "
+                f"{remedy}"
             )
+        if key in ("evaluate.mask", "evaluate.ks"):  # a run's values all follow one rule
+            remedy = f"rank a finished run by another rule with 'distrec evaluate --{key.partition('.')[2]}', {remedy}"
         raise InputError(f"run '{self.folder}' exists with {key} = {before!r}, now {value!r}; {remedy}")
 
     def _check_changes(self, old: list[dict[str, Any]], new: list[dict[str, Any]]) -> None:

@@ -105,12 +105,11 @@ def stored_tensors(folder: Folder, name: str) -> dict[str, Stored]:
     Raises:
         ValueError: the file is not in this format.
     """
-    path = folder.at(name)
-    length = int.from_bytes(folder.fs.cat_file(path, start=0, end=8), "little")
+    length = int.from_bytes(_read(folder, name, 0, 8), "little")
     if not 2 <= length <= _LONGEST_HEADER:
         raise ValueError(f"a header of {length} bytes")
     try:
-        header = json.loads(folder.fs.cat_file(path, start=8, end=8 + length))
+        header = json.loads(_read(folder, name, 8, 8 + length))
         first_rows = json.loads(header.pop("__metadata__")["first_rows"])
         return {
             key: Stored(
@@ -134,6 +133,11 @@ def read_rows(folder: Folder, name: str, stored: Stored, start: int, out: torch.
     for first in range(0, len(out), step):
         into = out[first : first + step]
         low = stored.offset + (start + first) * row_bytes
-        data = folder.fs.cat_file(folder.at(name), start=low, end=low + len(into) * row_bytes)
         if into.numel():
-            into.copy_(torch.frombuffer(bytearray(data), dtype=stored.dtype).view(into.shape))
+            data = bytearray(_read(folder, name, low, low + len(into) * row_bytes))
+            into.copy_(torch.frombuffer(data, dtype=stored.dtype).view(into.shape))
+
+
+def _read(folder: Folder, name: str, start: int, end: int) -> bytes:
+    with folder.reading(name):
+        return bytes(folder.fs.cat_file(folder.at(name), start=start, end=end))

@@ -18,10 +18,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field
 
 from distrec.config.run import RunConfig, digest
+from distrec.config.text import read_yaml
 from distrec.config.tree import decode
 from distrec.errors import InputError
 from distrec.training.attempts import (
@@ -262,8 +262,8 @@ class SweepFolder(AttemptFolder):
         for label, config in configs.items():
             name = f"{label}.yaml"
             try:
-                decode(RunConfig, yaml.safe_load(self.folder.read_bytes("winners", name)))
-            except (OSError, ValueError, RecursionError, yaml.YAMLError, InputError):
+                decode(RunConfig, read_yaml(self.folder.read_bytes("winners", name), name))
+            except (OSError, InputError):
                 print(f"'{self.folder.folder('winners', name)}' was absent or damaged: it is written again", flush=True)
                 self.folder.remove("winners", name)
                 self.folder.write_bytes(to_yaml(config), "winners", name)

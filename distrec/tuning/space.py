@@ -14,9 +14,10 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from distrec.config.bounds import MOST_CANDIDATES, MOST_TRIALS
 from distrec.config.tree import Section, decode, load_file
 from distrec.data import keyed
-from distrec.errors import InputError
+from distrec.errors import InputError, shown
 
 Values = dict[str, Any]
 """A point of a space: the values of dotted run config keys."""
@@ -35,7 +36,7 @@ class Range(Section):
     @model_validator(mode="before")
     @classmethod
     def _numbers(cls, tree: Any) -> Any:
-        ends = {name: float(tree[name]) for name in ("low", "high") if isinstance(tree.get(name), int)}
+        ends = {name: float(tree[name]) for name in ("low", "high") if type(tree.get(name)) is int}  # not a Boolean
         return {**tree, **ends}
 
     @model_validator(mode="after")
@@ -44,6 +45,8 @@ class Range(Section):
             raise ValueError("must have 'low' below 'high'")
         if self.log and self.low <= 0:
             raise ValueError("must have 'low' above 0 with 'log: true'")
+        if math.isinf(self.high - self.low) or (self.log and math.isinf(self.high / self.low)):
+            raise ValueError("must have ends that are closer together")
         if self.integer and (self.low % 1 or self.high % 1):
             raise ValueError("must have whole numbers as 'low' and 'high' with 'integer: true'")
         return self
@@ -104,14 +107,23 @@ def parse_space(tree: Any, where: str) -> Space:
                 f"{where}: key '{key}' is not searched, because a sweep sets it for all its trials; remove it."
             )
         if isinstance(candidates, dict):
-            space[key] = decode(Range, candidates, f"{where}: {key}")
+            try:
+                space[key] = decode(Range, candidates, key)
+            except InputError as error:
+                raise InputError(f"{where}: {error}") from None
+        elif isinstance(candidates, list) and len(candidates) > MOST_CANDIDATES:
+            raise InputError(
+                f"{where}: key {shown(key)} lists {len(candidates):,} values; list at most {MOST_CANDIDATES:,}, or "
+                "give a range {low, high}."
+            )
         elif (
             isinstance(candidates, list) and candidates and not any(candidates.count(value) > 1 for value in candidates)
         ):
             space[key] = candidates
         else:
             raise InputError(
-                f"{where}: key '{key}' is {candidates}; give a list of different values, or a range {{low, high}}."
+                f"{where}: key {shown(key)} is {shown(candidates)}; give a list of different values, or a range "
+                "{low, high}."
             )
     return space
 
@@ -120,11 +132,16 @@ def grid(space: Space) -> list[Values]:
     """All combinations of the candidates; the last key varies fastest. A space without keys has one, the empty point.
 
     Raises:
-        InputError: a key has a range, which has no grid.
+        InputError: a key has a range, which has no grid, or there are too many points to list.
     """
     for key, candidates in space.items():
         if isinstance(candidates, Range):
             raise InputError(f"key '{key}' has a range, which has no grid; list its values, or use another 'searcher'.")
+    if size(space) > MOST_TRIALS:
+        raise InputError(
+            f"the space has {size(space):.3g} points, and a grid has at most {MOST_TRIALS:,}; list fewer values, or "
+            "use another 'searcher'."
+        )
     return [dict(zip(space, point)) for point in itertools.product(*space.values())]
 
 

@@ -10,11 +10,22 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from distrec.config.bounds import (
+    MOST_CPUS,
+    MOST_EPOCHS,
+    MOST_NAME,
+    MOST_RETRIES,
+    MOST_SEEDS,
+    MOST_TRIALS,
+    MOST_WIDTH,
+    MOST_WORKERS,
+)
+from distrec.config.paths import local_path
 from distrec.config.run import EvaluateSection, PlaceSection, RunConfig, TrackingSection, TrainSection
 from distrec.config.tree import Section, apply_overrides, decode, load_file, nearest, set_keys
-from distrec.errors import InputError
+from distrec.errors import InputError, shown
 from distrec.methods.registry import changeable, resolve
-from distrec.tuning.space import Range, Space, Values, load_spaces, parse_space
+from distrec.tuning.space import Range, Space, Values, grid, load_spaces, parse_space
 
 SEARCH_FILE = "search.yaml"
 
@@ -39,7 +50,9 @@ class EntrySection(Section):
 class BudgetSection(Section):
     """When the search ends: at `trials` or `hours`, whichever comes first. The winners' fresh seeds are extra."""
 
-    trials: int | None = Field(None, ge=1, description="number of trials of all methods together; null: no limit")
+    trials: int | None = Field(
+        None, ge=1, le=MOST_TRIALS, description="number of trials of all methods together; null: no limit"
+    )
     hours: float | None = Field(
         None,
         gt=0,
@@ -49,11 +62,13 @@ class BudgetSection(Section):
     epochs: int | None = Field(
         None,
         ge=1,
+        le=MOST_EPOCHS,
         description="largest number of epochs per trial; a run config with fewer keeps its own; null: no limit",
     )
     min_trials: int = Field(
         1,
         ge=1,
+        le=MOST_TRIALS,
         description="trials of each method before the weaker half of the methods is dropped, each time; with pbt, "
         "size of a population",
     )
@@ -62,8 +77,10 @@ class BudgetSection(Section):
 class AshaSection(Section):
     """Asynchronous successive halving among the trials of one method, never across methods."""
 
-    grace: int = Field(5, ge=1, description="epochs before a trial may be stopped")
-    factor: int = Field(3, ge=2, description="reduction factor: about one in 'factor' trials passes each rung")
+    grace: int = Field(5, ge=1, le=MOST_EPOCHS, description="epochs before a trial may be stopped")
+    factor: int = Field(
+        3, ge=2, le=MOST_TRIALS, description="reduction factor: about one in 'factor' trials passes each rung"
+    )
 
 
 class PbtSection(Section):
@@ -72,7 +89,10 @@ class PbtSection(Section):
     """
 
     interval: int = Field(
-        5, ge=1, description="epochs between comparisons of a population, rounded up to whole evaluations"
+        5,
+        ge=1,
+        le=MOST_EPOCHS,
+        description="epochs between comparisons of a population, rounded up to whole evaluations",
     )
     quantile: float = Field(
         0.25,
@@ -93,10 +113,13 @@ class ResourceSection(Section):
     """What each trial reserves. As many trials run at the same time as fit on the cluster."""
 
     workers: int = Field(
-        0, ge=0, description="number of Ray Train workers per trial; 0 trains in the trial's own process"
+        0,
+        ge=0,
+        le=MOST_WORKERS,
+        description="number of Ray Train workers per trial; 0 trains in the trial's own process",
     )
-    cpus_per_worker: float = Field(1.0, gt=0, description="CPUs that Ray reserves for each worker")
-    threads: int = Field(1, ge=1, description="CPU threads for tensor operations in each worker")
+    cpus_per_worker: float = Field(1.0, gt=0, le=MOST_CPUS, description="CPUs that Ray reserves for each worker")
+    threads: int = Field(1, ge=1, le=MOST_CPUS, description="CPU threads for tensor operations in each worker")
 
 
 class PrepareSection(Section):
@@ -107,7 +130,8 @@ class PrepareSection(Section):
     tokens: bool = Field(False, description="encode word pieces and image patches as well")
     image_pool: int | None = Field(
         None,
-        ge=1,
+        ge=2,
+        le=MOST_WIDTH,
         description="with 'tokens': average each image's feature map down to this many rows and columns; null: keep "
         "its size",
     )
@@ -162,12 +186,17 @@ class SweepConfig(Section):
         1, ge=0, lt=2**62, description="seed of the search and of every trial; the winners get the seeds after it"
     )
     seeds: int = Field(
-        5, ge=1, description="number of fresh seeds that each method's winner is trained and tested with"
+        5,
+        ge=1,
+        le=MOST_SEEDS,
+        description="number of fresh seeds that each method's winner is trained and tested with",
     )
     resources: ResourceSection = Field(
         ResourceSection(), description="what each trial takes; as many trials run at once as the cluster has room for"
     )
-    retries: int = Field(2, ge=0, description="number of times a trial that died restarts from its last checkpoint")
+    retries: int = Field(
+        2, ge=0, le=MOST_RETRIES, description="number of times a trial that died restarts from its last checkpoint"
+    )
     tracking: TrackingSection = Field(TrackingSection(), description="experiment trackers of the whole sweep")
     published: list[PublishedSection] = Field(
         [], description="published numbers to show in the report, for the same dataset and protocol"
@@ -183,7 +212,9 @@ class SweepConfig(Section):
     def _labels(cls, methods: dict[str, EntrySection]) -> dict[str, EntrySection]:
         for label in methods:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", label):
-                raise ValueError(f"must have plain labels, since they name folders; '{label}' is not one")
+                raise ValueError(f"must have plain labels, since they name folders; {shown(label)} is not one")
+            if len(label) > MOST_NAME:
+                raise ValueError(f"must have labels of at most {MOST_NAME} characters, since they name folders")
         return methods
 
 
@@ -345,6 +376,8 @@ def _entry(sweep: SweepConfig, label: str, section: EntrySection) -> Entry:
             )
         if sweep.budget.epochs is not None and sweep.budget.epochs < base.train.epochs:
             base = base.model_copy(update={"train": base.train.model_copy(update={"epochs": sweep.budget.epochs})})
+        if sweep.searcher == "grid":
+            grid(space)
         entry = Entry(label, base, space)
         for key, candidates in space.items():
             tried = [candidates.low, candidates.high] if isinstance(candidates, Range) else candidates
@@ -366,7 +399,7 @@ def _known(key: str, value: Any, entry: Entry) -> None:
 def _space(section: EntrySection, where: str) -> Space:
     space: Space = {}
     if section.spaces:
-        path = Path(section.config).with_name(SEARCH_FILE)
+        path = Path(local_path(section.config, f"'{where}.config':")).with_name(SEARCH_FILE)
         shipped = load_spaces(path)
         for name in section.spaces:
             if name not in shipped:

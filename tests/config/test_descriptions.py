@@ -65,13 +65,27 @@ def test_every_section_is_found():
     for expected in (
         "config.run.TrainSection", "tuning.sweep.SweepConfig", "tuning.space.Range", "methods.bivrec.BiVRec.Config",
         "methods.popularity.Popularity.Config", "data.prepare.DataConfig", "data.splits.SplitSection",
-        "data.dataset.Manifest", "data.importers.tables.ItemsTable", "data.importers.mmrec.Config",
+        "data.manifest.Manifest", "data.importers.tables.ItemsTable", "data.importers.mmrec.Config",
+        "data.importers.recbole.Config",
     ):  # fmt: skip
         assert expected in names
 
 
 def test_every_field_has_a_description():
     assert [line for kind in shipped() for line in complaints(kind)] == []
+
+
+def test_every_whole_number_has_a_largest_value():
+    """A size without a bound ends in an allocation error; manifests are checked where datasets are opened."""
+    unbounded = [
+        f"{kind.__module__}.{kind.__qualname__}.{name}"
+        for kind in shipped()
+        if kind.__module__ not in ("distrec.data.dataset", "distrec.data.manifest")
+        for name, field in kind.model_fields.items()
+        if field.annotation in (int, int | None)
+        and not any(getattr(limit, "le", None) or getattr(limit, "lt", None) for limit in field.metadata)
+    ]
+    assert unbounded == []
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
@@ -86,6 +86,7 @@ def test_lines_end_within_120_columns():
 TEXTS = st.text(st.sampled_from(string.printable + "ü—"), max_size=30)
 
 
+@settings(deadline=None)  # other processes may hold the cores
 @given(TEXTS, st.lists(TEXTS, max_size=3), st.floats(allow_nan=False, allow_infinity=False), TEXTS)
 @example("a:\nb", [" " * 130, "\n"], 1e16, "a: b")
 @example("1e-3", ["1e5", "yes", "~", "null"], 1e-05, "2e3")

@@ -51,10 +51,24 @@ def test_only_data_run_name_and_method_are_required(tmp_path: Path):
         ({"evaluate": {"ks": [5, 5]}}, "evaluate.ks"),
         ({"evaluate": {"ks": [0]}}, "evaluate.ks"),
         ({"evaluate": {"ks": []}}, "evaluate.ks"),
+        ({"evaluate": {"ks": [10**9]}}, "evaluate.ks"),
+        ({"evaluate": {"ks": list(range(1, 102))}}, "evaluate.ks"),
+        ({"train": {"metric": f"recall@{10**9}"}}, "train.metric"),
+        ({"train": {"metric": "recall@" + "9" * 5000}}, "train.metric"),
+        ({"train": {"workers": 10**9}}, "train.workers"),
+        ({"train": {"threads": 10**8}}, "train.threads"),
+        ({"train": {"cpus_per_worker": 1e9}}, "train.cpus_per_worker"),
+        ({"train": {"global_batch": 10**12}}, "train.global_batch"),
+        ({"train": {"accumulate": 10**9}}, "train.accumulate"),
+        ({"train": {"epochs": 10**6}}, "train.epochs"),
+        ({"train": {"checkpoint_every": 10**9}}, "train.checkpoint_every"),
+        ({"run": {"name": "a" * 129}}, "run.name"),
     ],
 )
 def test_a_value_out_of_range_names_its_key(tree: dict[str, Any], key: str):
-    assert refused(tree).startswith(f"key '{key}' is ")
+    told = refused(tree)
+    assert told.startswith(f"key '{key}' is ")
+    assert len(told) < 200
 
 
 @pytest.mark.parametrize(("epoch", "factor"), [(0, 1.0), (25, 0.96**0.5), (50, 0.96), (75, 0.96**1.5)])
@@ -65,7 +79,7 @@ def test_the_learning_rate_decays_with_a_fractional_exponent(epoch: int, factor:
 
 
 def test_identity_is_what_decides_the_trajectory():
-    """Method, optimizer, seed, global batch and data make a run; workers, ZeRO stage, threads and epochs may change."""
+    """Method, optimizer, seed, batch, data and ranking rule make a run; workers, ZeRO stage and epochs may change."""
 
     def identity(manifest: str = "m", **sections: Any) -> str:
         return digest(decode(RunConfig, BASE | sections).identity(manifest))
@@ -74,7 +88,7 @@ def test_identity_is_what_decides_the_trajectory():
     for section in (
         {"train": {"workers": 5, "epochs": 1, "threads": 3, "patience": 1, "checkpoint_every": 9, "accumulate": 2}},
         {"dense": {"zero_stage": 3, "activation_checkpointing": True}},
-        {"evaluate": {"mask": "none"}},
+        {"evaluate": {"test": False}},
         {"data": "elsewhere"},
         {"run": {"name": "r", "storage": "s3://x"}},
     ):
@@ -83,6 +97,7 @@ def test_identity_is_what_decides_the_trajectory():
         identity(method={"name": "bprmf"}), identity(method={"name": "lightgcn", "dim": 32}), identity(manifest="n"),
         identity(train={"seed": 2}), identity(train={"global_batch": 7}), identity(optimizer={"lr": 1e-4}),
         identity(optimizer={"tables": "sparse"}), identity(optimizer={"clip_norm": 1.0}),
+        identity(evaluate={"mask": "none"}), identity(evaluate={"ks": [20]}), identity(train={"metric": "ndcg@20"}),
         identity(dense={"precision": "bf16", "zero_stage": 1}),
     ]  # fmt: skip
     assert len({same, *others}) == 1 + len(others)

@@ -20,9 +20,14 @@ def edit(out: Path, name: str, change: Callable[[pa.Table], pa.Table]) -> None:
     """Replace a file by a changed one that the manifest agrees with."""
     table = change(pq.read_table(out / name))
     pq.write_table(table, out / name)
+    sign(out, name, table.num_rows)
+
+
+def sign(out: Path, name: str, rows: int | None = None) -> None:
+    """Enter size, checksum and, if given, rows of a file into the manifest."""
     data = (out / name).read_bytes()
-    entry = {"rows": table.num_rows, "bytes": len(data), "sha256": sha256(data)}
-    edit_manifest(out, lambda tree: tree["files"].update({name: entry}))
+    entry = {"bytes": len(data), "sha256": sha256(data)} | ({} if rows is None else {"rows": rows})
+    edit_manifest(out, lambda tree: tree["files"].setdefault(name, {}).update(entry))
 
 
 def edit_manifest(out: Path, change: Callable[[dict[str, Any]], Any]) -> None:

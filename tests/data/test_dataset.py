@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -5,8 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from distrec.data.dataset import FORMAT, Dataset, FeatureEntry, Manifest, vector_table, write_manifest, write_part
+from distrec.data.dataset import Dataset, vector_table, write_part
+from distrec.data.manifest import FORMAT, FeatureEntry, Manifest, write_manifest
 from distrec.data.storage import Folder, open_folder
+from distrec.data.synth import write_ids
 from distrec.errors import InputError
 
 ITEMS, USERS = 23, 11
@@ -25,7 +29,7 @@ def write(
     In a token set, the numbers of real tokens cycle through 1, 2, …, and padding has values too.
     """
     folder, rng = open_folder(where), np.random.default_rng(0)
-    files = {}
+    files = write_ids(folder, USERS, ITEMS)
     for number, rows in enumerate((7, 5)):
         name = f"interactions/train/part-{number:05d}.parquet"
         table = pa.table(
@@ -37,8 +41,8 @@ def write(
         )
         files[name] = write_part(folder, name, table)
     values = rng.normal(size=(ITEMS, 3 * tokens)).astype(dtype)
-    count = (np.arange(ITEMS) % tokens + 1).astype(np.int32) if tokens > 1 else np.empty(0)
     missing = rng.random(ITEMS) < 0.3
+    count = np.where(missing, 0, np.arange(ITEMS) % tokens + 1).astype(np.int32)
     parts, start = [], 0
     for number, rows in enumerate((9, 0, 5, 9)):
         name = f"features/text/part-{number:05d}.parquet"
@@ -107,7 +111,9 @@ def test_only_the_row_groups_asked_for_are_read(tmp_path: Path):
     folder, values, missing = write(str(tmp_path))
     last = folder.at("features", "text", "part-00003.parquet")
     Path(last).write_bytes(b"not Parquet")
-    found, _ = Dataset.open(str(tmp_path)).feature_rows("text", 0, 14)
+    with pytest.raises(InputError, match=r"'features/text/part-00003\.parquet' has 11 bytes but manifest.json says"):
+        Dataset.open(str(tmp_path))
+    found, _ = Dataset.open(str(tmp_path), checked=True).feature_rows("text", 0, 14)
     assert np.array_equal(found[~missing[:14]], values[:14][~missing[:14]])
 
 
@@ -132,20 +138,21 @@ def test_a_changed_or_missing_file_is_refused_by_name(where: str):
     folder, *_ = write(where)
     name = "interactions/train/part-00001.parquet"
     content = folder.read_bytes(name)
-    folder.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:], name)
+    folder.write_bytes(content[:9] + bytes([content[9] ^ 1]) + content[10:], name)
     with pytest.raises(InputError, match=f"checksum of '{name}' differs"):
         Dataset.open(where).interactions("train")
     folder.remove(name)
-    with pytest.raises(InputError, match=f"'{name}' is listed in manifest.json but missing"):
-        Dataset.open(where).interactions("train")
+    for checked in (False, True):
+        with pytest.raises(InputError, match=f"'{name}' is listed in manifest.json but missing"):
+            Dataset.open(where, checked).interactions("train")
 
 
 @pytest.mark.parametrize(("bound", "side"), [({"users": 6}, "user 6"), ({"items": 1}, "item 1")])
 def test_an_id_beyond_the_manifest_is_refused_with_its_row(tmp_path: Path, bound: dict[str, int], side: str):
     write(str(tmp_path), **bound)
-    row = 6 if "users" in bound else 7
-    with pytest.raises(InputError, match=f"train row {row} has {side} but the manifest counts"):
-        Dataset.open(str(tmp_path)).interactions("train")
+    part, row = (0, 6) if "users" in bound else (1, 0)
+    with pytest.raises(InputError, match=f"part-0000{part}.parquet' row {row} has {side} but manifest.json counts"):
+        Dataset.open(str(tmp_path), checked=True).interactions("train")
 
 
 def test_what_is_no_dataset_is_refused(where: str):
@@ -154,8 +161,15 @@ def test_what_is_no_dataset_is_refused(where: str):
     folder, *_ = write(where)
     tree = folder.read_json("manifest.json")
     folder.remove("manifest.json")
-    with pytest.raises(InputError, match=r"an interrupted prepare is there"):
+    with pytest.raises(
+        InputError, match=r"\('features', 'interactions', 'items.parquet', … are there\); give a folder"
+    ):
         Dataset.open(where)
+    folder.write_bytes(b"", "prepare.unfinished")
+    with pytest.raises(InputError, match=r"\(an interrupted prepare is there\); run 'distrec prepare"):
+        Dataset.open(where)
+    with pytest.raises(InputError, match=r"\(it is a file\); give a folder"):
+        Dataset.open(f"{where}/items.parquet")
     for content, told in (
         (b"{", "is not valid JSON"),
         (b"[]", "manifest format is 'list'"),
@@ -183,8 +197,19 @@ def test_an_unknown_feature_names_the_nearest(tmp_path: Path):
 def test_the_hash_is_the_content_and_not_the_place(tmp_path: Path):
     for name in "ab":
         write(str(tmp_path / name))
-    write(str(tmp_path / "c"), users=USERS + 1)
+    write(str(tmp_path / "c"), name="other")
     write(str(tmp_path / "d"), dtype=np.float16)
     hashes = [Dataset.open(str(tmp_path / name)).hash for name in "abcd"]
     assert hashes[0] == hashes[1]
     assert len(set(hashes)) == 3
+
+
+def test_reading_interactions_leaves_no_thread_behind(tmp_path: Path) -> None:
+    """Arrow's threads may need the interpreter while it ends, which aborted `distrec` in place of its exit status."""
+    write(str(tmp_path / "data"))
+    code = (
+        "import os, sys; from distrec.data.dataset import Dataset; data = Dataset.open(sys.argv[1]);"
+        "before = os.listdir('/proc/self/task'); data.interactions('train');"
+        "sys.exit(len(os.listdir('/proc/self/task')) > len(before))"  # those of opening may end meanwhile
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "data")], check=False, timeout=60).returncode == 0

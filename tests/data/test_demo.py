@@ -16,6 +16,7 @@ from distrec.data import demo
 from distrec.data.check import check
 from distrec.data.dataset import Dataset
 from distrec.data.demo_items import WORDS
+from distrec.data.manifest import COLD
 from distrec.data.prepare import prepare
 from distrec.evaluation.metrics import means, per_user
 
@@ -90,7 +91,7 @@ def test_splits_follow_one_another_and_new_items_come_late(data: Dataset) -> Non
     assert train.timestamp.max() < valid.timestamp.min()
     assert valid.timestamp.max() < test.timestamp.min()
     seen = np.bincount(train.item, minlength=data.items)
-    cold = seen <= demo.COLD
+    cold = seen <= COLD
     assert 100 < cold.sum() < 250
     assert (seen == 0).sum() > 30
     share = cold[test.item].mean()
@@ -120,7 +121,7 @@ def test_the_published_oracle_is_that_of_the_prepared_split(data: Dataset, shop:
     utility = demo.utilities(SEED)
     chance = np.exp(utility) / np.exp(utility).sum(1, keepdims=True)
     train, held = matrix(data, "train"), matrix(data, split)
-    cold = train.sum(0) <= demo.COLD
+    cold = train.sum(0) <= COLD
     scores = {"oracle": chance, "popularity": np.tile(chance.mean(0), (data.users, 1))}
     for name, score in scores.items():
         rank = np.argsort(np.argsort(np.where(train, np.inf, -score), axis=1, kind="stable"), axis=1)

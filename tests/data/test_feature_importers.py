@@ -95,6 +95,7 @@ def test_bad_feature_tables(tmp_path: Path, raw: dict) -> None:
         "twice": ({"k": [*keys[:-1], keys[0]]}, rf"row {count - 1}: a second vector for k {keys[0]}"),
         "nan": ({"v": [*good[:2], [0.0, float("nan")], *good[3:]]}, r"row \d+: feature 1 is nan"),
         "hole": ({"v": [[None, 1.0], *good[1:]]}, "contains an empty number"),
+        "ints": ({"v": [[1, 2]] * count}, "column 'v' holds int64; features must be float16"),
         "words": ({"v": ["x"] * count}, "column 'v' holds string; features must be lists of floats"),
         "other": ({"k": [k + 1 for k in keys]}, "no k is among the"),
         "null": ({"v": pa.nulls(count, pa.list_(pa.float32()))}, "'v' is empty"),
@@ -114,3 +115,12 @@ def test_bad_feature_tables(tmp_path: Path, raw: dict) -> None:
     write(tmp_path / "raw/b.parquet", {"k": keys[9:], "v": [[*row, 1.0] for row in good[9:]]})
     message = "'b.parquet' row 0: a vector of 3 float64 but others have 2 float64"
     refuse(tmp_path, message, items=ITEMS, features={"f": feature})
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", ".hidden", "", "a b", "x" * 61, "a\\b", "-a"])
+def test_a_name_that_cannot_be_a_folder_is_refused(tmp_path: Path, raw: dict[str, np.ndarray], name: str) -> None:
+    np.save(tmp_path / "raw/f.npy", np.ones((len(raw["items"]), 2), np.float32))
+    refuse(
+        tmp_path, "a feature set's name is also a folder's: use at", items=ITEMS, features={name: {"files": "f.npy"}}
+    )
+    assert not (tmp_path / "out").exists()

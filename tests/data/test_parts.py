@@ -62,6 +62,11 @@ def test_known_files_are_not_written_again(tmp_path: Path) -> None:
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "content").iterdir()}
     assert before.items() <= after.items()
     assert len(after) == 4
+    name, entry = next(iter(second.items()))
+    for damage in (Path.unlink, lambda path: path.write_bytes(b"other")):
+        damage(tmp_path / name)
+        assert write(other, second) == second
+        assert sha256((tmp_path / name).read_bytes()) == entry.sha256
 
 
 def test_no_rows_make_no_part(tmp_path: Path) -> None:

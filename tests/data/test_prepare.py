@@ -12,8 +12,12 @@ import pytest
 
 from distrec.data.check import check
 from distrec.data.dataset import Dataset
+from distrec.data.demo import write_demo
+from distrec.data.histories import backward
+from distrec.data.manifest import SPLITS
 from distrec.data.prepare import prepare
 from distrec.errors import InputError
+from tests.data.damage import edit
 from tests.data.raw import SOURCE, config, interactions, original_rows, prepared, write
 
 
@@ -61,7 +65,7 @@ def test_context_is_written_beside_the_splits_and_checked(tmp_path: Path, raw: d
     assert not set(held_out.user.tolist()) & set(dataset.interactions("train").user.tolist())
     part = tmp_path / "out/interactions/context/part-00000.parquet"
     part.write_bytes(part.read_bytes()[:-1] + b"?")
-    with pytest.raises(InputError, match=r"checksum of 'interactions/context/part-00000\.parquet' differs"):
+    with pytest.raises(InputError, match=r"'interactions/context/part-00000\.parquet' cannot be read as Parquet"):
         check(str(tmp_path / "out"))
 
 
@@ -71,7 +75,10 @@ def test_without_a_rule_that_makes_one_there_is_no_context(tmp_path: Path, raw: 
     assert list(dataset.manifest.interactions) == ["train", "valid", "test"]
 
 
-def test_the_split_does_not_depend_on_the_numbering_or_the_order_of_the_source(tmp_path: Path, raw: dict) -> None:
+def test_the_split_does_not_depend_on_the_numbering_nor_without_equal_times_on_the_order(tmp_path: Path) -> None:
+    raw = interactions(seed=1)
+    raw["t"] = np.random.default_rng(2).permutation(len(raw["u"]))
+    write(tmp_path / "raw" / "interactions.parquet", raw)
     expected = original_rows(prepared(tmp_path))
     for rule in ("first_seen", "shuffled"):
         assert original_rows(prepared(tmp_path, id_order=rule, out=rule)) == expected
@@ -128,7 +135,7 @@ def test_filters_apply_in_order(tmp_path: Path) -> None:
             break
         left = stay
     assert {row[:3] for row in original_rows(dataset)} == {(str(u), str(i), t) for (u, i), t in left.items()}
-    with pytest.raises(InputError, match=r"user \d+ and item \d+ occur together more than once"):
+    with pytest.raises(InputError, match=r"once \(again in 'interactions.parquet' row \d+\) and 'duplicates' is"):
         prepared(tmp_path, duplicates="refuse", out="refuse")
     with pytest.raises(InputError, match=r"nothing is left of .* after dropping .* outside the k-core"):
         prepared(tmp_path, k_core={"users": 1000}, out="none")
@@ -143,6 +150,10 @@ def test_times_are_optional_where_the_split_needs_none(tmp_path: Path, raw: dict
     for rule in ("per_user_time", "leave_last_out", "global_time"):
         with pytest.raises(InputError, match=f"'{rule}' but the source has no timestamp column"):
             prepared(tmp_path, untimed, split={"name": rule}, out=rule)
+    write(tmp_path / "raw/few.csv", {"u": [1, 1, 2, 2], "i": [1, 2, 1, 2]})
+    few = {"interactions": {"files": "few.csv", "user": "u", "item": "i"}}
+    with pytest.raises(InputError, match=r"rule 'per_user_random' is empty .* relax the filters, add interactions or"):
+        prepared(tmp_path, few, split={"name": "per_user_random"}, out="few")
     with pytest.raises(InputError, match="'given' but the source has no split column"):
         prepared(tmp_path, untimed, split={"name": "given"}, out="given")
     with pytest.raises(InputError, match="'min_rating' is set but the source has no rating column"):
@@ -168,7 +179,7 @@ def test_given_split(tmp_path: Path, labels: list, suffix: str) -> None:
     with pytest.raises(InputError, match=r"user 5 has no train interaction in the given split \(1 such users\)"):
         prepared(tmp_path, importer, split={"name": "given"}, out="alone")
     write(file, {**columns, "part": [labels[0 if value == 1 else value] for value in label]})
-    with pytest.raises(InputError, match="split 'valid' of rule 'given' is empty"):
+    with pytest.raises(InputError, match=r"split 'valid' of rule 'given' is empty .* correct the labels or choose"):
         prepared(tmp_path, importer, split={"name": "given"}, out="empty")
 
 
@@ -218,13 +229,19 @@ def test_a_damaged_dataset_is_made_again(tmp_path: Path, raw: dict, capsys) -> N
     first = prepared(tmp_path)
     path = tmp_path / "out/interactions/train/part-00000.parquet"
     whole = path.read_bytes()
-    path.write_bytes(whole[:-9] + b"x" + whole[-8:])
+    path.write_bytes(whole[:9] + bytes([whole[9] ^ 1]) + whole[10:])
     with pytest.raises(InputError, match=r"checksum of 'interactions/train/part-00000.parquet' differs"):
         check(str(tmp_path / "out"))
     assert prepared(tmp_path).hash == first.hash
     assert "damaged" in capsys.readouterr().out
     assert path.read_bytes() == whole
     check(str(tmp_path / "out"))
+    path.write_bytes(whole[:99])
+    assert prepared(tmp_path).hash == first.hash
+    assert "has 99 bytes" in capsys.readouterr().out
+    edit(tmp_path / "out", "interactions/train/part-00000.parquet", lambda t: t.drop(["timestamp"]))
+    prepared(tmp_path)
+    assert path.read_bytes() == whole
 
 
 def _killed(tmp: Path, file: str) -> None:
@@ -276,8 +293,14 @@ def test_a_prepare_killed_while_it_repairs_a_damaged_dataset(tmp_path: Path, raw
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path, raw: dict) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(InputError, match=r"out '.*file/out' cannot be written"):
-        prepared(tmp_path, out="file/out")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "absent")
+    shutil.rmtree(tmp_path / "raw")  # the answer comes before the source is read
+    for out, file in (("file", "file"), ("file/deep/out", "file"), ("nowhere", "nowhere"), ("nowhere/out", "nowhere")):
+        with pytest.raises(InputError, match=rf"out '.*/{out}' is not a folder, since '.*/{file}' is a file; give an"):
+            prepared(tmp_path, out=out)
+        with pytest.raises(InputError, match=rf"option '--out' is '.*/{out}', which is not a folder, since"):
+            write_demo(str(tmp_path / out))
+    assert (tmp_path / "file").read_text() == "not a folder"
 
 
 def test_straight_to_and_from_an_object_store(tmp_path: Path, raw: dict, s3: str, capsys) -> None:
@@ -370,8 +393,12 @@ def test_the_time_rule_gives_the_published_counts_and_split(tmp_path: Path, shar
     given = prepare(path, source, str(tmp_path / "given"))
     by_rule = prepare(path, source, str(tmp_path / "rule"), ["split.name=per_user_time"])
     assert by_rule.manifest.interactions == given.manifest.interactions
-    if name == "movielens-benchmark":  # the published Baby split keeps its file's order of equal times
+    order = backward({split: given.interactions(split) for split in SPLITS}, given.users)
+    if name == "movielens-benchmark":
         assert original_rows(by_rule) == original_rows(given)
+        assert order.older == 0
+    else:  # the published Baby split has the same counts, but is not in time order
+        assert order.older > 10_000
 
 
 def test_the_benchmark_filter_is_the_published_one(tmp_path: Path, shared_data: Path) -> None:

@@ -1,9 +1,11 @@
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from botocore.exceptions import BotoCoreError, EndpointConnectionError, NoCredentialsError
 
 from distrec.data.storage import Folder, open_folder, open_parquet, parquet_bytes, sha256
 from distrec.errors import InputError
@@ -95,24 +97,6 @@ def test_a_local_write_that_fails_leaves_the_old_content(tmp_path: Path, monkeyp
     assert folder.read_bytes("file") == b"old"
 
 
-def test_local_paths_are_absolute_and_know_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    folder = open_folder("x")
-    monkeypatch.chdir("/")
-    assert folder.path == str(tmp_path / "x")
-    assert open_folder("~/y").path == str(tmp_path / "home" / "y")
-    assert open_folder(f"file://{tmp_path}/x/").path == folder.path
-    assert isinstance(folder, Folder)
-    assert folder.local
-
-
-@pytest.mark.parametrize("path", ["sss3://bucket/x", "nope://x"])
-def test_an_unknown_protocol_is_refused(path: str):
-    with pytest.raises(InputError, match=f"path '{path}' cannot be opened .* use a local path or an s3:// URL"):
-        open_folder(path)
-
-
 def test_sha256_is_the_known_one():
     assert sha256(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
@@ -130,3 +114,62 @@ def test_copies_are_whole_and_of_their_own(where: str):
     source.remove()
     assert target.read_bytes("deep", "epoch-2", "state") == b"from/deep/epoch-2/state"
     assert target.read_bytes("file") == b"from/file"
+
+
+class Failing:
+    """A file system whose every call raises one error."""
+
+    def __init__(self, error: Exception):
+        self.error = error
+
+    def invalidate_cache(self) -> None:
+        """As in fsspec."""
+
+    def _raise(self, *arguments: Any, **options: Any) -> Any:
+        raise self.error
+
+    exists = ls = open = cat_file = isfile = pipe_file = _raise
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (PermissionError("Access Denied"), r"cannot be read \(Access Denied\); check the address and the rights"),
+        (OSError(5, "Input/output error"), r"cannot be read \(Input/output error\)"),
+        (EndpointConnectionError(endpoint_url="http://x"), r"cannot be reached \(.*http://x.*\); check the endpoint"),
+        (NoCredentialsError(), r"cannot be reached \(Unable to locate credentials\)"),
+        (TimeoutError(), r"cannot be read \(TimeoutError\)"),
+        (RuntimeError("Connection dropped"), r"cannot be reached \(Connection dropped\)"),
+    ],
+)
+def test_what_an_object_store_raises_is_one_sentence(error: Exception, told: str):
+    folder = Folder(Failing(error), "bucket/data", local=False)
+    for call in (folder.exists, folder.names, folder.is_file, lambda: folder.open("x"), lambda: folder.read_bytes("x")):
+        with pytest.raises(InputError, match=f"'s3://bucket/data.*{told}"):
+            call()
+    if isinstance(error, BotoCoreError):
+        with pytest.raises(OSError, match=r"'s3://bucket/data' cannot be reached"):
+            folder.write_bytes(b"", "x")
+
+
+def test_what_a_local_disk_raises_is_one_sentence(tmp_path: Path):
+    folder = open_folder(str(tmp_path))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    os.mkfifo(tmp_path / "pipe")
+    for name, told in (
+        ("folder", "is a folder, not a file"),
+        ("loop", "Too many levels of symbolic links"),
+        ("x" * 300, "File name too long"),
+        ("pipe", "not a regular file"),
+    ):
+        for read in (folder.read_bytes, folder.open, folder.size):
+            with pytest.raises(InputError, match=told):
+                read(name)
+    for name in ("absent", "file/inside"):
+        with pytest.raises(FileNotFoundError):
+            folder.read_bytes(name)
+    denied = Folder(Failing(PermissionError(13, "Permission denied")), str(tmp_path), local=True)
+    with pytest.raises(InputError, match=r"file' cannot be read \(Permission denied\); check the path and its permiss"):
+        denied.read_bytes("file")

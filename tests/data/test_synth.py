@@ -9,7 +9,8 @@ import pytest
 from distrec.cli import main
 from distrec.data import synth
 from distrec.data.check import check
-from distrec.data.dataset import SPLITS, Dataset
+from distrec.data.dataset import Dataset
+from distrec.data.manifest import SPLITS
 from distrec.data.synth import FEWEST, GraphSize, degrees, write_graph
 from distrec.errors import BAD_INPUT, InputError
 
@@ -114,12 +115,12 @@ def test_extreme_sizes_pass_check(tmp_path: Path, users: int, items: int, edges:
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"users": 0}, "option '--users' is 0, which must be at least 1"),
-        ({"items": -2}, "option '--items' is -2, which must be at least 1"),
-        ({"edges": 0}, "option '--edges' is 0, which must be at least 1"),
-        ({"dim": 0}, "option '--dim' is 0, which must be at least 1"),
-        ({"image-dim": 0}, "option '--image-dim' is 0, which must be at least 1"),
-        ({"items": 2**31}, "option '--items' is 2147483648, which must be less than 2**31; lower it."),
+        ({"users": 0}, "option '--users' is 0; give 1 to 2,147,483,647."),
+        ({"items": -2}, "option '--items' is -2; give 1 to"),
+        ({"edges": 0}, "option '--edges' is 0; give 1 to 1,000,000,000,000."),
+        ({"dim": 10**9}, "option '--dim' is 1000000000; give 1 to 65,536."),
+        ({"image-dim": 0}, "option '--image-dim' is 0; give 1 to 65,536."),
+        ({"items": 2**31}, "option '--items' is 2147483648; give 1 to 2,147,483,647."),
         ({"items": 11}, "option '--items' is 11, which must be at least 12"),
         (
             {"edges": 10_001},

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from distrec.data.check import check
-from distrec.data.dataset import Dataset, FeatureEntry, write_manifest
+from distrec.data.dataset import Dataset
+from distrec.data.manifest import FeatureEntry, write_manifest
 from distrec.encoders.encode import encode
 from distrec.encoders.registry import make_encoder
 from distrec.errors import InputError
@@ -62,13 +64,36 @@ def test_damaged_and_absent_content_is_marked_missing_and_reported(
     values, missing = tiny.rows(data, "image")
     assert np.flatnonzero(missing).tolist() == [2, 5, 7, 9]
     assert not values[missing].any()
-    assert counts.damaged == [5, 7]
-    printed = capsys.readouterr().out
-    assert "2 without image, 2 damaged" in printed
-    assert "items sku-5, sku-7" in printed
+    assert counts.damaged == [5, 7, 9]
+    printed = capsys.readouterr()
+    assert "1 without image, 3 damaged" in printed.out
+    named = "sku-5 (no known image format, begins with b'not an image'), sku-7 (cannot be decoded: Truncated File Read)"
+    assert f"  damaged image, marked missing: items {named}, sku-9 (an empty file)\n" in printed.out
     again = encode(data, image=vit, workers=0)["image"]
-    assert (again.encoded, again.damaged) == (0, [5, 7])
+    assert (again.encoded, again.damaged) == (0, [5, 7, 9])
     check(data)
+
+
+def test_a_shard_ends_when_its_contents_are_large(tmp_path: Path, vit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [tiny.jpeg(seed) for seed in range(9)]
+    data = tiny.write_dataset(str(tmp_path / "data"), None, images)
+    monkeypatch.setattr("distrec.encoders.encode._BYTES_PER_SHARD", 3 * max(map(len, images)))
+    encode(data, image=vit, workers=0)
+    assert 2 <= len(parts(data)) <= 4
+    assert not tiny.rows(data, "image")[1].any()
+
+
+def test_a_vector_beyond_float16_is_named(
+    tmp_path: Path, vit: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tiny.write_dataset(str(tmp_path / "data"), None, [tiny.jpeg(seed) for seed in range(7)])
+    huge = lambda self, contents, batch: np.full((len(contents), self.width), 1e9, np.float32)  # noqa: E731
+    monkeypatch.setattr("distrec.encoders.base.Encoder.encode", huge)
+    encode(data, image=vit, workers=0)
+    reason = "(its vector exceeds the range of float16)"
+    assert (
+        f"sku-0 {reason}, sku-1 {reason}, sku-2 {reason}, sku-3 {reason}, sku-4 {reason}, …" in capsys.readouterr().out
+    )
 
 
 def test_blank_texts_are_missing(tmp_path: Path, bert: str) -> None:
@@ -82,6 +107,20 @@ def test_nothing_present_still_gives_a_feature_of_missing_rows(tmp_path: Path, v
     data = tiny.write_dataset(str(tmp_path / "data"), None, [b"x", b"y", b"z"])
     assert encode(data, image=vit, workers=0)["image"].damaged == [0, 1, 2]
     assert tiny.rows(data, "image")[1].all()
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:50])])
+def test_the_same_command_again_repairs_damaged_vectors(tmp_path: Path, bert: str, damage: Any) -> None:
+    data = tiny.write_dataset(str(tmp_path / "data"), tiny.texts(4))
+    encode(data, text=bert, workers=0)
+    before, identity = tiny.rows(data, "text")[0], Dataset.open(data).hash
+    (part,) = Path(data).glob("features/text/part-*")
+    damage(part)
+    with pytest.raises(InputError, match=r"run 'distrec encode' again\.$"):
+        Dataset.open(data)
+    encode(data, text=bert, workers=0)
+    assert np.array_equal(tiny.rows(data, "text")[0], before)
+    assert Dataset.open(data).hash == identity
 
 
 def test_equal_contents_are_encoded_once(tmp_path: Path, bert: str) -> None:
@@ -237,7 +276,7 @@ def test_an_imported_feature_is_not_replaced(tmp_path: Path, bert: str) -> None:
 
 def test_unusable_arguments_and_a_broken_cache_are_refused(tmp_path: Path, bert: str) -> None:
     data = tiny.write_dataset(str(tmp_path / "data"), tiny.texts(4))
-    with pytest.raises(InputError, match="--workers is -1"):
+    with pytest.raises(InputError, match="'--workers' is -1"):
         encode(data, workers=-1)
     with pytest.raises(InputError, match="unknown text encoder 'all-minilm'"):
         encode(data, text="all-minilm")

@@ -11,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+from distrec.data.pictures import LEAST_SIDE, shrunk
 from distrec.encoders.registry import make_encoder
 from distrec.errors import InputError
+from tests.data import test_pictures as pictures
 from tests.encoders import tiny
 
 
@@ -152,3 +154,42 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path, modality: str, lac
         folder.mkdir()
     with pytest.raises(InputError, match=lacking):
         make_encoder(modality, str(folder))  # type: ignore[arg-type]
+
+
+def test_the_same_picture_in_every_mode_has_the_same_vector() -> None:
+    encoder = make_encoder("image", "efficientnet-lite0")
+    groups: dict[bytes, list[bytes]] = {}
+    for pixels, data in pictures.SAME.values():
+        rgb = pixels if pixels.ndim == 3 else np.dstack([pixels] * 3)
+        groups.setdefault(pictures.saved(Image.fromarray(rgb.astype(np.uint8)), "PNG"), []).append(data())
+    pairs = [(plain, odd) for plain, others in groups.items() for odd in others]
+    vectors = dict(zip(groups, encoder.encode(list(groups), 16)))
+    found = encoder.encode([odd for _, odd in pairs], 16)
+    assert cosine(found, np.stack([vectors[plain] for plain, _ in pairs])).min() > 0.99
+
+
+@pytest.mark.parametrize("size", [(500, 350), (350, 900)])
+def test_pictures_stored_smaller_keep_their_vectors(size: tuple[int, int]) -> None:
+    encoder = make_encoder("image", "efficientnet-lite0")
+    assert encoder.settings["size"] == LEAST_SIDE
+    dice = np.random.default_rng(size[0])
+    soft = Image.fromarray(dice.integers(0, 256, (12, 9, 3), np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    sharp = Image.fromarray(dice.integers(0, 256, (60, 40, 3), np.uint8)).resize(size, Image.Resampling.NEAREST)
+    grain = np.asarray(soft) + dice.normal(0, 12, (size[1], size[0], 3))
+    noisy = Image.fromarray(np.uint8(np.clip(grain, 0, 255)))
+    whole = [pictures.saved(one, "BMP") for one in (soft, sharp, noisy)]
+    vectors = encoder.encode(whole)
+    for side in (LEAST_SIDE, 320):
+        small = [shrunk(data, side) for data in whole]
+        assert [min(Image.open(io.BytesIO(data)).size) for data in small] == [side] * 3
+        assert cosine(encoder.encode(small), vectors).min() > 0.99
+
+
+def test_a_processor_that_keeps_the_sides_ratio(tmp_path: Path) -> None:
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    folder = tiny.resnet_model(tmp_path / "resnet")
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, do_center_crop=False).save_pretrained(folder)
+    images = [tiny.jpeg(1, 40, 90), tiny.jpeg(2, 40, 40), tiny.jpeg(3, 70, 40)]
+    encoder = make_encoder("image", folder)
+    np.testing.assert_allclose(encoder.encode(images), encoder.encode(images, 1), atol=1e-5)

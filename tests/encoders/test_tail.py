@@ -128,9 +128,9 @@ def test_no_items_have_no_states_and_give_no_gradient(tmp_path: Path, models: di
 def test_what_cannot_be_cut_is_refused(tmp_path: Path, models: dict[str, str]) -> None:
     data = tiny.write_dataset(str(tmp_path / "data"), tiny.texts(4), [tiny.jpeg(seed) for seed in range(4)])
     for options, message in (
-        ({"cut": 1}, "--cut is 1 but --tokens is not given"),
-        ({"tokens": True, "cut": 0}, "--cut is 0; give at least 1"),
-        ({"tokens": True, "cut": 3, "text": models["bert"]}, "--cut is 3 but '.*bert' has 2 layers; give 1 to 2"),
+        ({"cut": 1}, "'--cut' is 1 but --tokens is not given"),
+        ({"tokens": True, "cut": 0}, "'--cut' is 0; give 1 to 256"),
+        ({"tokens": True, "cut": 3, "text": models["bert"]}, "'--cut' is 3 but '.*bert' has 2 layers; give 1 to 2"),
         ({"tokens": True, "cut": 2, "text": "none", "image": models["clip"]}, "has 1 layers; give 1 to 1"),
         ({"tokens": True, "cut": 1, "text": models["clip"]}, "text model of type 'clip', whose last layers cannot"),
         ({"tokens": True, "cut": 1, "text": "none", "image": models["resnet"]}, "image model of type 'resnet'"),

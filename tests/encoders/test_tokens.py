@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from distrec.data.check import check
-from distrec.data.dataset import Dataset, FeatureEntry, write_manifest
+from distrec.data.dataset import Dataset
+from distrec.data.manifest import FeatureEntry, write_manifest
 from distrec.encoders.encode import encode
 from distrec.encoders.registry import make_encoder
 from distrec.errors import InputError
@@ -192,13 +193,13 @@ def test_damaged_and_absent_content_has_no_tokens(
     data = tiny.write_dataset(str(tmp_path / "data"), None, images)
     for cached in (0, 6):
         counts = encode(data, image=models["vit"], workers=0, tokens=True)["image-tokens"]
-        assert (counts.damaged, counts.cached) == ([5], cached + (cached > 0))
+        assert (counts.damaged, counts.cached) == ([5, 7], cached + 2 * (cached > 0))
         values, count, missing = tokens(data, "image-tokens")
         assert np.flatnonzero(missing).tolist() == np.flatnonzero(count == 0).tolist() == [2, 5, 7]
         assert not values[missing].any()
     printed = capsys.readouterr().out
     assert "image-tokens: 17 tokens x 16 for 9 items, up to 0 MB and as much again in the cache" in printed
-    assert "damaged image, marked missing: items sku-5" in printed
+    assert "damaged image, marked missing: items sku-5 (" in printed
     check(data)
     assert (
         "image-tokens: 17 tokens x 16 x float16, 17.0 of them real on average, 6 of 9 items" in capsys.readouterr().out
@@ -267,11 +268,16 @@ def test_the_wrong_kind_of_set_is_refused(tmp_path: Path, models: dict[str, str]
 def test_unusable_options_are_refused(tmp_path: Path, models: dict[str, str]) -> None:
     data = tiny.write_dataset(str(tmp_path / "data"), tiny.texts(4), [tiny.jpeg(seed) for seed in range(4)])
     for options, message in (
-        ({"text_tokens": 20}, "--text-tokens is 20 but --tokens is not given"),
-        ({"image_pool": 3}, "--image-pool is 3 but --tokens is not given"),
-        ({"tokens": True, "text_tokens": 1}, "--text-tokens is 1; give at least 2"),
-        ({"tokens": True, "image_pool": 1}, "--image-pool is 1; give at least 2"),
-        ({"tokens": True, "image_pool": 8}, "--image-pool is 8 but .* is 7 x 7; give 2 to 7"),
+        ({"text_tokens": 20}, "'--text-tokens' is 20 but --tokens is not given"),
+        ({"image_pool": 3}, "'--image-pool' is 3 but --tokens is not given"),
+        ({"tokens": True, "max_tokens": 50}, "'--max-tokens' is 50 but --tokens keeps .* use that"),
+        ({"max_tokens": 0}, "'--max-tokens' is 0; give 2 to 16,384"),
+        ({"batch": 10**12}, "'--batch' is 1000000000000; give 1 to"),
+        ({"threads": 10**8}, "'--threads' is 100000000; give 1 to 4,096"),
+        ({"tokens": True, "text_tokens": 10**9}, "'--text-tokens' is 1000000000; give 2 to 16,384"),
+        ({"tokens": True, "text_tokens": 1}, "'--text-tokens' is 1; give 2 to "),
+        ({"tokens": True, "image_pool": 1}, "'--image-pool' is 1; give 2 to "),
+        ({"tokens": True, "image_pool": 8}, "'--image-pool' is 8 but .* is 7 x 7; give 2 to 7"),
         ({"tokens": True, "image": models["resnet"], "image_pool": 5}, "is 4 x 4; give 2 to 4"),
         ({"tokens": True, "image": models["vit"], "image_pool": 3}, "has no feature map to average"),
         ({"tokens": True, "image": models["bert"]}, "preprocessor_config.json"),

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from distrec.data.dataset import FORMAT, Dataset, Manifest, write_manifest, write_part
+from distrec.data.dataset import Dataset, write_part
+from distrec.data.manifest import FORMAT, Manifest, write_manifest
 from distrec.data.storage import open_folder
 
 WORDS = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -100,18 +101,31 @@ def test_evaluate_writes_users_and_examples(tmp_path: Path) -> None:
             assert str(table.schema.field("user").type) == "int64"
             users = table["user"].to_pylist()
             assert users == sorted({*data.interactions(split).user.tolist()})
-            assert set(table.column_names) == {"user", *report["metrics"]}
+            assert table["id"].to_pylist() == [f"u{user}" for user in users]
+            assert set(table.column_names) == {"user", "id", *report["metrics"]}
+            about = json.loads(table.schema.metadata[b"distrec"])
+            assert report.items() >= about.items() >= {"split": split, "mask": mask, "users": len(users)}.items()
             for name, value in report["metrics"].items():
                 assert str(table.schema.field(name).type) == "double"
                 assert table[name].to_numpy().mean() == value
-            told = small.read(run, f"evaluation/{split}-examples.json")["users"]
+            written = small.read(run, f"evaluation/{split}-examples.json")
+            assert written["about"] == about
+            told = written["users"]
             shown.add((split, tuple(user["user"] for user in told)))
             assert len(told) == 6
-            for user in told:
+            for user in map(numbers, told):
                 check_example(user, data, split, mask)
                 hit = bool(set(user["held_out"]) & set(user["recommended"]))
                 assert hit == table["hit@10"][users.index(user["user"])].as_py(), "the ranking that was measured"
     assert len(shown) == 2, "the same users in every run"
+
+
+def numbers(user: dict[str, Any]) -> dict[str, Any]:
+    """A user of an examples file with its items as numbers, after a look at their ids and titles."""
+    items = {key: user[key] for key in ("history", "held_out", "recommended")}
+    for item in (item for listed in items.values() for item in listed):
+        assert item == {"item": item["item"], "id": f"i{item['item']}", "title": f"title {item['item']}"}
+    return {**user, **{key: [item["item"] for item in listed] for key, listed in items.items()}}
 
 
 def check_example(user: dict[str, Any], data: Dataset, split: str, mask: str) -> None:

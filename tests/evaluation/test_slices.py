@@ -3,13 +3,19 @@ import json
 import numpy as np
 import pytest
 
-from distrec.data.dataset import Dataset, FeatureEntry, Manifest, vector_table, write_manifest, write_part
+from distrec.data.dataset import Dataset, vector_table, write_part
+from distrec.data.manifest import FeatureEntry, Manifest, write_manifest
 from distrec.data.storage import open_folder
-from distrec.evaluation.report import report, table
+from distrec.data.synth import write_ids
+from distrec.evaluation.report import about, ranking_words, report, table
 from distrec.evaluation.slices import missing_items, slices
 from tests.evaluation.cases import evaluate, pairs, plain_metrics, plain_rankings, random_case
 
 USERS, ITEMS = 120, 80
+SUMMARY = {
+    "run": "drawn", "method": "m", "best_epoch": 3, "epochs": 3, "end": "epochs", "best_is_last": True,
+    "evaluations_since_best": 0,
+}  # fmt: skip
 
 
 @pytest.fixture(params=range(3))
@@ -62,7 +68,8 @@ def test_user_slices_cover_every_user_once(sliced):
 
 def test_report_is_json_and_its_table_has_aligned_columns(sliced):
     _, whole, _, _, parts = sliced
-    result = report(whole, list(parts.values()), "test", "train+valid")
+    told = about(whole, SUMMARY, "test", "train+valid")
+    result = report(whole, list(parts.values()), told)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert result["metrics"] == whole.metrics()
     assert result["intervals"] == {name: list(pair) for name, pair in whole.intervals().items()}
@@ -79,21 +86,52 @@ def test_report_is_json_and_its_table_has_aligned_columns(sliced):
         "metrics": {},
         "intervals": {},
     }
-    lines = table(result, 20).splitlines()
-    assert lines[0].startswith(f"test: {len(whole.user)} users, ranking all items but train+valid ones")
-    assert f"{result['masked_pairs']} held-out pairs are masked" in lines[0]
-    blocks = "\n".join(lines[1:]).strip("\n").split("\n\n")
+    assert result.items() >= told.items() >= {"mask": "train+valid", "ks": [1, 5, 10, 20], "split": "test"}.items()
+    lines = table(result, "runs/drawn").splitlines()
+    assert lines[0] == "runs/drawn: m, best epoch 3 of 3: still improving at the last evaluation; raise 'train.epochs'"
+    assert lines[1].startswith(
+        f"test: {len(whole.user)} users, ranking all items but the user's train and valid items (mask train+valid)"
+    )
+    assert f"{result['masked_pairs']} held-out pairs are masked" in lines[1]
+    blocks = "\n".join(lines[2:]).strip("\n").split("\n\n")
     for block in blocks:
         assert len({len(line) for line in block.splitlines()}) == 1
-    assert f"{whole.metrics()['recall@20']:.4f}" in next(line for line in lines if line.startswith("all "))
-    assert [line.split()[0] for line in blocks[1].splitlines()] == ["slice", "all", *parts]
-    assert "over users" in table(report(whole, [], "valid", "none"), 5).splitlines()[0]
+    assert len(blocks) == 3
+    for block, metric in zip(blocks[1:], ("recall", "ndcg")):
+        head, first, *rest = block.splitlines()
+        assert head.split() == [metric, "by", "slice", "users", "pairs", "@1", "@5", "@10", "@20"]
+        assert [f"{whole.metrics()[f'{metric}@{k}']:.4f}" for k in (1, 5, 10, 20)] == first.split()[3::2]
+        assert [line.split()[0] for line in rest] == list(parts)
+
+
+@pytest.mark.parametrize(
+    ("mask", "split", "expected"),
+    [
+        ("none", "test", "all items (mask none)"),
+        ("train", "test", "all items but the user's train items (mask train)"),
+        ("train+valid", "test", "all items but the user's train and valid items (mask train+valid)"),
+        ("train+valid", "valid", "all items but the user's train items (mask train+valid)"),
+    ],
+)
+def test_a_ranking_is_named_with_its_mask(mask: str, split: str, expected: str) -> None:
+    assert ranking_words(mask, split) == expected
+
+
+@pytest.mark.parametrize("branches", [{}, {"id": 0, "text": 1}])
+def test_tables_of_different_methods_show_the_same_metrics(sliced, branches):
+    """Whatever metric a method is trained by, and whatever predictors it has."""
+    _, whole, _, _, parts = sliced
+    told = about(whole, SUMMARY, "valid", "none")
+    shown = table(report(whole, list(parts.values()), told, dict.fromkeys(branches, whole)), "r")
+    heads = [line.split() for line in shown.splitlines() if " by " in line and "@" in line]
+    assert [head[0] for head in heads] == ["recall", "ndcg"] * (2 if branches else 1)
+    assert {tuple(word for word in head if "@" in word) for head in heads} == {("@1", "@5", "@10", "@20")}
 
 
 def test_missing_items_come_from_the_feature_files_and_count_a_modality_once(tmp_path):
     folder = open_folder(str(tmp_path))
     draw = np.random.default_rng(0)
-    files, features, expected = {}, {}, {}
+    files, features, expected = write_ids(folder, 1, 50), {}, {}
     for name, share in (
         ("text-tokens", 0.5),
         ("text-tokens-cut2", 0.4),
@@ -108,7 +146,9 @@ def test_missing_items_come_from_the_feature_files_and_count_a_modality_once(tmp
         parts = []
         for number, (start, stop) in enumerate([(0, 20), (20, 50)]):
             part = f"features/{name}/part-{number:05d}.parquet"
-            rows = vector_table(start, np.zeros((stop - start, 3), np.float16), lacking[start:stop])  # width or tokens
+            gone = lacking[start:stop]
+            count = np.where(gone, 0, tokens).astype(np.int32) if tokens > 1 else None
+            rows = vector_table(start, np.zeros((stop - start, 3), np.float16), gone, count)  # width or tokens
             files[part] = write_part(folder, part, rows, row_group_rows=7)
             parts.append(part)
         features[name] = FeatureEntry(

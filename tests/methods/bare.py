@@ -11,9 +11,11 @@ import pyarrow as pa
 import torch
 
 from distrec.config import RunConfig, decode
-from distrec.data.dataset import SPLITS, Dataset, FeatureEntry, Manifest, vector_table, write_manifest, write_part
+from distrec.data.dataset import Dataset, vector_table, write_part
 from distrec.data.histories import Histories
+from distrec.data.manifest import SPLITS, FeatureEntry, Manifest, write_manifest
 from distrec.data.storage import open_folder
+from distrec.data.synth import write_ids
 from distrec.methods.base import Method, Representations, Space
 from distrec.methods.batch import Lookup, batch_of
 from distrec.methods.registry import build_method, resolve
@@ -41,11 +43,12 @@ def write(
     A row of NaN is a missing feature, or a token that an item lacks.
     """
     root = open_folder(str(folder))
-    files, entries, counts = {}, {}, {}
+    files, entries, counts = write_ids(root, users, items), {}, {}
     for split in SPLITS:
         user, item = np.array(sorted(train if split == "train" else held_out), np.int32).reshape(-1, 2).T
         name = f"interactions/{split}/part-00000.parquet"
-        table = pa.table({"user": user, "item": item, "timestamp": np.arange(len(user), dtype=np.int64)})
+        time = 1000 * (split != "train") + np.arange(len(user), dtype=np.int64)  # the held-out items are the newest
+        table = pa.table({"user": user, "item": item, "timestamp": time})
         files[name], counts[split] = write_part(root, name, table), len(user)
     for name, values in features.items():
         missing, part = np.isnan(values).any(1), f"features/{name}/part-00000.parquet"

@@ -57,7 +57,7 @@ BIVREC_TITLES = {
 REFUSED = {
     ("stair", EQUAL): NO_DIRECTION,
     ("stair", MISSING): NO_DIRECTION,
-    ("stair", FEW): "'method.neighbours' has 3 for feature 'text', which must be at least 1 and less than the 3 items",
+    ("stair", FEW): "'method.neighbours' has 3 for feature 'text', which must be less than the 3 items",
     ("sasrec", SHORT): NO_HISTORY.format("sasrec"),
     ("odmt", SHORT): NO_HISTORY.format("odmt"),
     ("odmt, tied", SHORT): NO_HISTORY.format("odmt"),

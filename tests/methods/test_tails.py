@@ -12,7 +12,8 @@ import torch
 
 from distrec.cli import main
 from distrec.config import RunConfig, decode
-from distrec.data.dataset import Dataset, write_manifest
+from distrec.data.dataset import Dataset
+from distrec.data.manifest import write_manifest
 from distrec.encoders.encode import encode
 from distrec.errors import InputError
 from distrec.methods.odmt import ODMT

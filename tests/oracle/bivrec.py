@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from distrec.config.run import RunConfig
-from distrec.data.dataset import CONTEXT, Dataset
+from distrec.data.dataset import Dataset
+from distrec.data.manifest import CONTEXT
 from distrec.data.sampling import Windows
 from distrec.evaluation.ranking import Evaluator, Ranked
 from distrec.methods.base import Representations

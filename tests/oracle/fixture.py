@@ -11,8 +11,10 @@ import pyarrow as pa
 
 from distrec.config.run import RunConfig
 from distrec.config.tree import decode
-from distrec.data.dataset import SPLITS, Dataset, FeatureEntry, Manifest, vector_table, write_manifest, write_part
+from distrec.data.dataset import Dataset, vector_table, write_part
+from distrec.data.manifest import SPLITS, FeatureEntry, Manifest, write_manifest
 from distrec.data.storage import open_folder
+from distrec.data.synth import write_ids
 from distrec.methods.registry import resolve
 
 
@@ -78,7 +80,7 @@ def write(
         tokens: values `[items, tokens, width]` and the number of real tokens `[items]`, by name.
     """
     root = open_folder(str(folder))
-    files, entries, counts = {}, {}, {}
+    files, entries, counts = write_ids(root, users, items), {}, {}
     for split, (user, item, time) in splits.items():
         order = np.argsort(user, kind="stable")
         columns = {"user": user[order].astype(np.int32), "item": item[order].astype(np.int32), "timestamp": time[order]}

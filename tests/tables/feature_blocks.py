@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
-from distrec.data.dataset import Dataset, FeatureEntry, Manifest, vector_table, write_manifest, write_part
+from distrec.data.dataset import Dataset, vector_table, write_part
+from distrec.data.manifest import FeatureEntry, Manifest, write_manifest
 from distrec.data.storage import open_folder
+from distrec.errors import InputError
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
 from distrec.tables.features import feature_block, token_block
 
-CASES = {"some": (11, [2, 3, 10]), "none": (7, []), "all": (4, [0, 1, 2, 3]), "one item": (1, [])}
+CASES = {"some": (11, [2, 3, 10]), "none": (7, []), "all": (4, [0, 1, 2, 3]), "one": (1, [])}
 
 
 def write(folder: Path) -> None:
@@ -31,6 +34,12 @@ def write(folder: Path) -> None:
         features[f"{name}-tokens"] = FeatureEntry(
             tokens=3, width=4, dtype="float16", missing=len(missing), source="drawn", parts=[part]
         )
+    for name, tokens in (("broken", None), ("broken-tokens", np.ones(7, np.int32))):  # the last rank's rows, if several
+        values, part = np.zeros((7, 4), np.float16), f"features/{name}/part-00000.parquet"
+        values[-1, 2] = np.nan
+        files[part] = write_part(root, part, vector_table(0, values, np.zeros(7, bool), tokens))
+        shape = {"tokens": 2, "width": 2} if tokens is not None else {"width": 4}
+        features[name] = FeatureEntry(dtype="float16", missing=0, source="drawn", parts=[part], **shape)
     manifest = Manifest(
         format=1, name="made", users=1, items=1, interactions={}, split="given", id_order="given", content={},
         features=features, config={}, files=files,
@@ -47,7 +56,13 @@ def tokens_of(items: int, missing: list[int]) -> np.ndarray:
 
 
 def check(folder: str) -> None:
-    world, data = World.current(), Dataset.open(folder)
+    world, data = World.current(), Dataset.open(folder, checked=True)
+    for refused in (
+        lambda items: feature_block(world, items, data, "broken", "zeros"),
+        lambda items: token_block(world, items, data, "broken-tokens"),
+    ):
+        with pytest.raises(InputError, match="item 6: feature 2 is nan"):  # on every rank
+            refused(Partition(7, world.size))
     for name, (items, missing) in CASES.items():
         values = np.load(Path(folder) / f"{name}.npy")
         present = np.delete(values.astype(np.float64), missing, axis=0)

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from distrec.data.dataset import SPLITS, FeatureEntry, FileEntry, Manifest, vector_table, write_manifest, write_part
+from distrec.data.dataset import vector_table, write_part
+from distrec.data.manifest import SPLITS, FeatureEntry, FileEntry, Manifest, write_manifest
 from distrec.data.storage import Folder, open_folder
+from distrec.data.synth import write_ids
 
 WIDTHS = {"text": 8, "image": 5}
 TOKENS = {"text-tokens": (4, 6), "image-tokens": (3, 6)}  # tokens per item, and their width
@@ -24,7 +26,7 @@ def write_random(path: Path, users: int, items: int, train: int, seed: int) -> s
     """
     rng, folder = np.random.default_rng(seed), open_folder(str(path))
     warm = max(4, items * 4 // 5)
-    files, features, counts = {}, {}, {}
+    files, features, counts = write_ids(folder, users, items), {}, {}
     taste = rng.permutation(warm)
     for split in SPLITS:
         user = (

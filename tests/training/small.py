@@ -14,16 +14,8 @@ import torch
 import yaml
 from safetensors import safe_open
 
-from distrec.data.dataset import (
-    FORMAT,
-    SPLITS,
-    FeatureEntry,
-    FileEntry,
-    Manifest,
-    vector_table,
-    write_manifest,
-    write_part,
-)
+from distrec.data.dataset import vector_table, write_part
+from distrec.data.manifest import FORMAT, SPLITS, FeatureEntry, FileEntry, Manifest, write_manifest
 from distrec.data.storage import open_folder
 from distrec.training.engine import Engine
 from tests.training.random_data import write_tokens
@@ -53,7 +45,8 @@ def write_small(path: Path | str, seed: int = 0, feature_scale: float = 1.0) -> 
     files: dict[str, FileEntry] = {}
     for split, pairs in rows.items():
         user, item = np.array(pairs, np.int32).T
-        table = pa.table({"user": user, "item": item, "timestamp": np.arange(len(user), dtype=np.int64)})
+        time = 1000 * SPLITS.index(split) + np.arange(len(user), dtype=np.int64)  # the held-out items are the newest
+        table = pa.table({"user": user, "item": item, "timestamp": time})
         files[f"interactions/{split}/part-00000.parquet"] = write_part(
             folder, f"interactions/{split}/part-00000.parquet", table
         )

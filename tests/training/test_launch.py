@@ -15,8 +15,11 @@ import pytest
 import distrec
 from distrec.cli import main
 from distrec.config import load_run
-from distrec.data.dataset import Dataset, write_manifest, write_part
+from distrec.data.dataset import Dataset, write_part
+from distrec.data.manifest import write_manifest
 from distrec.errors import InputError
+from distrec.methods.registry import resolve
+from distrec.training.launch import check_inputs
 from tests.training import small
 
 
@@ -42,6 +45,28 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 
 @pytest.mark.parametrize(
+    ("method", "sections", "noted"),
+    [
+        ("sasrec", {}, True),
+        ("sasrec", {"method": {"dropout": 0.0}}, False),
+        ("sasrec", {"method": {"dropout": 0.0}, "changes": [{"epoch": 1, "values": {"method.dropout": 0.1}}]}, True),
+        ("bivrec", {}, True),
+        ("odmt", {}, True),
+        ("odmt", {"method": {"dropout": 0.0}}, False),
+        ("mentor", {}, False),  # drawn by row, at any number of workers
+        ("lightgcn", {}, False),
+    ],
+)
+def test_dropout_that_depends_on_the_number_of_workers_is_a_named_degradation(
+    tmp_path: Path, data: str, method: str, sections: dict[str, Any], noted: bool
+) -> None:
+    *_, told = check_inputs(
+        resolve(load_run(small.write_config(tmp_path / "run.yaml", data, tmp_path, method, **sections)))
+    )
+    assert any("dropout of its own: results depend on the number of workers" in line for line in told) == noted
+
+
+@pytest.mark.parametrize(
     ("override", "told"),
     [
         ("train.epoch=3", ["unknown key 'train.epoch'", "'epochs'"]),
@@ -51,7 +76,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         ("method.layers=two", ["'method.layers'", "'two'", "integer"]),
         ("method.layers=-1", ["'method.layers'", "-1", "greater than or equal to 0"]),
         ("train.epochs=2.5", ["'train.epochs'", "2.5", "integer"]),
-        ("train.epochs=yes", ["'train.epochs'", "True", "integer"]),
+        ("train.epochs=yes", ["'train.epochs'", "'yes'", "integer"]),
         ("train.cpus_per_worker=0", ["'train.cpus_per_worker'", "greater than 0"]),
         ("optimizer.lr='1e-3'", ["'optimizer.lr'", "'1e-3'", "number"]),
         ("optimizer.name=lion", ["'optimizer.name'", "'lion'", "'adam'"]),
@@ -64,7 +89,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         ("run.name=a/b", ["'run.name'", "'a/b'", "letters"]),
         ("train.epochs", ["'train.epochs'", "key=value"]),
         ("train.epochs.of=3", ["'train.epochs.of=3'", "not a section"]),
-        ("train.epochs=[", ["'['", "quote"]),
+        ("train.epochs=[", ["'train.epochs=['", "quote"]),
         ("train.global_batch=0", ["'train.global_batch'", "greater than or equal to 1"]),
         ("optimizer.tables=sparse", ["'optimizer.tables'", "lightgcn", "bprmf"]),
     ],
@@ -99,7 +124,8 @@ def rewritten(data: str, folder: Path, split: str, pairs: list[tuple[int, int]])
     name = f"interactions/{split}/part-00000.parquet"
     table = pa.table({"user": user, "item": item, "timestamp": np.zeros(len(user), np.int64)})
     files = {**dataset.manifest.files, name: write_part(dataset.folder, name, table)}
-    write_manifest(dataset.folder, dataset.manifest.model_copy(update={"files": files}))
+    counts = {**dataset.manifest.interactions, split: len(pairs)}
+    write_manifest(dataset.folder, dataset.manifest.model_copy(update={"files": files, "interactions": counts}))
     return str(folder)
 
 
@@ -110,9 +136,9 @@ def damaged(data: str, folder: Path, damage: Callable[[Path], Any]) -> str:
 
 
 def flip(path: Path) -> None:
-    """Change one byte in the middle of a file."""
+    """Change one byte near the start of a file."""
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[40] ^= 1
     path.write_bytes(content)
 
 
@@ -123,13 +149,13 @@ TRAIN, VALID, TEST = (f"interactions/{split}/part-00000.parquet" for split in ("
     ("damage", "told"),
     [
         (shutil.rmtree, ["no manifest.json", "nothing is there", "distrec prepare"]),
-        (lambda f: (f / "manifest.json").unlink(), ["no manifest.json", "interrupted prepare", "distrec prepare"]),
+        (lambda f: (f / "manifest.json").unlink(), ["no manifest.json", "'features'", "distrec prepare"]),
         (lambda f: (f / "manifest.json").write_text("{"), ["manifest.json", "not valid JSON"]),
         (lambda f: (f / "manifest.json").write_text('{"format": 9}'), ["format is 9", "reads 1"]),
         (lambda f: flip(f / TRAIN), [TRAIN, "checksum"]),
         (lambda f: flip(f / VALID), [VALID, "checksum"]),
         (lambda f: flip(f / TEST), [TEST, "checksum"]),
-        (lambda f: os.truncate(f / TRAIN, 100), [TRAIN, "checksum", "100 bytes"]),
+        (lambda f: os.truncate(f / TRAIN, 100), [TRAIN, "100 bytes"]),
         (lambda f: (f / VALID).unlink(), [VALID, "missing"]),
     ],
 )  # fmt: skip
@@ -151,7 +177,8 @@ def test_damaged_features_are_refused(
     path = damaged(data, tmp_path / "data", lambda folder: damage(folder / name))
     message = refused("train", small.write_config(tmp_path / "run.yaml", path, tmp_path / "runs", "alignrec"))
     assert name in message
-    assert main(["train", small.write_config(tmp_path / "other.yaml", path, tmp_path / "runs")]) == 0  # needs none
+    other = main(["train", small.write_config(tmp_path / "other.yaml", path, tmp_path / "runs")])
+    assert other == (0 if damage is flip else 2)  # checksums are those of the features that the method reads
 
 
 @pytest.mark.parametrize(
@@ -160,9 +187,13 @@ def test_damaged_features_are_refused(
         ("train", [], ["no train rows"]),
         ("valid", [], ["no valid rows"]),
         ("test", [], ["no test rows"]),
-        ("train", [(0, 1), (0, small.ITEMS)], ["train row 1", f"item {small.ITEMS}", f"counts {small.ITEMS} items"]),
-        ("valid", [(0, 1), (small.USERS, 1)], ["valid row 1", f"user {small.USERS}"]),
-        ("train", [(0, -1)], ["train row 0", "item -1"]),
+        (
+            "train",
+            [(0, 1), (0, small.ITEMS)],
+            [f"{TRAIN}' row 1", f"item {small.ITEMS}", f"counts {small.ITEMS} items"],
+        ),
+        ("valid", [(0, 1), (small.USERS, 1)], [f"{VALID}' row 1", f"user {small.USERS}"]),
+        ("train", [(0, -1)], [f"{TRAIN}' row 0", "item -1"]),
         ("train", [(4, item) for item in range(small.ITEMS)], ["user 4", "no negative"]),
     ],
 )

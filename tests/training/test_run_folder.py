@@ -110,6 +110,9 @@ DECAY = "optimizer.lr_decay={factor: 0.9, epochs: 10}"
         ([DECAY], [], "optimizer.lr_decay", ("0.9", "None")),
         ([], ["train.seed=2"], "train.seed", ("1", "2")),
         ([], ["train.global_batch=65"], "train.global_batch", ("64", "65")),
+        ([], ["train.metric=ndcg@20"], "train.metric", ("recall@20", "ndcg@20")),
+        ([], ["evaluate.mask=none"], "evaluate.mask", ("train", "'distrec evaluate --mask'")),
+        ([], ["evaluate.ks=[5, 20]"], "evaluate.ks", ("[5, 20]", "'distrec evaluate --ks'")),
     ],
 )
 def test_another_identity_under_the_same_name_is_refused(
@@ -128,7 +131,7 @@ def test_another_identity_under_the_same_name_is_refused(
 
 @pytest.mark.parametrize(
     "override",
-    ["train.epochs=2", "train.threads=2", "train.patience=1", "train.checkpoint_every=2", "evaluate.mask=none",
+    ["train.epochs=2", "train.threads=2", "train.patience=1", "train.checkpoint_every=2", "evaluate.test=false",
      "dense.zero_stage=2", "train.max_failures=0"],
 )  # fmt: skip
 def test_what_is_no_part_of_the_identity_may_change(tmp_path: Path, data: str, override: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,8 @@ import yaml
 from PIL import Image, ImageDraw
 
 from distrec.config import RunConfig, decode
-from distrec.data.dataset import FORMAT, Dataset, Manifest, write_manifest, write_part
+from distrec.data.dataset import Dataset, write_part
+from distrec.data.manifest import FORMAT, Manifest, write_manifest
 from distrec.data.storage import Folder, open_folder, parquet_bytes
 from distrec.methods.registry import resolve
 
@@ -229,6 +230,16 @@ def _trial(folder: Folder, data: str, entry: Planted, number: int) -> float | No
     return max(measured) if measured and status in ("done", "stopped") else None
 
 
+def _ending(entry: Planted, early: bool) -> dict[str, Any]:
+    """How training ended: two epochs after the best one, or at it."""
+    if not entry.epochs:
+        return {"best_epoch": None, "epochs": 0, "end": None, "best_is_last": False, "evaluations_since_best": 0}
+    return {
+        "best_epoch": entry.epochs - 2 * early, "epochs": entry.epochs, "end": "patience" if early else "epochs",
+        "best_is_last": not early, "evaluations_since_best": 2 * early,
+    }  # fmt: skip
+
+
 def _final(folder: Folder, data: str, entry: Planted, number: int, seed: int, place: int) -> None:
     name = f"{entry.label}-seed{seed}"
     rng, taste = np.random.default_rng(seed * 100 + place), np.random.default_rng(5)
@@ -251,8 +262,9 @@ def _final(folder: Folder, data: str, entry: Planted, number: int, seed: int, pl
     folder.write_bytes(run_config(entry, data, number, name, f"{folder.path}/final"), "final", name, "config.yaml")
     valid = {metric: entry.quality * 1.1 + noise * 0.02 * float(rng.normal()) for metric in METRICS}
     summary = {
-        "best_epoch": entry.epochs or None,
-        "epochs": entry.epochs,
+        **_ending(entry, place % 3 > 0),
+        "mask": "train",
+        "users": {"valid": USERS, "test": len(users)},
         "seconds_per_epoch": entry.seconds / 100,
         "valid": valid,
         "test": test,
@@ -279,10 +291,14 @@ def _final(folder: Folder, data: str, entry: Planted, number: int, seed: int, pl
     folder.write_bytes(
         parquet_bytes(pa.table({"user": users, **columns})), "final", name, "evaluation", "test-users.parquet"
     )
+    titles = dict(enumerate(Dataset.open(data).items_table()["title"].to_pylist()))
+
+    def named(items: Iterable[int]) -> list[dict[str, Any]]:
+        return [{"item": item % ITEMS, "id": f"i{item % ITEMS}", "title": titles[item % ITEMS]} for item in items]
+
     shown = [
-        {"user": user, "id": f"u{user}", "history": [(user + step) % ITEMS for step in range(12)],
-         "held_out": [(user + 15) % ITEMS],
-         "recommended": [(user + 11 + place + 2 * step) % ITEMS for step in range(10)]}
+        {"user": user, "id": f"u{user}", "history": named(user + step for step in range(12)),
+         "held_out": named([user + 15]), "recommended": named(user + 11 + place + 2 * step for step in range(10))}
         for user in (0, 14, 52, 98, 120)
     ]  # fmt: skip
     folder.write_json({"users": shown}, "final", name, "evaluation", "test-examples.json")

@@ -251,7 +251,7 @@ def test_torn_and_absent_files_are_named_and_leave_the_rest(tmp_path: Path, data
     assert len(entry(found, "odmt")["trials"][1]["curve"]) == len(entry(whole, "odmt")["trials"][1]["curve"]) - 1
     assert entry(found, "odmt")["test"]["recall@20"]["seeds"] == 2
     assert entry(found, "odmt")["difference"]["users"] == 100  # from the only seed whose file is whole
-    assert entry(found, "lightgcn")["slices"]["items.cold"]["recall@20"]["seeds"] == 2
+    assert entry(found, "lightgcn")["slices"]["items.cold"]["metrics"]["recall@20"]["seeds"] == 2
     written = folder.read_bytes("report.md").decode()
     assert "LightGCN: the winner's config file is missing" in written
     assert "Could not be read: final/odmt-seed1001" in written
@@ -348,7 +348,7 @@ def test_the_terminal_shows_paths_and_leaderboard(
     assert folder.read_json("report.json")["examples"] == []
 
 
-def test_without_the_dataset_items_have_numbers_and_the_page_says_why(tmp_path: Path) -> None:
+def test_without_the_dataset_items_have_titles_and_the_page_says_why_there_are_no_pictures(tmp_path: Path) -> None:
     data = plant_data(str(tmp_path / "data"))
     folder = plant(str(tmp_path / "sweep"), data, TWO)
     report(str(folder))
@@ -363,7 +363,7 @@ def test_without_the_dataset_items_have_numbers_and_the_page_says_why(tmp_path: 
     report(str(folder))
     gone = folder.read_bytes("report.html").decode()
     assert "can no longer be read" in gone
-    assert "item 15" in gone
+    assert "Thing &lt;b&gt;&amp; 15" in gone  # the runs recorded the titles
 
 
 def test_every_item_shown_has_its_own_title_and_picture(tmp_path: Path, data: str) -> None:

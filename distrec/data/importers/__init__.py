@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from distrec.config import Section, decode, nearest
-from distrec.data.importers import mmrec, tables
+from distrec.data.importers import mmrec, recbole, tables
 from distrec.data.importers.base import RawDataset, RawFeature, RawInteractions
 from distrec.data.importers.source import Source
-from distrec.errors import InputError
+from distrec.errors import InputError, shown
 
 __all__ = ["IMPORTERS", "Importer", "RawDataset", "RawFeature", "RawInteractions", "Source", "choose_importer"]
 
@@ -26,7 +26,11 @@ class Importer:
     read: Callable[[Source, Any], RawDataset]
 
 
-IMPORTERS = {"tables": Importer(tables.Config, tables.read), "mmrec": Importer(mmrec.Config, mmrec.read)}
+IMPORTERS = {
+    "tables": Importer(tables.Config, tables.read),
+    "recbole": Importer(recbole.Config, recbole.read),
+    "mmrec": Importer(mmrec.Config, mmrec.read),
+}
 
 
 def choose_importer(tree: dict[str, Any]) -> tuple[Importer, Section]:
@@ -36,7 +40,7 @@ def choose_importer(tree: dict[str, Any]) -> tuple[Importer, Section]:
         InputError: there is no importer of that name, or its section has an invalid key or value.
     """
     name = tree.get("name")
-    if name not in IMPORTERS:
-        raise InputError(f"key 'importer.name' is {name!r}; {nearest(str(name), list(IMPORTERS))}.")
+    if not isinstance(name, str) or name not in IMPORTERS:
+        raise InputError(f"key 'importer.name' is {shown(name)}; {nearest(str(name), list(IMPORTERS))}.")
     importer = IMPORTERS[name]
     return importer, decode(importer.config, tree, "importer")

@@ -1,20 +1,26 @@
-"""What every importer returns, and the checks of ids, numbers and split labels that importers share."""
+"""What every importer returns, and the reading of ids and interactions that importers share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distrec.data.dataset import SPLITS
-from distrec.data.importers.source import Rows
+from distrec.data.importers.rows import Rows
+from distrec.data.importers.text import shown
+from distrec.data.importers.values import first_true, is_string, labels, numbers, plain, refuse_empty, times
 from distrec.errors import InputError
 
 ImageReader = Callable[[np.ndarray], list[bytes | None]]
 """Maps catalogue rows to the bytes of their image files; None for an item without an image."""
+
+
+Unknown = Literal["refuse", "drop", "keep"]
+"""What happens to interactions with items that the catalogue lacks."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class RawInteractions:
     rating: np.ndarray | None  # float64
     timestamp: np.ndarray | None  # int64
     label: np.ndarray | None  # int8: 0 train, 1 valid, 2 test
+    where: Callable[[int], str]  # names a row by its file and its number there, for messages
 
     def __len__(self) -> int:
         return len(self.user)
@@ -55,6 +62,7 @@ class RawDataset:
     texts: pa.Array | None = None  # [catalogue] string, nullable
     images: ImageReader | None = None
     features: dict[str, RawFeature] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)  # what reading left out or doubted; prepare prints each
 
 
 @dataclass(frozen=True)
@@ -72,72 +80,148 @@ class Columns:
         return [name for name in (self.user, self.item, self.rating, self.timestamp, self.split) if name is not None]
 
 
-def interactions(
-    rows: Rows, columns: Columns, catalogue: pa.Array | None, catalogue_name: str
-) -> tuple[RawInteractions, np.ndarray]:
-    """The interactions in `rows`, and the catalogue row of each item id.
+@dataclass(frozen=True)
+class Catalogue:
+    """The items that a source declares."""
+
+    ids: pa.Array  # [catalogue] int64 or string, distinct
+    where: str  # what it is, in messages
+    unknown: Unknown = "refuse"  # what happens to interactions with other items
+    key: str = ""  # config key of `unknown`; empty if it cannot be set
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Interactions and the items that they and the catalogue have."""
+
+    interactions: RawInteractions
+    ids: pa.Array  # [items] the catalogue's ids, then those of unknown items that are kept
+    catalogue_row: np.ndarray  # [items] row in `ids` of each element of `interactions.item_ids`
+    notes: list[str]
+
+
+def interactions(rows: Rows, columns: Columns, catalogue: Catalogue | None) -> Matched:
+    """The interactions in `rows`; without a catalogue, the items are those of the rows.
 
     Raises:
-        InputError: an id, rating, timestamp or label is invalid, or an item is not in the `catalogue`.
+        InputError: an id, rating, timestamp or label is invalid, or an item is not in the catalogue and is neither
+            dropped nor kept.
     """
     if not rows.table.num_rows:
         raise InputError(f"file {rows.name} has no interactions; give a table with rows.")
     users, user = _codes(read_ids(rows, columns.user))
     items = read_ids(rows, columns.item)
+    rating = None if columns.rating is None else numbers(rows, columns.rating)
+    timestamp = None if columns.timestamp is None else times(rows, columns.timestamp)
+    label = None if columns.split is None else labels(rows, columns.split)
+    notes: list[str] = []
     if catalogue is None:
         item_ids, item = _codes(items)
-        catalogue_row = np.arange(len(item_ids))
-    else:
-        catalogue, items = same_type(catalogue, items)
-        found = pc.index_in(items, value_set=catalogue)
-        if found.null_count:
-            row = _first(pc.is_null(found))
-            raise InputError(
-                f"{rows.at(row)}: {columns.item} {items[row]} is not among {catalogue_name}; add it there or remove "
-                "the row."
-            )
-        catalogue_row = pc.sort_indices(catalogue).to_numpy().astype(np.int64)
-        item_ids, item = catalogue.take(pa.array(catalogue_row)), _inverse(catalogue_row)[found.to_numpy()]
+        return Matched(
+            RawInteractions(users, item_ids, user, item, rating, timestamp, label, _namer(rows)),
+            item_ids,
+            np.arange(len(item_ids)),
+            notes,
+        )
+    known, items = same_type(catalogue.ids, items)
+    found = pc.index_in(items, value_set=known)
+    keep = np.ones(len(items), bool)
+    if found.null_count:
+        missing = pc.is_null(found).to_numpy()
+        others = pc.unique(items.filter(pa.array(missing)))
+        _unknown(rows, columns.item, catalogue, missing, others)
+        if catalogue.unknown == "keep":
+            known = pa.concat_arrays([known, others.cast(known.type)])
+            found = pc.index_in(items, value_set=known)
+            notes.append(f"kept {_several(missing, others, rows, catalogue)}; they have no content")
+        else:
+            keep = ~missing
+            notes.append(f"dropped {_several(missing, others, rows, catalogue)}")
+    catalogue_row = pc.sort_indices(known).to_numpy().astype(np.int64)
+    place = found.filter(pa.array(keep)).to_numpy().astype(np.int64)
+
+    def of(column: np.ndarray | None) -> np.ndarray | None:
+        return column if column is None or keep.all() else column[keep]
+
     raw = RawInteractions(
         user_ids=users,
-        item_ids=item_ids,
-        user=user,
-        item=item,
-        rating=None if columns.rating is None else _numbers(rows, columns.rating),
-        timestamp=None if columns.timestamp is None else _times(rows, columns.timestamp),
-        label=None if columns.split is None else _labels(rows, columns.split),
+        item_ids=known.take(pa.array(catalogue_row)),
+        user=user[keep],
+        item=_inverse(catalogue_row)[place],
+        rating=of(rating),
+        timestamp=of(timestamp),
+        label=of(label),
+        where=_namer(rows, np.flatnonzero(keep)),
     )
-    return raw, catalogue_row
+    return Matched(raw, known, catalogue_row, notes)
+
+
+def _namer(rows: Rows, kept: np.ndarray | None = None) -> Callable[[int], str]:
+    """Names row i of those that were kept (default: all); without the table itself, which may be large."""
+    bare = replace(rows, table=rows.table.schema.empty_table())
+    return bare.at if kept is None else lambda row: bare.at(int(kept[row]))
+
+
+def _unknown(rows: Rows, column: str, catalogue: Catalogue, missing: np.ndarray, others: pa.Array) -> None:
+    """Refuse unknown items, unless they are kept or dropped and some rows remain."""
+    if catalogue.unknown == "keep" or (catalogue.unknown == "drop" and not missing.all()):
+        return
+    row = int(np.flatnonzero(missing)[0])
+    setting = f"set '{catalogue.key}: drop' or 'keep'" if catalogue.key else "remove the rows"
+    raise InputError(
+        f"{rows.at(row)}: {column} {shown(others[0])} is not among {catalogue.where}; {_count(missing, others)}; add "
+        f"them there, or {'write ids alike in both files' if missing.all() else setting}."
+    )
+
+
+def _count(missing: np.ndarray, others: pa.Array) -> str:
+    first = ", ".join(shown(other) for other in others[:5])
+    more = ", …" if len(others) > 5 else ""
+    return f"{int(missing.sum()):,} of {len(missing):,} rows have unknown items ({len(others):,}: {first}{more})"
+
+
+def _several(missing: np.ndarray, others: pa.Array, rows: Rows, catalogue: Catalogue) -> str:
+    first = ", ".join(shown(other) for other in others[:5])
+    return (
+        f"{int(missing.sum()):,} of {len(missing):,} rows of {rows.name}, whose {len(others):,} items are not among "
+        f"{catalogue.where}: {first}{', …' if len(others) > 5 else ''}"
+    )
 
 
 def read_ids(rows: Rows, column: str) -> pa.ChunkedArray:
     """A column of original ids, as non-negative int64 or as string.
 
-    Text files do not declare the type. A column of plain integers becomes int64, unless that would lose a leading zero
-    or sign. So does a column of whole decimal numbers. Any other column is string.
+    Delimited text does not declare the type. A column of plain integers becomes int64, unless that would lose a leading
+    zero or sign, or one is negative or beyond 64 bits. So does a column of whole decimal numbers. Any other column is
+    string. Unsigned integers and whole decimals beyond int64 become strings of their digits.
 
     Raises:
-        InputError: an id is empty, negative, fractional or too large.
+        InputError: an id is empty, blank or fractional, or a negative number in a column of numbers.
     """
-    ids = _plain(rows.table[column])
-    if ids.null_count:
-        raise InputError(f"{rows.at(_first(pc.is_null(ids)))}: {column} is empty; fill it or remove the row.")
-    if _is_string(ids.type):
+    ids = plain(rows.table[column])
+    refuse_empty(rows, column, ids)
+    if is_string(ids.type):
         ids = ids.cast(pa.string())
-        ids = ids if rows.typed else _ids_from_text(rows, column, ids)
-    elif pa.types.is_floating(ids.type):
-        ids = _whole(rows, column, ids)
-    elif pa.types.is_integer(ids.type):
+        blank = pc.equal(pc.utf8_trim_whitespace(ids), "")
+        if pc.any(blank).as_py():
+            row = first_true(blank)
+            raise InputError(f"{rows.at(row)}: {column} is blank ('{shown(ids[row])}'); fill it or remove the row.")
+        return ids if rows.typed else _ids_from_text(rows, column, ids)
+    if pa.types.is_floating(ids.type):
+        return _not_negative(rows, column, _whole(rows, column, ids))
+    if pa.types.is_integer(ids.type) or (pa.types.is_decimal(ids.type) and ids.type.scale == 0):
         try:
-            ids = ids.cast(pa.int64())
+            return _not_negative(rows, column, ids.cast(pa.int64()))
         except pa.ArrowInvalid:
-            raise _overflow(rows, column, ids, pc.greater(ids, 2**63 - 1)) from None
-    else:
-        raise InputError(f"file {rows.name}: column '{column}' holds {ids.type}; ids must be integers or strings.")
-    if pa.types.is_int64(ids.type) and len(ids) and pc.min(ids).as_py() < 0:
-        row = _first(pc.less(ids, 0))
+            return ids.cast(pa.string())
+    raise InputError(f"file {rows.name}: column '{column}' holds {ids.type}; ids must be integers or strings.")
+
+
+def _not_negative(rows: Rows, column: str, ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    if len(ids) and pc.min(ids).as_py() < 0:
+        row = first_true(pc.less(ids, 0))
         raise InputError(
-            f"{rows.at(row)}: {column} is {ids[row]}, a negative id; number from 0 or give ids as strings."
+            f"{rows.at(row)}: {column} is {ids[row]}, a negative id; number from 0 or write the column as strings."
         )
     return ids
 
@@ -146,87 +230,28 @@ def _ids_from_text(rows: Rows, column: str, ids: pa.ChunkedArray) -> pa.ChunkedA
     try:
         numbers = ids.cast(pa.int64())
     except pa.ArrowInvalid:
-        if pc.all(pc.match_substring_regex(ids, r"^-?[0-9]+(\.[0-9]*)?$")).as_py():
-            return _whole(rows, column, ids.cast(pa.float64()))
+        if pc.all(pc.match_substring_regex(ids, r"^-?[0-9]{1,15}(\.[0-9]*)?$")).as_py():
+            numbers = _whole(rows, column, ids.cast(pa.float64()))
+            return numbers if pc.min(numbers).as_py() >= 0 else ids
         return ids
-    return numbers if numbers.cast(pa.string()).equals(ids) else ids
+    same = not len(ids) or (pc.min(numbers).as_py() >= 0 and numbers.cast(pa.string()).equals(ids))
+    return numbers if same else ids
 
 
 def _whole(rows: Rows, column: str, ids: pa.ChunkedArray) -> pa.ChunkedArray:
     values = ids.cast(pa.float64()).to_numpy()
-    broken = values != np.floor(values)
+    broken = ~np.isfinite(values) | (values != np.floor(values))
     if broken.any():
         row = int(np.flatnonzero(broken)[0])
         raise InputError(f"{rows.at(row)}: {column} is {values[row]}, a fractional id; ids must be whole numbers.")
-    large = ~(np.abs(values) < 2.0**53)
+    large = np.abs(values) >= 2.0**53
     if large.any():
-        raise _overflow(rows, column, ids, pa.array(large))
-    return pa.chunked_array([values.astype(np.int64)])
-
-
-def _overflow(rows: Rows, column: str, ids: pa.ChunkedArray, where: pa.ChunkedArray) -> InputError:
-    row = _first(where)
-    return InputError(f"{rows.at(row)}: {column} {ids[row]} overflows a 64-bit integer; give ids as strings.")
-
-
-def _numbers(rows: Rows, column: str) -> np.ndarray:
-    values = _cast(rows, column, pa.float64(), "a number")
-    if not np.isfinite(values).all():
-        row = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise InputError(f"{rows.at(row)}: {column} is {values[row]}; give a finite number or remove the row.")
-    return values
-
-
-def _times(rows: Rows, column: str) -> np.ndarray:
-    """A column of times as int64 `[rows]`: integers unchanged, dates and times as integers in the column's unit."""
-    kind = rows.table[column].type
-    if pa.types.is_floating(kind):
-        values = _numbers(rows, column)
-        broken = (values != np.floor(values)) | (np.abs(values) >= 2.0**53)
-        if broken.any():
-            row = int(np.flatnonzero(broken)[0])
-            raise InputError(f"{rows.at(row)}: {column} is {values[row]}; give whole seconds or milliseconds.")
-        return values.astype(np.int64)
-    if pa.types.is_date32(kind):
-        return _cast(rows, column, pa.int32(), "a time").astype(np.int64)
-    return _cast(rows, column, pa.int64(), "a time as an integer or a date")
-
-
-def _labels(rows: Rows, column: str) -> np.ndarray:
-    """Split labels `train`, `valid`, `test` or 0, 1, 2 as int8."""
-    values = _plain(rows.table[column])
-    known = pa.array(SPLITS) if _is_string(values.type) else pa.array([0, 1, 2])
-    if _is_string(values.type) and not rows.typed:
-        known = pa.array([*SPLITS, "0", "1", "2"])
-    try:
-        found = pc.index_in(values.cast(known.type), value_set=known)
-    except pa.ArrowException:
+        row = int(np.flatnonzero(large)[0])
         raise InputError(
-            f"file {rows.name}: column '{column}' holds {values.type}; a split is train, valid or test, or 0, 1 or 2."
-        ) from None
-    if found.null_count:
-        row = _first(pc.is_null(found))
-        raise InputError(f"{rows.at(row)}: {column} is {values[row]}; a split is train, valid or test, or 0, 1 or 2.")
-    return (found.to_numpy() % 3).astype(np.int8)
-
-
-def _cast(rows: Rows, column: str, kind: pa.DataType, what: str) -> np.ndarray:
-    values = _plain(rows.table[column])
-    if values.null_count:
-        raise InputError(f"{rows.at(_first(pc.is_null(values)))}: {column} is empty; fill it or remove the row.")
-    try:
-        return values.cast(kind).to_numpy()
-    except pa.ArrowException:
-        row = next((i for i, value in enumerate(values) if not _casts(value, kind)), 0)
-        raise InputError(f"{rows.at(row)}: {column} is '{values[row]}', not {what}; correct it.") from None
-
-
-def _casts(value: pa.Scalar, kind: pa.DataType) -> bool:
-    try:
-        value.cast(kind)
-    except pa.ArrowException:
-        return False
-    return True
+            f"{rows.at(row)}: {column} {values[row]:g} is too large for an exact whole number in a column of floats; "
+            "write the column as integers or strings."
+        )
+    return pa.chunked_array([values.astype(np.int64)])
 
 
 def _codes(ids: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
@@ -249,15 +274,3 @@ def same_type(catalogue: pa.Array, ids: pa.ChunkedArray) -> tuple[pa.Array, pa.C
     if catalogue.type != ids.type:
         return catalogue.cast(pa.string()), ids.cast(pa.string())
     return catalogue, ids
-
-
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
-
-
-def _is_string(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
-def _first(mask: pa.ChunkedArray) -> int:
-    return int(np.flatnonzero(mask.to_numpy(zero_copy_only=False))[0])

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from distrec.config import Section
 from distrec.data.importers.base import RawFeature, read_ids, same_type
-from distrec.data.importers.source import Files, Rows, Source, unreadable
+from distrec.data.importers.source import Files, Rows, Source, Span, unreadable
 from distrec.errors import InputError
 
 _CHUNK = 4096  # rows processed at a time
@@ -40,7 +40,7 @@ def read_feature(source: Source, name: str, config: FeatureFiles, catalogue: pa.
         InputError: the rows do not match the items, the widths differ, or a value is not a finite float.
     """
     names = source.files(config.files, f"importer.features.{name}.files")
-    if all(file.endswith(".npy") for file in names):
+    if all(file.lower().endswith(".npy") for file in names):
         if len(names) > 1 or config.id is not None:
             raise InputError(
                 f"key 'importer.features.{name}': a .npy set is one file without an id column; join the files or give "
@@ -53,6 +53,17 @@ def read_feature(source: Source, name: str, config: FeatureFiles, catalogue: pa.
         values, present = _parquet(source, name, names, config, catalogue, where)
     zero = _check_values(values, names[0] if len(names) == 1 else f"{names[0]} …")
     return RawFeature(values, ~present | (zero & config.zeros_are_missing), ", ".join(names))
+
+
+def with_missing(source: Source, name: str, feature: RawFeature, more: int) -> RawFeature:
+    """The feature set `name` with `more` items at its end that have no vector; a copy on disk if there are any."""
+    if not more:
+        return feature
+    count, width = feature.values.shape
+    shape = (count + more, width)
+    values = np.lib.format.open_memmap(source.scratch / f"longer-{name}.npy", "w+", feature.values.dtype, shape)
+    values[:count] = feature.values
+    return RawFeature(values, np.append(feature.missing, np.ones(more, bool)), feature.source)
 
 
 def stored_type(values: np.ndarray) -> np.dtype:
@@ -72,7 +83,7 @@ def load_npy(source: Source, name: str) -> np.ndarray:
         raise unreadable(name, "NumPy array", error) from None
     if values.ndim != 2 or not values.shape[1]:
         raise InputError(f"file '{name}' has shape {list(values.shape)}; features are [items, width].")
-    _check_type(name, values.dtype)
+    _check_type(f"'{name}'", values.dtype)
     return values
 
 
@@ -149,7 +160,7 @@ def _vectors(name: str, first: int, column: str, array: pa.Array) -> tuple[np.nd
     if array.drop_null().flatten().null_count:
         raise InputError(f"file '{name}': column '{column}' contains an empty number; fill it or leave the vector out.")
     flat = array.drop_null().flatten().to_numpy(zero_copy_only=False)
-    _check_type(name, flat.dtype)
+    _check_type(f"'{name}' column '{column}'", flat.dtype)
     block = np.zeros((len(array), int(width[0])), flat.dtype)
     block[there] = flat.reshape(-1, int(width[0]))
     return block, there
@@ -157,7 +168,8 @@ def _vectors(name: str, first: int, column: str, array: pa.Array) -> tuple[np.nd
 
 def _find(name: str, first: int, column: str, batch: pa.RecordBatch, catalogue: pa.Array) -> np.ndarray:
     """The catalogue row of each row of `batch`, `[rows]`; -1 for an id that is not in the catalogue."""
-    rows = Rows(pa.Table.from_batches([batch]), [(name, first + len(batch))], typed=True)
+    spans = [Span(name, range(first, first + len(batch)))]
+    rows = Rows(pa.Table.from_batches([batch]), [(name, len(batch))], typed=True, spans=spans)
     known, ids = same_type(catalogue, read_ids(rows, column))
     return pc.fill_null(pc.index_in(ids, value_set=known), -1).to_numpy().astype(np.int64)
 
@@ -173,9 +185,9 @@ def _check_rows(file: str, rows: int, items: int, where: str) -> None:
         raise InputError(f"file {file} has {rows} feature rows for {items} items ({where}); give one row per item.")
 
 
-def _check_type(name: str, dtype: np.dtype) -> None:
+def _check_type(where: str, dtype: np.dtype) -> None:
     if dtype not in (np.float16, np.float32, np.float64):
-        raise InputError(f"file '{name}' holds {dtype}; features must be float16, float32 or float64.")
+        raise InputError(f"file {where} holds {dtype}; features must be float16, float32 or float64.")
 
 
 def _check_values(values: np.ndarray, name: str) -> np.ndarray:

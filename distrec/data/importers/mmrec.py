@@ -13,7 +13,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from distrec.config import Section
-from distrec.data.importers.base import Columns, RawDataset, interactions
+from distrec.data.importers.base import Catalogue, Columns, RawDataset, interactions
 from distrec.data.importers.features import FeatureFiles, load_npy, read_feature
 from distrec.data.importers.source import Source
 
@@ -36,11 +36,11 @@ def read(source: Source, config: Config) -> RawDataset:
     there = source.columns(files[0])
     rating, timestamp = (name if name in there else None for name in ("rating", "timestamp"))
     names = Columns("userID", "itemID", rating, timestamp, "x_label")
-    rows = source.table(files, names.names(), text=["userID", "itemID"])
+    rows = source.table(files, names.names())
     kinds = [kind for kind in ("image", "text") if source.has(f"{kind}_feat.npy")]
     if not kinds:
-        raw, catalogue_row = interactions(rows, names, None, "")
-        return RawDataset(raw, catalogue_row)
+        found = interactions(rows, names, None)
+        return RawDataset(found.interactions, found.catalogue_row, notes=rows.notes)
     paths = {
         kind: FeatureFiles(files=[f"{kind}_feat.npy"], zeros_are_missing=config.zeros_are_missing) for kind in kinds
     }
@@ -48,5 +48,5 @@ def read(source: Source, config: Config) -> RawDataset:
     catalogue = pa.array(np.arange(items))
     where = f"the {items} rows of '{kinds[0]}_feat.npy'"
     features = {kind: read_feature(source, kind, paths[kind], catalogue, where) for kind in kinds}
-    raw, catalogue_row = interactions(rows, names, catalogue, where)
-    return RawDataset(raw, catalogue_row, features=features)
+    found = interactions(rows, names, Catalogue(catalogue, where))
+    return RawDataset(found.interactions, found.catalogue_row, features=features, notes=rows.notes)

@@ -4,47 +4,27 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import os
 import posixpath
+import stat
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
-from pydantic import BeforeValidator
 
 from distrec.config import nearest
+from distrec.data.importers.delimited import column_names, read_delimited
+from distrec.data.importers.formats import Files, Form, TableFiles, form, repeated
+from distrec.data.importers.jsonlines import read_json_lines
+from distrec.data.importers.rows import Rows, Span
+from distrec.data.importers.text import first_line, unreadable
 from distrec.data.storage import Folder, open_folder
 from distrec.errors import InputError
 
-Files = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
-"""Config type: one file name, a list of them, or patterns such as `posters-*.parquet`."""
+__all__ = ["Files", "Rows", "Source", "Span", "TableFiles", "file_sha256", "unreadable"]
 
-_DELIMITERS = {".csv": ",", ".tsv": "\t", ".inter": "\t"}
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A table read from one or more files, with the origin of each row."""
-
-    table: pa.Table
-    files: list[tuple[str, int]]  # name, rows
-    typed: bool  # Parquet declares the types of its columns; ids from CSV are read as text first
-
-    def at(self, row: int) -> str:
-        """Name row `row` of the table by its file and its number in that file, counted from 0."""
-        for name, count in self.files:
-            if row < count:
-                return f"'{name}' row {row}"
-            row -= count
-        raise IndexError(row)
-
-    @property
-    def name(self) -> str:
-        """The file's name, or the first name and how many more there are."""
-        return f"'{self.files[0][0]}'" + (f" and {len(self.files) - 1} more" if len(self.files) > 1 else "")
+_PLAIN = TableFiles(files=[])
 
 
 class Source:
@@ -65,26 +45,81 @@ class Source:
             raise InputError(f"source '{path}' cannot be read ({error}); check the address and credentials.") from None
         if not found:
             raise InputError(f"source '{path}' does not exist; give the folder that holds the raw files.")
+        if self.folder.local and not os.path.isdir(self.folder.path):
+            raise InputError(f"source '{path}' is a file; give the folder that holds it.")
 
     def files(self, patterns: Iterable[str], key: str) -> list[str]:
         """Names inside the source that match `patterns`, in the order of the patterns and by name within each.
 
+        Every part of a path may be a pattern. Symbolic links are followed.
+
         Raises:
-            InputError: a pattern matches nothing.
+            InputError: a name leads out of the source, a pattern matches no file, or a match cannot be read.
         """
         found: list[str] = []
         for pattern in patterns:
-            where, last = posixpath.split(pattern)
-            there = self.folder.names(where)
-            matches = [posixpath.join(where, name) for name in there if name == last or fnmatch.fnmatchcase(name, last)]
-            if not matches:
-                raise InputError(
-                    f"key '{key}': no file '{pattern}' in source '{self.folder}'; "
-                    f"{nearest(last, there) if there else 'the folder is empty'}."
-                )
-            found += matches
+            self.require_inside(pattern, key)
+            matches = self._matches(pattern, key)
+            files = [name for name in matches if not self._is_folder(name)]
+            if not files:
+                inside = posixpath.join(matches[0], "*")
+                raise InputError(f"key '{key}': '{matches[0]}' is a folder; name its files, for example '{inside}'.")
+            for name in files:
+                self._check_file(name)
+            found += files
         self._used.update(found)
         return list(dict.fromkeys(found))
+
+    def require_inside(self, name: str, key: str) -> None:
+        """Refuse a name or pattern that is absolute, or that leads out of the source with `..`."""
+        parts = name.split("/")
+        if not name or "\0" in name or name.startswith("/") or "://" in name or ".." in parts or name.strip("./") == "":
+            raise InputError(
+                f"key '{key}': '{name}' is not a name inside the source '{self.folder}'; give one relative to it, "
+                "without '..'."
+            )
+
+    def _matches(self, pattern: str, key: str) -> list[str]:
+        """Names of files and folders that match, sorted."""
+        found = [""]
+        parts = [part for part in pattern.split("/") if part not in ("", ".")]
+        for depth, part in enumerate(parts, 1):
+            there = [(folder, name) for folder in found for name in self._names(folder)]
+            matches = [posixpath.join(folder, n) for folder, n in there if n == part or fnmatch.fnmatchcase(n, part)]
+            folders = matches if depth == len(parts) else [name for name in matches if self._is_folder(name)]
+            if not folders:
+                names = sorted({name for _, name in there})
+                hint = f"'{matches[0]}' is not a folder" if matches else "the folder is empty"
+                if not matches and names:
+                    hint = nearest(part, names)
+                if not matches and found != [""]:
+                    hint = f"no '{part}' in '{found[0]}'{' and others' if len(found) > 1 else ''}, {hint}"
+                raise InputError(f"key '{key}': no file '{pattern}' in source '{self.folder}'; {hint}.")
+            found = folders
+        return sorted(found)
+
+    def _is_folder(self, name: str) -> bool:
+        path = self.folder.at(name)
+        return os.path.isdir(path) if self.folder.local else self.folder.fs.info(path)["type"] == "directory"
+
+    def _names(self, folder: str) -> list[str]:
+        try:
+            return self.folder.names(folder) if folder else self.folder.names()
+        except OSError as error:
+            raise unreadable(folder or str(self.folder), "a folder", error) from None
+
+    def _check_file(self, name: str) -> None:
+        """Refuse what is not a readable file, such as a pipe or a link that leads nowhere or to itself."""
+        if not self.folder.local:
+            return
+        path = self.folder.at(name)
+        try:
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise InputError(f"file '{name}' is a device or pipe; give a regular file.")
+            with open(path, "rb"):
+                pass
+        except OSError as error:
+            raise unreadable(name, "file", error) from None
 
     def has(self, name: str) -> bool:
         """Whether the source holds a file of that name."""
@@ -100,17 +135,22 @@ class Source:
             self.folder.fs.get_file(self.folder.at(name), str(copy))
         return str(copy)
 
-    def listing(self, where: str) -> dict[str, int]:
-        """Name and size in bytes of every file below folder `where`; all of them enter the digest."""
-        found = {
-            posixpath.relpath(path, self.folder.path): int(info["size"])
-            for path, info in self.folder.fs.find(self.folder.at(where), detail=True).items()
-        }
+    def sizes(self, names: Iterable[str], where: str) -> dict[str, int]:
+        """Size in bytes of those of the files `names` that exist, all below folder `where`; they enter the digest.
+
+        On a local disk, links are followed, to files and to folders.
+        """
+        if self.folder.local:
+            found = {name: size for name in names if (size := _size(self.folder.at(name))) is not None}
+        else:
+            there = self.folder.fs.find(self.folder.at(where), detail=True)
+            listed = {posixpath.relpath(path, self.folder.path): int(info["size"]) for path, info in there.items()}
+            found = {name: listed[name] for name in names if name in listed}
         self._listed.update(found)
         return found
 
     def digest(self) -> str:
-        """SHA-256 over names and contents of the files used, and over names and sizes of the listed files."""
+        """SHA-256 over names and contents of the files used, and over names and sizes of the images."""
         lines = [f"{name} {file_sha256(self.folder, name)}" for name in sorted(self._used)]
         lines += [f"{name} {size} bytes" for name, size in sorted(self._listed.items())]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -125,26 +165,21 @@ class Source:
             file = pq.ParquetFile(self.local(name))
         except (pa.ArrowException, OSError) as error:
             raise unreadable(name, "parquet", error) from None
-        _require(name, columns, file.schema_arrow.names)
+        twice = repeated(file.schema_arrow.names)
+        if twice is not None:
+            raise InputError(f"file '{name}' has two columns named '{twice}'; give each a name of its own.")
+        for column in columns:
+            if column not in file.schema_arrow.names:
+                raise InputError(f"file '{name}' has no column '{column}'; {nearest(column, file.schema_arrow.names)}.")
         return file
 
     def columns(self, name: str) -> list[str]:
-        """The column names of a CSV, TSV or Parquet file.
+        """The column names of a file of delimited text.
 
         Raises:
-            InputError: the file is of another kind or damaged.
+            InputError: the file is not readable.
         """
-        kind = posixpath.splitext(name)[1]
-        if kind == ".parquet":
-            return list(self.parquet(name, ()).schema_arrow.names)
-        if kind not in _DELIMITERS:
-            raise InputError(f"file '{name}' is not a table of a known kind; give .parquet, .csv or .tsv.")
-        try:
-            with open(self.local(name), "rb") as lines:
-                header = lines.readline()
-            return list(pa.csv.read_csv(pa.BufferReader(header), parse_options=_parse(kind)).column_names)
-        except (pa.ArrowException, OSError) as error:
-            raise unreadable(name, kind[1:], error) from None
+        return column_names(self.local(name), form(name, _PLAIN, ""))
 
     def batches(self, name: str, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
         """Stream the `columns` of Parquet file `name` in batches of at most `rows` rows."""
@@ -154,43 +189,55 @@ class Source:
         except (pa.ArrowException, OSError) as error:
             raise unreadable(name, "parquet", error) from None
 
-    def table(self, names: Sequence[str], columns: Sequence[str], text: Sequence[str] = ()) -> Rows:
-        """The `columns` of all files `names`, concatenated. In CSV and TSV, `text` columns stay strings.
+    def table(self, names: Sequence[str], columns: Sequence[str], options: TableFiles = _PLAIN, key: str = "") -> Rows:
+        """The `columns` of all files `names`, concatenated. All columns of delimited text are strings.
+
+        Args:
+            names: Files inside the source.
+            columns: Names of the columns to read.
+            options: How to read files of text.
+            key: Dotted config key of the options, for messages; empty if they cannot be set.
 
         Raises:
             InputError: a file is of another kind, is damaged, or lacks a column, or the types of a column differ.
         """
         columns = list(dict.fromkeys(columns))
-        parts = [self._table(name, columns, text) for name in names]
+        parts = [self._table(form(name, options, key), columns) for name in names]
         try:
-            table = pa.concat_tables(parts, promote_options="permissive")
+            table = pa.concat_tables([part.table for part in parts], promote_options="permissive")
         except pa.ArrowException as error:
             raise InputError(
-                f"files {', '.join(names)}: columns differ in type ({_first_line(error)}); make them equal."
+                f"files {', '.join(names)}: columns differ in type ({first_line(error)}); make them equal."
             ) from None
-        counts = [(name, part.num_rows) for name, part in zip(names, parts)]
-        return Rows(table, counts, typed=all(name.endswith(".parquet") for name in names))
-
-    def _table(self, name: str, columns: Sequence[str], text: Sequence[str]) -> pa.Table:
-        kind = posixpath.splitext(name)[1]
-        _require(name, columns, self.columns(name))
-        convert = pa.csv.ConvertOptions(
-            include_columns=list(columns),
-            column_types=dict.fromkeys(text, pa.string()),
-            null_values=[""],
-            strings_can_be_null=True,
+        return Rows(
+            table,
+            [file for part in parts for file in part.files],
+            typed=all(part.typed for part in parts),
+            spans=[span for part in parts for span in part.spans],
+            notes=[note for part in parts for note in part.notes],
         )
+
+    def _table(self, file: Form, columns: Sequence[str]) -> Rows:
+        path = self.local(file.name)
+        if file.kind == "delimited":
+            return read_delimited(path, file, columns)
+        if file.kind == "json":
+            return read_json_lines(path, file, columns)
         try:
-            if kind == ".parquet":
-                return self.parquet(name, columns).read(columns=list(columns))
-            return pa.csv.read_csv(self.local(name), parse_options=_parse(kind), convert_options=convert)
+            table = self.parquet(file.name, columns).read(columns=list(columns))
         except (pa.ArrowException, OSError) as error:
-            raise unreadable(name, kind[1:], error) from None
+            raise unreadable(file.name, "parquet", error) from None
+        count = table.num_rows
+        return Rows(table, [(file.name, count)], typed=True, spans=[Span(file.name, range(count))])
 
 
-def unreadable(name: str, kind: str, error: Exception) -> InputError:
-    """The error for a file whose content does not match its file type."""
-    return InputError(f"file '{name}' is not readable as {kind} ({_first_line(error)}); fix or replace it.")
+def _size(path: str) -> int | None:
+    """Size of the regular file at `path` in bytes; None if there is none."""
+    try:
+        info = os.stat(path)
+    except (OSError, ValueError):  # ValueError: the path has a NUL character
+        return None
+    return info.st_size if stat.S_ISREG(info.st_mode) else None
 
 
 def file_sha256(folder: Folder, name: str) -> str:
@@ -200,17 +247,3 @@ def file_sha256(folder: Folder, name: str) -> str:
         while block := file.read(1 << 22):
             hasher.update(block)
     return hasher.hexdigest()
-
-
-def _parse(kind: str) -> pa.csv.ParseOptions:
-    return pa.csv.ParseOptions(delimiter=_DELIMITERS[kind], newlines_in_values=True)
-
-
-def _require(name: str, columns: Sequence[str], there: Sequence[str]) -> None:
-    for column in columns:
-        if column not in there:
-            raise InputError(f"file '{name}' has no column '{column}'; {nearest(column, there)}.")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

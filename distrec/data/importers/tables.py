@@ -1,4 +1,4 @@
-"""Importer `tables`: interactions, items, images and features in CSV, TSV, Parquet and .npy files."""
+"""Importer `tables`: interactions, items, images and features in delimited text, JSON lines, Parquet and .npy files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ import pyarrow.compute as pc
 from pydantic import Field, field_validator
 
 from distrec.config import Section
-from distrec.data.importers.base import Columns, RawDataset, interactions, read_ids
+from distrec.data.importers.base import (
+    Catalogue,
+    Columns,
+    ImageReader,
+    RawDataset,
+    RawFeature,
+    Unknown,
+    interactions,
+    read_ids,
+)
 from distrec.data.importers.content import (
     ImagesInTable,
     images_in_folder,
@@ -19,15 +28,15 @@ from distrec.data.importers.content import (
     template_columns,
     texts,
 )
-from distrec.data.importers.features import FeatureFiles, read_feature
-from distrec.data.importers.source import Files, Rows, Source
+from distrec.data.importers.features import FeatureFiles, read_feature, with_missing
+from distrec.data.importers.source import Files, Rows, Source, TableFiles
+from distrec.data.manifest import FeatureName
 from distrec.errors import InputError
 
 
-class InteractionsTable(Section):
+class InteractionsTable(TableFiles):
     """Files and columns of the interactions."""
 
-    files: Files = Field(description="file name, list of names, or patterns such as ratings-*.csv")
     user: str = Field("user", description="column of user ids")
     item: str = Field("item", description="column of item ids")
     rating: str | None = Field(None, description="column of ratings; null if there is none")
@@ -35,12 +44,15 @@ class InteractionsTable(Section):
     split: str | None = Field(
         None, description="column of a given split, with values train, valid, test or 0, 1, 2; null if there is none"
     )
+    unknown_items: Unknown = Field(
+        "refuse",
+        description="what happens to rows whose item the items table lacks: refuse, drop, or keep it without content",
+    )
 
 
-class ItemsTable(Section):
+class ItemsTable(TableFiles):
     """Files and columns of the items, with one row per item."""
 
-    files: Files = Field(description="file name, list of names, or patterns such as items-*.csv")
     id: str = Field("item", description="column of item ids")
     title: str | None = Field(None, description="column of titles, which are only shown; null if there is none")
     text: str | None = Field(
@@ -81,7 +93,9 @@ class Config(Section):
     images: ImagesTable | None = Field(
         None, description="files of images in Parquet, at most one image per item; null if there are none"
     )
-    features: dict[str, FeatureFiles] = Field({}, description="files of each precomputed feature set, by its name")
+    features: dict[FeatureName, FeatureFiles] = Field(
+        {}, description="files of each precomputed feature set, by its name"
+    )
 
 
 def read(source: Source, config: Config) -> RawDataset:
@@ -90,26 +104,40 @@ def read(source: Source, config: Config) -> RawDataset:
     Raises:
         InputError: a file, column, id or value of the source is missing or invalid.
     """
+    return read_tables(source, config, "importer.")
+
+
+def read_tables(source: Source, config: Config, prefix: str) -> RawDataset:
+    """As `read`, for an importer whose config has other keys: with an empty `prefix`, messages name none of these."""
     columns = config.interactions
     names = Columns(columns.user, columns.item, columns.rating, columns.timestamp, columns.split)
     files = source.files(columns.files, "importer.interactions.files")
-    rows = source.table(files, names.names(), text=[columns.user, columns.item])
-    if config.items is None:
-        by_row = [name for name, feature in config.features.items() if feature.id is None]
-        if by_row:
-            raise InputError(
-                f"key 'importer.features.{by_row[0]}' gives features by row, but no items table says which item each "
-                "row belongs to; add importer.items."
-            )
-        raw, catalogue_row = interactions(rows, names, None, "")
-        return _with_content(source, config, RawDataset(raw, catalogue_row), raw.item_ids, None, "the interactions")
-    items, ids = _items(source, config.items)
-    where = f"the {len(ids)} items of {items.name}"
-    raw, catalogue_row = interactions(rows, names, ids, where)
-    return _with_content(source, config, RawDataset(raw, catalogue_row), ids, items, where)
+    key = prefix and f"{prefix}interactions"
+    rows = source.table(files, names.names(), columns, key)
+    items, catalogue, where = None, None, "the interactions"
+    if config.items is not None:
+        items, ids = _items(source, config.items, prefix and f"{prefix}items")
+        where = f"the {len(ids)} items of {items.name}"
+        unknown = f"{prefix or 'importer.'}interactions.unknown_items" if prefix else "importer.unknown_items"
+        catalogue = Catalogue(ids, where, columns.unknown_items, unknown)
+    elif columns.unknown_items != "refuse":
+        raise InputError("key 'importer.interactions.unknown_items' needs an items table; add importer.items.")
+    by_row = [name for name, feature in config.features.items() if feature.id is None]
+    if by_row and items is None:
+        raise InputError(
+            f"key 'importer.features.{by_row[0]}' gives features by row, but no items table says which item each row "
+            "belongs to; add importer.items."
+        )
+    found = interactions(rows, names, catalogue)
+    features = {
+        name: _feature(source, name, feature, found.ids, items, where) for name, feature in config.features.items()
+    }
+    titles, texts_, images, absent = _content(source, config, found.ids, items)
+    notes = [*rows.notes, *([] if items is None else items.notes), *found.notes, *absent]
+    return RawDataset(found.interactions, found.catalogue_row, titles, texts_, images, features, notes)
 
 
-def _items(source: Source, config: ItemsTable) -> tuple[Rows, pa.Array]:
+def _items(source: Source, config: ItemsTable, key: str) -> tuple[Rows, pa.Array]:
     """The items table and its ids; refuses an id that occurs twice."""
     in_text = template_columns(config.text)
     for column in config.text_only_if:
@@ -120,7 +148,7 @@ def _items(source: Source, config: ItemsTable) -> tuple[Rows, pa.Array]:
             )
     columns = [config.id, *in_text, *config.text_only_if.values(), *template_columns(config.image)]
     columns += [config.title] if config.title else []
-    rows = source.table(source.files(config.files, "importer.items.files"), columns, text=columns)
+    rows = source.table(source.files(config.files, "importer.items.files"), columns, config, key)
     ids = read_ids(rows, config.id).combine_chunks()
     order = pc.sort_indices(ids)
     in_order = ids.take(order)
@@ -134,21 +162,46 @@ def _items(source: Source, config: ItemsTable) -> tuple[Rows, pa.Array]:
     return rows, ids
 
 
-def _with_content(
-    source: Source, config: Config, raw: RawDataset, catalogue: pa.Array, items: Rows | None, where: str
-) -> RawDataset:
-    title = text = images = None
+def _feature(
+    source: Source, name: str, config: FeatureFiles, ids: pa.Array, items: Rows | None, where: str
+) -> RawFeature:
+    """A feature set for items `ids`, of which the items table, if there is one, holds the first."""
+    known = len(ids) if items is None or config.id is not None else items.table.num_rows
+    return with_missing(source, name, read_feature(source, name, config, ids[:known], where), len(ids) - known)
+
+
+def _content(
+    source: Source, config: Config, ids: pa.Array, items: Rows | None
+) -> tuple[pa.Array | None, pa.Array | None, ImageReader | None, list[str]]:
+    """Titles, texts and images of items `ids`, of which the items table holds the first; the others have none.
+
+    Also notes on images that are absent.
+    """
+    title = text = None
+    images: ImageReader | None = None
+    notes: list[str] = []
     if items is not None and config.items is not None:
-        title = strings(items, config.items.title) if config.items.title else None
-        text = texts(items, config.items.text, config.items.text_only_if) if config.items.text else None
+        none = pa.nulls(len(ids) - items.table.num_rows, pa.string())
+        if config.items.title:
+            title = pa.concat_arrays([strings(items, config.items.title), none])
+        if config.items.text:
+            text = pa.concat_arrays([texts(items, config.items.text, config.items.text_only_if), none])
         if config.items.image is not None:
             if config.images is not None:
                 raise InputError("keys 'importer.items.image' and 'importer.images' both give images; remove one.")
-            images = images_in_folder(source, items, config.items.image, "importer.items.image")
+            read_image, notes = images_in_folder(source, items, ids, config.items.image, "importer.items.image")
+            images = _of_first(read_image, items.table.num_rows)
     if config.images is not None:
         files = source.files(config.images.files, "importer.images.files")
-        images = ImagesInTable(source, files, config.images.id, config.images.column, catalogue)
-    features = {
-        name: read_feature(source, name, feature, catalogue, where) for name, feature in config.features.items()
-    }
-    return RawDataset(raw.interactions, raw.catalogue_row, title, text, images, features)
+        images = ImagesInTable(source, files, config.images.id, config.images.column, ids)
+    return title, text, images, notes
+
+
+def _of_first(images: ImageReader, count: int) -> ImageReader:
+    """A reader for which only the first `count` items can have an image."""
+
+    def read_known(wanted: np.ndarray) -> list[bytes | None]:
+        found = iter(images(wanted[wanted < count]))
+        return [next(found) if known else None for known in wanted < count]
+
+    return read_known

@@ -35,8 +35,8 @@ def report(path: str, examples: bool = True) -> dict[str, Any]:
     folder = open_folder(path)
     try:
         folder.write_json(found, "report.json")
-        folder.write_bytes(markdown.render(found, parts, missing, items).encode(), "report.md")
-        folder.write_bytes(page.render(found, parts, missing, items).encode(), "report.html")
+        folder.write_bytes(markdown.render(found, parts, missing, items).encode(errors="replace"), "report.md")
+        folder.write_bytes(page.render(found, parts, missing, items).encode(errors="replace"), "report.html")
     except OSError as error:
         raise InputError(f"'{path}' cannot be written ({error}); give a sweep folder that you may write to.") from None
     for name in ("report.html", "report.md", "report.json"):

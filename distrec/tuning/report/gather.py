@@ -3,7 +3,8 @@
 ```
 format       1
 sweep        name, folder (the path that the user gave), local, state (searching | finishing | done), metric, searcher,
-             scheduler, seed, seeds, budget, resources, mask, started, attempts, search_seconds, cpus
+             scheduler, seed, seeds, budget, resources, mask, users {split: users ranked}, started, attempts,
+             search_seconds, cpus
 data         name, path, users, items, interactions {split: rows}, split, hash, as far as sweep.json records them
 versions     {package: version}
 entries      one object for each method of the sweep, in the order of its config:
@@ -11,17 +12,19 @@ entries      one object for each method of the sweep, in the order of its config
   trials       id, number, values, parent (the trial that a clone was copied from; null for others), born (the epoch at
                which the clone was copied; its `values` apply from then on), replaced (by a clone), status, finished,
                reason, failures, value (best validation metric), epoch (of `value`), epochs, curve [[epoch, value]],
-               started, seconds, cpu_hours, seconds_per_epoch, peak_memory_bytes
+               end ("epochs" or "patience"; null: not finished, or nothing to train), best_is_last (whether no
+               evaluation followed the best one), evaluations_since_best, started, seconds, cpu_hours,
+               seconds_per_epoch, peak_memory_bytes
   counts       {status: trials}
   best         id of the finished trial with the highest value; null before there is one
   winner       id of the trial that the sweep chose; null before it has chosen
   progress     [[CPU hours reserved so far, highest value so far]] after each finished trial, in order of starts
   importance   see `statistics.importance`
-  seeds        the winner's runs with fresh seeds: run, seed, status, reason, valid {metric: value}, test, best_epoch,
-               epochs, and the cost keys of trials
+  seeds        the winner's runs with fresh seeds: run, seed, status, reason, valid {metric: value}, test, users
+               {split: users ranked}, best_epoch, epochs, and the keys of trials about the end and the cost
   valid, test  {metric: mean, sd, low, high, seeds} over the finished seeds
   difference   on test, against `baseline`, paired by user: mean, low, high, p, users, holm; null where not measured
-  slices       {name: meaning, users, metric: {mean, sd, low, high, seeds}} on test
+  slices       {name: meaning, users, metrics {metric: mean, sd, low, high, seeds}} on test; the same metrics for all
   cost         search_cpu_hours, final_cpu_hours, seconds, seconds_per_epoch, peak_memory_bytes
   config       path (inside the sweep folder) and text of the winner's run config; null before it is written
   degradations [sentence]
@@ -32,6 +35,7 @@ next         label of the entry that is second on validation, and `difference` o
 order        labels in the order of the leaderboard: by test mean, then those without test values by their best value
 published    entry, source, metrics, note: values that others reported for this dataset and protocol
 examples     user, id, history, held_out, recommended {label: items}, as item indices
+items        item (index), id, title (null if it has none) of every item in the examples
 left_out     what the user asked not to show
 unreadable   files that exist but could not be read
 ```
@@ -49,7 +53,7 @@ import numpy as np
 from distrec.data.storage import Folder, open_folder
 from distrec.errors import InputError
 from distrec.tuning.report.reading import Reader, read_settings, runs
-from distrec.tuning.report.runs import STATUSES, fill_values, fresh_seed, number, trial
+from distrec.tuning.report.runs import STATUSES, example_users, fill_values, fresh_seed, number, trial
 from distrec.tuning.report.statistics import holm, importance, mean_per_user, over_seeds, paired_difference
 
 PerUser = Mapping[str, tuple[np.ndarray, np.ndarray]]
@@ -76,9 +80,10 @@ def gather(path: str, examples: bool = True) -> dict[str, Any]:
     _compare(entries, per_user, baseline)
     choice = _best_by_validation([entry for entry in entries if entry["test"]], metric)
     choice = choice or max((entry for entry in entries if entry["best"]), key=_best_value)["label"]
+    users, items = _examples(reader, entries) if examples else ([], [])
     return {
         "format": 1,
-        "sweep": _sweep(path, folder, settings, state, metric),
+        "sweep": {**_sweep(path, folder, settings, state, metric), "users": _users(entries)},
         "data": {"path": settings.get("data"), **_dict(state.get("data"))},
         "versions": _versions(state, entries),
         "entries": entries,
@@ -87,7 +92,8 @@ def gather(path: str, examples: bool = True) -> dict[str, Any]:
         "next": _next(entries, choice, per_user, metric),
         "order": _order(entries, metric),
         "published": _published(state, entries),
-        "examples": _examples(reader, entries) if examples else [],
+        "examples": users,
+        "items": items,
         "left_out": [] if examples else ["users' histories and recommendations, items' titles and pictures"],
         "unreadable": sorted(set(reader.unreadable)),
     }
@@ -187,18 +193,31 @@ def _over_seeds(metrics: list[dict[str, float]]) -> dict[str, Any]:
     return {name: over_seeds([one[name] for one in metrics]) for name in names if all(name in one for one in metrics)}
 
 
+def metrics_shown(metric: str) -> list[str]:
+    """The sweep's metric first, then recall, NDCG and hit rate at the same cut-off."""
+    _, at, k = metric.partition("@")
+    return list(dict.fromkeys([metric, *(f"{kind}{at}{k}" for kind in ("recall", "ndcg", "hit"))]))
+
+
 def _slices(reader: Reader, seeds: list[dict[str, Any]], metric: str) -> dict[str, Any]:
-    """The metric in each part of the test split, over the evaluated seeds; parts without users are left out."""
+    """The metrics in each part of the test split, over the evaluated seeds; parts without users are left out."""
     found = [reader.mapping("final", one["run"], "evaluation", "test.json").get("slices") for one in seeds]
     parts = [part for part in found if isinstance(part, dict)]
     out = {}
-    for name in parts[0] if parts else []:
-        values = [number(_dict(_dict(part.get(name)).get("metrics")).get(metric)) for part in parts]
-        measured = [value for value in values if value is not None]
-        if measured:
-            first = parts[0][name]
-            out[name] = {"meaning": first.get("meaning"), "users": first.get("users"), metric: over_seeds(measured)}
+    for name, first in parts[0].items() if parts else ():
+        measured = {}
+        for shown in metrics_shown(metric):
+            values = [number(_dict(_dict(part.get(name)).get("metrics")).get(shown)) for part in parts]
+            if known := [value for value in values if value is not None]:
+                measured[shown] = over_seeds(known)
+        if metric in measured:
+            out[name] = {"meaning": first.get("meaning"), "users": first.get("users") or 0, "metrics": measured}
     return out
+
+
+def _users(entries: list[dict[str, Any]]) -> dict[str, int]:
+    """The number of users that the splits rank, as the first finished run with a fresh seed recorded it."""
+    return next((one["users"] for entry in entries for one in entry["seeds"] if one["users"]), {})
 
 
 def _per_user(reader: Reader, entry: dict[str, Any], metric: str) -> tuple[np.ndarray, np.ndarray] | None:
@@ -245,20 +264,30 @@ def _order(entries: list[dict[str, Any]], metric: str) -> list[str]:
     return [entry["label"] for entry in sorted(entries, key=rank)]
 
 
-def _examples(reader: Reader, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first few users, each with the recommendations of every winner's run with the lowest seed."""
-    users: dict[Any, dict[str, Any]] = {}
+def _examples(reader: Reader, entries: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The first few users, each with the recommendations of every winner's run with the lowest seed; their items."""
+    users: dict[int, dict[str, Any]] = {}
+    items: dict[int, dict[str, Any]] = {}
+
+    def numbers(listed: list[dict[str, Any]]) -> list[int]:
+        items.update((item["item"], item) for item in listed)
+        return [item["item"] for item in listed]
+
     for entry in entries:
-        for run in [one["run"] for one in entry["seeds"] if one["test"]]:
-            shown = reader.mapping("final", run, "evaluation", "test-examples.json").get("users")
-            if not isinstance(shown, list):
-                continue
-            for row in shown[:_EXAMPLES]:
-                about = {key: row[key] for key in ("user", "id", "history", "held_out")}
-                user = users.setdefault(row["user"], {**about, "recommended": {}})
-                user["recommended"][entry["label"]] = row["recommended"]
-            break
-    return list(users.values())[:_EXAMPLES]
+        shown = (example_users(reader, one["run"]) for one in entry["seeds"] if one["test"])
+        for row in next((rows for rows in shown if rows), [])[:_EXAMPLES]:
+            about = {"user": row["user"], "id": row["id"]}
+            lists = {key: numbers(row[key]) for key in ("history", "held_out")}
+            user = users.setdefault(row["user"], {**about, **lists, "recommended": {}})
+            user["recommended"][entry["label"]] = numbers(row["recommended"])
+    chosen = list(users.values())[:_EXAMPLES]
+    named = {item for user in chosen for item in items_of(user)}
+    return chosen, [items[item] for item in sorted(named)]
+
+
+def items_of(user: dict[str, Any]) -> list[int]:
+    """Every item in the examples of a user."""
+    return [*user["history"], *user["held_out"], *(item for items in user["recommended"].values() for item in items)]
 
 
 def _published(state: dict[str, Any], entries: list[dict[str, Any]]) -> list[dict[str, Any]]:

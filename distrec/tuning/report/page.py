@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 from importlib import resources
 from typing import Any
 
@@ -23,8 +22,6 @@ def render(report: dict[str, Any], sections: list[Section], missing: list[str], 
     environment.filters["prose"] = _prose
     style = plots.Style(report)
     figures = {plot.name: json.loads(plot.figure.to_json()) for plot in _plots(sections)}
-    shown = {item for user in report["examples"] for kind in ("history", "held_out") for item in user[kind]}
-    shown |= {item for user in report["examples"] for chosen in user["recommended"].values() for item in chosen}
     return environment.get_template("page.html").render(
         Markup=Markup,
         report=report,
@@ -35,7 +32,7 @@ def render(report: dict[str, Any], sections: list[Section], missing: list[str], 
         sections=sections,
         missing=missing,
         items=items,
-        titles={item: items.titles.get(item, f"item {item}") for item in shown},
+        titles=items.titles,
         configs=[
             _config(report, entry) for label in report["order"] if (entry := words.by_label(report)[label])["config"]
         ],
@@ -72,8 +69,8 @@ def _json(value: Any) -> Markup:
 
 
 def _prose(text: str) -> Markup:
-    """A sentence as HTML, with `words in backticks` as code."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+    """A sentence as HTML, with names of settings in backticks as code."""
+    return Markup(words.IN_BACKTICKS.sub(r"<code>\1</code>", str(escape(text))))
 
 
 def _template(name: str) -> str:

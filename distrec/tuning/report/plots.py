@@ -140,7 +140,7 @@ def slices(report: dict[str, Any], style: Style) -> go.Figure | None:
     for place, entry in enumerate(measured):
         shift = 0.6 * ((place + 0.5) / len(measured) - 0.5)  # side by side around the slice's line
         rows = [
-            (row, entry["slices"][name][metric]["mean"], name)
+            (row, entry["slices"][name]["metrics"][metric]["mean"], name)
             for row, name in enumerate(names)
             if name in entry["slices"]
         ]

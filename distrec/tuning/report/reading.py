@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
+from distrec.config.text import read_yaml
 from distrec.data.storage import Folder
 from distrec.errors import InputError
 from distrec.training.attempts import Record, checked
@@ -162,8 +162,8 @@ class Reader:
         """A YAML mapping; empty if the file is absent or unreadable."""
         data = self._bytes(*parts)
         try:
-            value = yaml.safe_load(data or b"{}")
-        except (yaml.YAMLError, ValueError, RecursionError):
+            value = read_yaml(data or b"{}", "/".join(parts))
+        except InputError:
             value = None
         if not isinstance(value, dict):
             self.unreadable.append("/".join(parts))
@@ -195,7 +195,7 @@ class Reader:
             return self.folder.read_bytes(*parts)
         except FileNotFoundError:
             return None
-        except OSError:
+        except InputError:
             self.unreadable.append("/".join(parts))
             return None
 
@@ -213,17 +213,15 @@ def read_settings(folder: Folder, path: str) -> dict[str, Any]:
             "give the folder <run.storage>/<run.name> that 'distrec tune' wrote."
         )
     try:
-        settings: dict[str, Any] = yaml.safe_load(folder.read_bytes("sweep.yaml"))
+        settings: dict[str, Any] = read_yaml(folder.read_bytes("sweep.yaml"), "it")
         TypeAdapter(_Settings).validate_python(settings)
         return settings
-    except (OSError, yaml.YAMLError, RecursionError) as error:
-        problem = str(error).splitlines()[0]
+    except (OSError, InputError) as error:
+        problem = str(error).splitlines()[0].rstrip(".")
     except ValidationError as error:
         told = error.errors(include_url=False)[0]
         key = ".".join(map(str, told["loc"]))
         problem = f"key '{key}': {told['msg'][0].lower()}{told['msg'][1:]}" if key else "it holds no keys and values"
-    except ValueError:
-        problem = "it is not text"
     raise InputError(
         f"'{path}' holds no sweep that can be read (sweep.yaml: {problem}); run 'distrec tune' with its config again."
     )

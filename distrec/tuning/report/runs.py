@@ -43,6 +43,7 @@ def trial(reader: Reader, name: str, record: dict[str, Any], metric: str) -> dic
         "epoch": best[0] if best else None,
         "epochs": len(epochs),
         "curve": curve,
+        **_ending(summary if status == "done" else {}, curve),
         **_cost(reader, "trials", name, record, epochs, summary),
     }
 
@@ -68,6 +69,7 @@ def fresh_seed(reader: Reader, name: str, record: dict[str, Any]) -> dict[str, A
     """A winner's run with a fresh seed. `test` is None until the run has finished."""
     epochs = reader.epochs("final", name, "metrics.jsonl")
     summary = reader.mapping("final", name, "summary.json")
+    users = summary.get("users")
     valid, test = _metrics(summary.get("valid")), _metrics(summary.get("test"))
     return {
         "run": name,
@@ -76,10 +78,38 @@ def fresh_seed(reader: Reader, name: str, record: dict[str, Any]) -> dict[str, A
         "reason": record.get("reason"),
         "valid": valid,
         "test": test,
+        "users": users if isinstance(users, dict) else {},
         "best_epoch": summary.get("best_epoch"),
         "epochs": len(epochs),
+        **_ending(summary, []),
         **_cost(reader, "final", name, record, epochs, summary),
     }
+
+
+def example_users(reader: Reader, run: str) -> list[dict[str, Any]]:
+    """The users in the examples of a winner's run; empty if the file is absent or unreadable.
+
+    Each has `user`, `id`, and lists of items `history`, `held_out` and `recommended`; an item has `item` (index), `id`
+    and `title` (None if it has none).
+    """
+    parts = ("final", run, "evaluation", "test-examples.json")
+    try:
+        return [
+            {
+                "user": int(row["user"]),
+                "id": str(row["id"]),
+                **{
+                    key: [
+                        {"item": int(item["item"]), "id": str(item["id"]), "title": item["title"]} for item in row[key]
+                    ]
+                    for key in ("history", "held_out", "recommended")
+                },
+            }
+            for row in reader.mapping(*parts).get("users", [])
+        ]
+    except (KeyError, TypeError, ValueError):
+        reader.unreadable.append("/".join(parts))
+        return []
 
 
 def number(value: Any) -> float | None:
@@ -94,6 +124,21 @@ def _metrics(value: Any) -> dict[str, float] | None:
     if not isinstance(value, dict):
         return None
     return {name: found for name, entry in value.items() if (found := number(entry)) is not None} or None
+
+
+def _ending(summary: dict[str, Any], curve: list[list[Any]]) -> dict[str, Any]:
+    """How a run's training ended: `end`, `best_is_last` and `evaluations_since_best`, as in `summary.json`.
+
+    A run that has not finished has no `end`, and its curve says whether the best evaluation is the last one so far. (A
+    trial of a population has a summary of each pause, which is no end.)
+    """
+    best = max(curve, key=lambda point: point[1]) if curve else None
+    since = summary.get("evaluations_since_best")
+    return {
+        "end": summary.get("end") if summary.get("end") in ("epochs", "patience") else None,
+        "best_is_last": summary.get("best_is_last", best is not None and best == curve[-1]) is True,
+        "evaluations_since_best": since if isinstance(since, int) else None,
+    }
 
 
 def _cost(

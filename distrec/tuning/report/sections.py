@@ -184,7 +184,8 @@ def _curves(report: dict[str, Any], style: plots.Style) -> Section | None:
         "The best trial of each method, evaluated on validation during training. The marker is the best epoch, whose "
         "weights are kept."
     )
-    return Section("curves", "Learning curves", told, [Plot("plot-curves", caption, figure, curved)])
+    shown = [Plot("plot-curves", caption, figure, curved)]
+    return Section("curves", "Learning curves", told, shown, [tables.training(report)])
 
 
 def _search(report: dict[str, Any], style: plots.Style) -> Section | None:
@@ -254,7 +255,7 @@ def _slices(report: dict[str, Any], style: plots.Style) -> Section | None:
         "Where methods are good or bad",
         told,
         [Plot("plot-slices", caption, figure, _drawn(report, "slices"))],
-        [tables.slices(report)],
+        tables.slices(report),
     )
 
 

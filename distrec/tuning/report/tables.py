@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from distrec.tuning.report.gather import metrics_shown
 from distrec.tuning.report.parallel import short
 from distrec.tuning.report.words import (
     by_label,
@@ -14,6 +16,7 @@ from distrec.tuning.report.words import (
     metric_name,
     p_value,
     plural,
+    runs_shown,
     seconds,
     signed,
     trial_counts,
@@ -31,12 +34,11 @@ class Table:
     labels: list[str] = field(default_factory=list)
 
 
-def metrics_shown(report: dict[str, Any]) -> list[str]:
+def shown_metrics(report: dict[str, Any]) -> list[str]:
     """The sweep's metric first, then recall, NDCG and hit rate at the same cut-off where they were measured."""
-    metric = report["sweep"]["metric"]
-    _, at, k = metric.partition("@")
+    metric, *more = metrics_shown(report["sweep"]["metric"])
     measured = {name for entry in report["entries"] for name in entry["test"]}
-    return [metric, *(name for kind in ("recall", "ndcg", "hit") if (name := f"{kind}{at}{k}") in measured - {metric})]
+    return [metric, *(name for name in more if name in measured)]
 
 
 def leaderboard(report: dict[str, Any]) -> Table:
@@ -44,7 +46,7 @@ def leaderboard(report: dict[str, Any]) -> Table:
 
     Without any test values, the table holds the validation values only.
     """
-    entries, names, shown = by_label(report), display_names(report), metrics_shown(report)
+    entries, names, shown = by_label(report), display_names(report), shown_metrics(report)
     metric, tested = report["sweep"]["metric"], any(entry["test"] for entry in report["entries"])
     head = ["method", "reads"]
     if tested:
@@ -129,7 +131,7 @@ def trials(report: dict[str, Any], entry: dict[str, Any]) -> Table:
                 _or(trial["epoch"], str),
                 str(trial["epochs"]),
                 _or(trial["cpu_hours"], hours),
-                status + again,
+                status + _ended(trial) + again,
             ]
         )
     return Table(head, rows)
@@ -146,20 +148,54 @@ def importance(entry: dict[str, Any]) -> Table:
     return Table(head, rows)
 
 
-def slices(report: dict[str, Any]) -> Table:
-    """The test metric in each part of the test split, with a column for each entry."""
-    names, metric = display_names(report), report["sweep"]["metric"]
+def slices(report: dict[str, Any]) -> list[Table]:
+    """For each metric, a table of its value in each part of the test split, with a column for each entry."""
+    names = display_names(report)
     measured = [entry for label in report["order"] if (entry := by_label(report)[label])["slices"]]
     parts = {name: part for entry in measured for name, part in entry["slices"].items()}
-    rows = [
-        [
-            f"{name}: {part['meaning']}" if part["meaning"] else name,
-            f"{part['users']:,}",
-            *(_mean(entry["slices"].get(name, {}).get(metric)) for entry in measured),
+    out = []
+    for metric in shown_metrics(report):
+        rows = [
+            [
+                f"{name}: {part['meaning']}" if part["meaning"] else name,
+                f"{part['users']:,}",
+                *(_mean(entry["slices"].get(name, {"metrics": {}})["metrics"].get(metric)) for entry in measured),
+            ]
+            for name, part in parts.items()
         ]
-        for name, part in parts.items()
-    ]
-    return Table(["part of the test split", "users", *(names[entry["label"]] for entry in measured)], rows)
+        out.append(Table([metric_name(metric), "users", *(names[entry["label"]] for entry in measured)], rows))
+    return out
+
+
+def training(report: dict[str, Any]) -> Table:
+    """How the training of each entry's fresh seeds ended, or that of its best trial if no seed has finished."""
+    names, rows = display_names(report), []
+    for label in report["order"]:
+        runs = runs_shown(by_label(report)[label])
+        best = ", ".join(_or(one.get("best_epoch", one.get("epoch")), str) for one in runs)
+        epochs = ", ".join(str(one["epochs"]) for one in runs)
+        kind = "best trial" if runs and "number" in runs[0] else f"{len(runs)} fresh {plural(len(runs), 'seed')}"
+        rows.append([names[label], kind, best, epochs, _how_ended(runs)] if runs else [names[label], *[NOTHING] * 4])
+    return Table(["method", "runs", "best epoch", "epochs trained", "how training ended"], rows, list(report["order"]))
+
+
+def _how_ended(runs: list[dict[str, Any]]) -> str:
+    counts = Counter(
+        _ended(one).removeprefix(", ") or ("all epochs trained" if one["end"] else NOTHING) for one in runs
+    )
+    if len(counts) == 1:
+        return next(iter(counts))
+    return ", ".join(f"{ended} ({count} of {len(runs)})" for ended, count in counts.items())
+
+
+def _ended(run: dict[str, Any]) -> str:
+    """How the training of a finished run ended, if that is worth a word, as an addition to a phrase."""
+    if run["end"] is not None and run["best_is_last"]:
+        return ", still improving at the last evaluation"
+    if run["end"] == "patience":
+        count = run["evaluations_since_best"]
+        return f", stopped by patience after {count} {plural(count or 0, 'evaluation')} without improvement"
+    return ""
 
 
 def published(report: dict[str, Any]) -> Table:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections import Counter
 from typing import Any
 
+SETTINGS = ("run.name", "train.epochs", "budget.epochs", "changes", "chance alone")
+"""What the sentences of the report put in backticks. Other backticks come from the data, and are not markup."""
+IN_BACKTICKS = re.compile(f"`({'|'.join(map(re.escape, SETTINGS))})`")
 CERTAIN = 0.05  # a corrected p below this level counts as a difference
 _NAMES = {"recall": "Recall", "ndcg": "NDCG", "precision": "Precision", "map": "MAP", "hit": "Hit rate"}
 _SCHEDULERS = {"asha": "asynchronous successive halving", "pbt": "population-based training"}
@@ -102,7 +106,7 @@ def answer(report: dict[str, Any]) -> list[str]:
             f"{names[leader['label']]} has a higher test mean ({leader['test'][metric]['mean']:.4f}). It is not the "
             "choice, because choices are made on validation: a value is too high on the split that it was chosen on."
         )
-    return [*out, _cost(chosen)]
+    return [*out, *_still_improving(report, [chosen["label"]]), _cost(chosen)]
 
 
 def _against_baseline(report: dict[str, Any], chosen: dict[str, Any], names: dict[str, str]) -> list[str]:
@@ -173,6 +177,7 @@ def reading_the_leaderboard(report: dict[str, Any]) -> list[str]:
             f"The baseline is {display_names(report)[report['baseline']]}: among the methods that read interactions "
             "only, it has the highest validation mean over its fresh seeds."
         )
+    out += _still_improving(report, report["order"])
     if min(tried) != max(tried):
         out.append(
             f"Methods have unequal numbers of finished trials ({min(tried)} to {max(tried)}). All methods share one "
@@ -182,17 +187,41 @@ def reading_the_leaderboard(report: dict[str, Any]) -> list[str]:
     return out
 
 
+def runs_shown(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs that the report judges an entry by: its finished fresh seeds, or else its best trial."""
+    tested = [seed for seed in entry["seeds"] if seed["test"]]
+    return tested or [trial for trial in entry["trials"] if trial["id"] == entry["best"]]
+
+
+def _still_improving(report: dict[str, Any], labels: list[str]) -> list[str]:
+    """A sentence that names the entries whose training ended before it was seen to stop improving."""
+    names, entries, told = display_names(report), by_label(report), []
+    for label in labels:
+        runs = runs_shown(entries[label])
+        short = sum(run["end"] is not None and run["best_is_last"] for run in runs)
+        if short:
+            told.append(f"{names[label]} ({short} of {len(runs)} {plural(len(runs), 'run')})")
+    if not told:
+        return []
+    return [
+        f"Still improving at the last evaluation: {', '.join(told)}. More epochs (`train.epochs`, `budget.epochs`) may "
+        "give higher values."
+    ]
+
+
 def protocol(report: dict[str, Any]) -> list[str]:
     """How choices were made, and how that differs from published programs."""
     sweep = report["sweep"]
     mask = _MASKS.get(sweep["mask"])
+    users = [f"{count:,} users on {split}" for split, count in sweep["users"].items()]
     return [
         "Epochs and configurations were chosen on the validation split only. The test split is read once: for the "
         "winners, after the end of the search, with fresh seeds that the search never used.",
         "The published programs pick the winner of their grid on the test split and report that run. Such a number is "
         "too high, and the larger the grid, the higher. Our winners are not picked that way, so expect our numbers to "
         "be lower.",
-        *([f"{mask}; all other items are ranked."] if mask else []),
+        *([f"{mask} (mask {sweep['mask']}); all other items are ranked."] if mask else []),
+        *([f"Values are means over users: {', '.join(users)}."] if users else []),
     ]
 
 

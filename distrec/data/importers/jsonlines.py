@@ -1,0 +1,171 @@
+"""JSON lines (`.jsonl`, `.json`, also `.gz`): one object per line, such as Amazon's reviews and metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from distrec.config import nearest
+from distrec.data.importers import text
+from distrec.data.importers.formats import Form
+from distrec.data.importers.records import LONGEST
+from distrec.data.importers.rows import Rows, Span
+from distrec.errors import InputError
+
+_ROWS = 100_000  # converted at a time
+_LIST = pa.list_(pa.string())
+
+
+def read_json_lines(path: str, form: Form, columns: Sequence[str]) -> Rows:
+    """The values at keys `columns` of each line's object; null where an object lacks the key.
+
+    A column takes the type that fits all its values: Booleans, integers, floats or strings. If some are lists, all
+    become lists of strings; nested lists are joined to one. Integers beyond 64 bits become strings.
+
+    Raises:
+        InputError: a line is not a JSON object, a value is an object, or no line has one of the keys.
+    """
+    gathered: dict[str, list[pa.Array]] = {column: [] for column in columns}
+    values: dict[str, list[Any]] = {column: [] for column in columns}
+    seen: set[str] = set()
+    lines: list[int] = []
+
+    def convert() -> None:
+        for column in columns:
+            before = len(lines) - len(values[column])
+            gathered[column].append(_array(values[column], column, form, before, lines))
+            values[column].clear()
+
+    for line, words in _lines(text.blocks(path, form), form):
+        record = _object(words, f"'{form.name}' row {len(lines)} (line {line})")
+        seen.update(record)
+        lines.append(line)
+        for column in columns:
+            values[column].append(record.get(column))
+        if len(lines) % _ROWS == 0:
+            convert()
+    convert()
+    for column in columns:
+        if lines and column not in seen:
+            raise InputError(
+                f"file '{form.name}' has no key '{column}'; {text.shown(nearest(column, sorted(seen)), 400)}."
+            )
+    table = pa.table({column: _joined(gathered[column]) for column in columns})
+    places: Sequence[int] = lines
+    if lines and lines[-1] - lines[0] + 1 == len(lines):
+        places = range(lines[0], lines[-1] + 1)
+    spans = [Span(form.name, range(len(lines)), places)]
+    return Rows(table, [(form.name, len(lines))], typed=True, spans=spans)
+
+
+def _lines(blocks: Iterator[bytes], form: Form) -> Iterator[tuple[int, bytes]]:
+    """Each line that is not blank, with its number from 1."""
+    rest, number = b"", 0
+    for block in blocks:
+        *whole, rest = (rest + block).split(b"\n")
+        if len(rest) > LONGEST:
+            raise InputError(
+                f"file '{form.name}' has a line longer than {LONGEST >> 20} MiB; give one object per line."
+            )
+        for line in whole:
+            number += 1
+            if line.strip():
+                yield number, line
+    if rest.strip():
+        yield number + 1, rest
+
+
+def _object(words: bytes, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(words, object_pairs_hook=_once)
+    except RecursionError:
+        raise InputError(f"{where}: the object is nested too deeply; remove the row.") from None
+    except ValueError as error:  # also a repeated key and an integer of thousands of digits
+        raise InputError(
+            f"{where}: not a JSON object ({text.first_line(error)}); give one object on each line."
+        ) from None
+    if not isinstance(record, dict):
+        raise InputError(f"{where}: holds '{text.shown(record)}', not a JSON object; give one object on each line.")
+    return record
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"key '{twice}' appears twice")
+    return record
+
+
+def _array(values: list[Any], column: str, form: Form, before: int, lines: list[int]) -> pa.Array:
+    """Values of one column as an array; the first belongs to row `before`."""
+    kinds = {type(value) for value in values} - {type(None)}
+    try:
+        if dict in kinds:
+            raise _Unfit("an object")
+        if list in kinds:
+            return pa.array([None if value is None else list(_flat(value)) for value in values], _LIST)
+        if len(kinds) > 1 and kinds != {int, float}:
+            values = [None if value is None else _word(value) for value in values]
+        try:
+            return pa.array([float(v) if v is not None else v for v in values] if kinds == {int, float} else values)
+        except (OverflowError, pa.ArrowInvalid):
+            return pa.array([None if value is None else _word(value) for value in values], pa.string())
+    except (_Unfit, UnicodeError) as error:
+        return _refuse(values, column, form, before, lines, error)
+
+
+class _Unfit(Exception):
+    """A value that no column can hold."""
+
+
+def _refuse(values: list[Any], column: str, form: Form, before: int, lines: list[int], error: Exception) -> pa.Array:
+    for index, value in enumerate(values):
+        try:
+            for word in _flat(value):
+                word.encode()
+        except (_Unfit, UnicodeError):
+            row = before + index
+            what = str(error) if isinstance(error, _Unfit) else "half of a surrogate pair"
+            raise InputError(
+                f"'{form.name}' row {row} (line {lines[row]}): {column} holds {what}; name a key that has texts, "
+                "numbers or lists of them."
+            ) from None
+    raise error
+
+
+def _flat(value: Any) -> Iterator[str]:
+    """The scalars of a value as strings, lists of any depth joined."""
+    if isinstance(value, dict):
+        raise _Unfit("an object")
+    if isinstance(value, list):
+        for part in value:
+            yield from _flat(part)
+    elif value is not None:
+        yield _word(value)
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _joined(parts: list[pa.Array]) -> pa.ChunkedArray:
+    """Parts of a column, brought to one type."""
+    kinds = {part.type for part in parts if not pa.types.is_null(part.type)}
+    if len(kinds) > 1:
+        kind = _LIST if _LIST in kinds else pa.float64() if kinds == {pa.int64(), pa.float64()} else pa.string()
+        parts = [_cast(part, kind) for part in parts]
+        kinds = {kind}
+    kind = next(iter(kinds), pa.string())
+    return pa.chunked_array([part.cast(kind) for part in parts], kind)
+
+
+def _cast(part: pa.Array, kind: pa.DataType) -> pa.Array:
+    if kind == _LIST and part.type != _LIST:
+        return pa.array([None if word is None else [word] for word in part.cast(pa.string()).to_pylist()], _LIST)
+    return pc.cast(part, kind)

@@ -1,0 +1,204 @@
+"""`manifest.json` of a prepared dataset, which `distrec.data.dataset` describes: its fields, reading and writing it."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
+
+from distrec.config import Section, decode
+from distrec.data.storage import Folder
+from distrec.errors import InputError
+
+FORMAT = 1
+Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+CONTEXT: Literal["context"] = "context"
+"""Interactions of held-out users. A ranking may read them, training must not. Most datasets have none."""
+TOKENS = "-tokens"
+"""Suffix of the name of a token set: `text-tokens` is the token set of modality `text`."""
+COLD = 5
+"""An item with at most this many training interactions is cold."""
+ENCODED = "encoder "
+"""Prefix of the `source` of feature sets that `distrec encode` wrote."""
+ENCODED_BY = re.compile(
+    rf"{ENCODED}(?P<encoder>.+) (?P<key>[0-9a-f]{{16}})(?: cut=(?P<cut>\d{{1,4}})(?: pool=(?P<pool>\d{{1,4}}))?)?"
+)
+"""The whole `source` of such a set, as `Encoder.source` writes it."""
+UNFINISHED = "prepare.unfinished"
+"""Name of the file that marks a folder which a prepare has started to fill and may therefore clear."""
+
+_INDEX = 2**31 - 1  # users and items have int32 numbers, and a fixed-size list has an int32 length
+_BYTES = 256 << 20  # of a manifest: enough for a million files
+_DEPTH = 64  # of a manifest; a data config needs fewer than ten levels
+_SHOWN = 500  # characters of an error about a value in a manifest
+_NAME = r"\w[\w.-]{0,59}"  # at most 240 bytes in UTF-8; file systems allow 255
+_FILE = re.compile(
+    rf"(?:users|items|(?:interactions/(?:{'|'.join((*SPLITS, CONTEXT))})|features/{_NAME}|content)/part-[\w-]{{1,60}})"
+    r"\.parquet"
+)
+
+
+def _feature_name(name: str) -> str:
+    if not re.fullmatch(_NAME, name):
+        raise ValueError(
+            "a feature set's name is also a folder's: use at most 60 letters, digits, '_', '-' and '.', and no '.' or "
+            "'-' in front"
+        )
+    return name
+
+
+def _file_name(name: str) -> str:
+    if not _FILE.fullmatch(name):
+        raise ValueError("is no file of a prepared dataset")
+    return name
+
+
+FeatureName = Annotated[str, AfterValidator(_feature_name)]
+"""Config type: the name of a feature set, which is also the name of its folder."""
+_FileName = Annotated[str, AfterValidator(_file_name)]
+
+
+class FileEntry(Section):
+    """One file of a prepared dataset."""
+
+    rows: int = Field(ge=0, description="number of rows in the file")
+    bytes: int = Field(ge=0, description="size of the file in bytes")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the file's content, in hexadecimal")
+
+
+class FeatureEntry(Section):
+    """One feature set: a vector per item, or several (tokens)."""
+
+    tokens: int = Field(1, ge=1, le=_INDEX, description="number of vectors per item")
+    width: int = Field(ge=1, le=_INDEX, description="length of each vector")
+    dtype: Literal["float16", "float32"] = Field(description="number format of the vectors, float16 or float32")
+    missing: int = Field(ge=0, description="number of items without a vector")
+    source: str = Field(description="encoder and its version, or the imported file")
+    parts: list[str] = Field(description="files that hold the vectors, in index order")
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out `tokens: 1`, so that datasets older than token sets keep their identity."""
+        tree: dict[str, Any] = dump(self)
+        if self.tokens == 1:
+            tree.pop("tokens", None)
+        return tree
+
+    @property
+    def encoded(self) -> bool:
+        """Whether `distrec encode` wrote the set; otherwise it was imported."""
+        return ENCODED_BY.fullmatch(self.source) is not None
+
+    @property
+    def remedy(self) -> str:
+        """The command that writes the set again, for messages about a damaged one."""
+        found = ENCODED_BY.fullmatch(self.source)
+        if found is None:
+            return "run 'distrec prepare' again"
+        tokens, cut = " --tokens" if self.tokens > 1 else "", f" --cut {found['cut']}" if found["cut"] else ""
+        return f"run 'distrec encode{tokens}{cut}' again"
+
+
+class Manifest(Section):
+    """`manifest.json`."""
+
+    format: int = Field(description="version of the format of prepared datasets")
+    name: str = Field(description="name of the dataset")
+    users: int = Field(ge=1, le=_INDEX, description="number of users")
+    items: int = Field(ge=1, le=_INDEX, description="number of items")
+    interactions: dict[str, Annotated[int, Field(ge=0)]] = Field(description="number of interactions by split")
+    split: str = Field(description="rule by which the interactions were split")
+    id_order: str = Field(description="rule by which users and items were numbered")
+    features: dict[FeatureName, FeatureEntry] = Field(description="feature sets by name")
+    content: dict[str, Annotated[int, Field(ge=0)]] = Field(
+        description="number of items that have a text or an image, by modality; empty without content"
+    )
+    config: dict[str, Any] = Field(description="data config that the dataset was prepared with")
+    source: str = Field("", description="SHA-256 over the source files; empty if there are none")
+    files: dict[_FileName, FileEntry] = Field(description="every file of the dataset by name")
+
+    def parts(self, place: str) -> list[str]:
+        """Names of the files in folder `place`, in index order; a feature set lists its own (`features`)."""
+        return sorted(name for name in self.files if name.startswith(f"{place}/"))
+
+    def remedy(self, file: str) -> str:
+        """The command that writes `file` again, for messages about a damaged file."""
+        entry = self.features.get(file.split("/")[1]) if file.startswith("features/") else None
+        return entry.remedy if entry is not None else "run 'distrec prepare' again"
+
+
+def read_manifest(folder: Folder, path: str) -> Manifest:
+    """The manifest of the dataset in `folder`; `path` is how the user wrote the folder.
+
+    Raises:
+        InputError: there is no dataset, its prepare did not finish, or the file is not a manifest of this format.
+    """
+    restore = "restore it, or delete the folder and run 'distrec prepare' again"
+    try:
+        size = folder.size("manifest.json")
+        if size > _BYTES:
+            raise InputError(
+                f"data '{path}': manifest.json has {size:,} bytes, more than the {_BYTES:,} that are read; {restore}."
+            )
+        tree = json.loads(folder.read_bytes("manifest.json"), parse_constant=_no_number)
+        _check_shape(tree)
+    except FileNotFoundError:
+        raise InputError(f"data '{path}' has no manifest.json ({_there(folder, path)}.") from None
+    except ValueError as error:
+        raise InputError(f"data '{path}': manifest.json is not valid JSON ({error}); {restore}.") from None
+    except RecursionError:
+        raise InputError(f"data '{path}': manifest.json is nested too deeply; {restore}.") from None
+    if not isinstance(tree, dict) or tree.get("format") != FORMAT:
+        found = repr(tree.get("format") if isinstance(tree, dict) else type(tree).__name__)
+        raise InputError(
+            f"data '{path}': manifest format is {_short(found)} but this version reads {FORMAT}; delete the folder and "
+            "run 'distrec prepare' again."
+        )
+    try:
+        return decode(Manifest, tree, "manifest")
+    except InputError as error:
+        raise InputError(f"data '{path}': {_short(str(error)).rstrip('.')}; {restore}.") from None
+
+
+def write_manifest(folder: Folder, manifest: Manifest) -> None:
+    """Write `manifest.json`, atomically; always the last file of a prepare or encode."""
+    folder.write_json(manifest.model_dump(), "manifest.json")
+
+
+def _there(folder: Folder, path: str) -> str:
+    """What a folder without a manifest holds, and what to do; the end of a sentence with an open bracket."""
+    if folder.is_file():
+        return "it is a file); give a folder that 'distrec prepare' has written"
+    names = folder.names()
+    if not names or UNFINISHED in names:
+        state = "an interrupted prepare" if names else "nothing"
+        return f"{state} is there); run 'distrec prepare CONFIG --source DIR --out {path}'"
+    listed = ", ".join(repr(name) for name in names[:3]) + (", …" if len(names) > 3 else "")
+    return f"{listed} {'is' if len(names) == 1 else 'are'} there); give a folder that 'distrec prepare' has written"
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _check_shape(tree: Any) -> None:
+    """Refuse nesting on which later steps would fail, and text that cannot be printed or hashed (lone surrogates)."""
+    stack = [(tree, 1)]
+    while stack:
+        value, depth = stack.pop()
+        if isinstance(value, str):
+            value.encode()  # raises UnicodeEncodeError, a ValueError
+        elif isinstance(value, (dict, list)):
+            if depth > _DEPTH:
+                raise RecursionError
+            inside = [*value, *value.values()] if isinstance(value, dict) else value
+            stack += [(child, depth + 1) for child in inside]
+
+
+def _short(text: str) -> str:
+    """The start of an error's text, on one line."""
+    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[:_SHOWN])
+    return shown if len(text) <= _SHOWN else f"{shown}…"

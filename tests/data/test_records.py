@@ -1,0 +1,218 @@
+"""Records of delimited text: found as a character-by-character reader finds them, whatever the cuts between blocks."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distrec.data.importers.delimited import column_names, read_delimited
+from distrec.data.importers.formats import Form, TableFiles, form
+from distrec.data.importers.records import blocks_of_records
+from distrec.errors import InputError
+
+MALFORMED = "malformed"
+
+
+def shape(name: str = "x.csv", **options: Any) -> Form:
+    return form(name, TableFiles(files=[name], **options), "importer.interactions")
+
+
+def plainly(text: str, quoting: str) -> list[list[str]] | str:
+    """The records of comma-separated text, read one character at a time; `MALFORMED` for a bad quotation mark."""
+    records: list[list[str]] = []
+    values: list[str] = []
+    value, started, at = "", False, 0
+    while at < len(text):
+        mark = text[at]
+        if mark in "\r\n":
+            if started or values:
+                records.append([*values, value])
+            values, value, started, at = [], "", False, at + 1
+        elif mark == ",":
+            values, value, started, at = [*values, value], "", False, at + 1
+        elif mark == '"' and not started and quoting != "none":
+            started, at = True, at + 1
+            while True:
+                if at >= len(text):
+                    return MALFORMED
+                if quoting == "backslash" and text[at] == "\\" and at + 1 < len(text):
+                    value, at = value + text[at + 1], at + 2
+                elif text[at : at + 2] == '""':
+                    value, at = value + '"', at + 2
+                elif text[at] == '"':
+                    at += 1
+                    break
+                else:
+                    value, at = value + text[at], at + 1
+            if at < len(text) and text[at] not in ",\r\n":
+                return MALFORMED
+        elif mark == "\\" and quoting == "backslash" and at + 1 < len(text):
+            value, started, at = value + text[at + 1], True, at + 2
+        else:
+            value, started, at = value + mark, True, at + 1
+    if started or values:
+        records.append([*values, value])
+    return records
+
+
+def pieces(data: bytes, rng: np.random.Generator) -> list[bytes]:
+    cuts = np.sort(rng.integers(0, len(data) + 1, rng.integers(0, 6)))
+    return [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)])]
+
+
+@pytest.mark.parametrize("quoting", ["standard", "backslash", "none"])
+def test_records_are_those_of_a_plain_reader(tmp_path: Path, quoting: str) -> None:
+    rng = np.random.default_rng(len(quoting))
+    alphabet = list('aé"",\n\r') + ["\r\n", "a", '"a"', ',"', '",'] + (["\\"] if quoting == "backslash" else [])
+    outcomes = {"read": 0, MALFORMED: 0}
+    for _ in range(3000):
+        text = "".join(rng.choice(alphabet, rng.integers(0, 14)))
+        expected = plainly(text, quoting)
+        if quoting == "backslash" and text.endswith("\\"):
+            continue  # half of an escape
+        how = shape(quoting=quoting, heading=["only"])
+        try:
+            blocks = list(blocks_of_records(pieces(text.encode(), rng), how))
+        except InputError:
+            assert expected == MALFORMED, text
+            outcomes[MALFORMED] += 1
+            continue
+        assert expected != MALFORMED, text
+        counts = [int(count) for block in blocks for count in block.values]
+        assert counts == [len(record) for record in expected], text
+        lines = [line for block in blocks for line in block.lines.tolist()]
+        data = [block.record(i) for block in blocks for i in range(len(block))]
+        where = [len(before.replace("\r\n", "\n").replace("\r", "\n").split("\n")) for before in _before(text, data)]
+        assert lines == where, text
+        outcomes["read"] += 1
+    assert outcomes["read"] > 500
+    assert quoting == "none" or outcomes[MALFORMED] > 500
+
+
+def _before(text: str, records: list[bytes]) -> list[str]:
+    """The text before each record."""
+    found, at, data = [], 0, text.encode()
+    for record in records:
+        at = data.index(record, at)
+        found.append(data[:at].decode())
+        at += len(record)
+    return found
+
+
+@pytest.mark.parametrize("size", [7, 64, 1 << 24])
+@pytest.mark.parametrize("seed", range(3))
+def test_what_python_writes_is_read_back(tmp_path: Path, seed: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distrec.data.importers.text.BLOCK", size)
+    rng = np.random.default_rng(seed)
+    words = ["", "plain", 'a "quoted" word', "a, b", "two\nlines", "x\r\ny", '5" disk', "é", '"', " spaced "]
+    rows = [[str(i), *rng.choice(words, 2)] for i in range(60)]
+    out = io.StringIO()
+    csv.writer(
+        out, lineterminator=["\n", "\r\n", "\r"][seed], quoting=csv.QUOTE_ALL if seed else csv.QUOTE_MINIMAL
+    ).writerows([["key", "one", "two"], *rows])
+    path = tmp_path / "x.csv"
+    path.write_bytes(out.getvalue().encode())
+    assert column_names(str(path), shape()) == ["key", "one", "two"]
+    found = read_delimited(str(path), shape(), ["two", "key"])
+    assert found.table["two"].to_pylist() == [row[2] or None for row in rows]
+    assert found.table["key"].to_pylist() == [row[0] for row in rows]
+    assert found.at(59).startswith("'x.csv' row 59 (line ")
+
+
+ROWS = [f"{u},{i},5,head" for u in range(6) for i in range(4)]
+
+
+def lines(**changed: str) -> str:
+    """A heading and 24 rows, some of them replaced: `r3="…"`."""
+    return "\n".join(["user,item,rating,words", *(changed.get(f"r{n}", row) for n, row in enumerate(ROWS))]) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            lines(r5='1,1,5,"Best ever', r9='2,1,5,"Best ever'),
+            r"row 5 \(line 7\): .* is followed by other text; double",
+        ),
+        (lines(r5='1,1,5,"Best ever'), r"row 5 \(line 7\): .* is missing; double"),
+        (lines(r5='1,1,5,"Best" ever'), r"row 5 \(line 7\): .* is followed by other text"),
+        (lines(r23='5,3,5,"'), r"row 23 \(line 25\): .* is missing"),
+        (lines(r0='"0,0,5,head'), r"row 0 \(line 2\)"),
+        (lines(r5='1,1,5,"Best ever', r9='2,1,5,ever best"'), r"row 5 \(line 7\): .* looks like 4 more rows"),
+        (lines(r5='1,1,5,"Best ever', r6='1,2,5,ever best"'), r"row 5 \(line 7\): .* looks like 1 more rows"),
+        (lines(r4="1,0,5"), r"row 4 \(line 6\): 3 values for 4 columns"),
+        (lines(r4="1,0,5,a,b", r7="1"), r"row 4 \(line 6\): 5 values for 4 columns"),
+        ('user,"item\n1,2\n', "heading: a value begins"),
+        ("user,item,words,words\n1,2,3,4\n", "two columns named 'words'"),
+    ],
+)
+@pytest.mark.parametrize("size", [16, 1 << 24])
+def test_bad_rows_are_refused_with_their_place(
+    tmp_path: Path, text: str, message: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distrec.data.importers.text.BLOCK", size)
+    path = tmp_path / "x.csv"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        read_delimited(str(path), shape(), ["user", "item"])
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_in_quotes_are_counted_against_lines(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(lines(r5='1,1,5,"one, two\nthree, four, five\nsix"', r9='2,1,5,"a\n\nb"'))
+    found = read_delimited(str(path), shape(), ["user", "words"])
+    assert found.table.num_rows == 24
+    assert found.notes == [
+        "'x.csv': 28 lines make 24 rows, because quoted values in 2 of them contain line breaks (longest: 3 lines, "
+        "row 5)"
+    ]
+    assert [found.at(row) for row in (5, 6, 10)] == [
+        "'x.csv' row 5 (line 7)", "'x.csv' row 6 (line 10)", "'x.csv' row 10 (line 16)",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [16, 1 << 24])
+def test_bad_rows_can_be_dropped(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distrec.data.importers.text.BLOCK", size)
+    path = tmp_path / "x.csv"
+    path.write_text(lines(**{f"r{n}": "1,0,5" for n in (0, 4, 7, 8, 20)}))
+    found = read_delimited(str(path), shape(bad_rows="drop"), ["user", "item"])
+    assert found.table.num_rows == 19
+    assert found.at(1) == "'x.csv' row 2 (line 4)"
+    assert found.at(3) == "'x.csv' row 5 (line 7)"
+    assert found.notes == [
+        "'x.csv': dropped 5 of 24 rows, which do not have 4 values: row 0 (line 2) with 3 values, row 4 (line 6) with "
+        "3 values, row 7 (line 9) with 3 values, …"
+    ]
+
+
+def test_quotation_marks_are_text_in_tabbed_files(tmp_path: Path) -> None:
+    path = tmp_path / "x.tsv"
+    path.write_text('user\twords\n1\t"Best ever\n2\tok\n3\t"Best" ever\n4\t"all"\n')
+    found = read_delimited(str(path), shape("x.tsv"), ["user", "words"])
+    assert found.table["words"].to_pylist() == ['"Best ever', "ok", '"Best" ever', '"all"']
+    (note,) = found.notes
+    assert note.startswith("'x.tsv': 1 values begin and end with a quotation mark")
+    assert "'importer.interactions.quoting: standard'" in note
+    standard = shape("x.tsv", quoting="standard")
+    with pytest.raises(InputError, match=r"row 0 \(line 2\)"):
+        read_delimited(str(path), standard, ["user"])
+    path.write_text('user\twords\n1\t"a\tb"\n')
+    assert read_delimited(str(path), standard, ["words"]).table["words"].to_pylist() == ["a\tb"]
+    with pytest.raises(InputError, match=r"row 0 \(line 2\): 3 values for 2 columns"):
+        read_delimited(str(path), shape("x.tsv"), ["words"])
+
+
+def test_messages_stay_short_and_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text('a,"b\nc",' + "d" * 5000 + ",e\n1,2,3,4\n")
+    with pytest.raises(InputError, match="has no column 'user'; valid here: a, b c, d") as caught:
+        read_delimited(str(path), shape(), ["user"])
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600

@@ -1,0 +1,95 @@
+"""A run that cannot fit into memory is refused before anything is allocated, and the estimate is a lower bound."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distrec import runtime
+from distrec.data.dataset import Dataset
+from distrec.errors import InputError
+from distrec.methods.registry import METHODS, build_method
+from distrec.training.size import check_memory, least_bytes
+from tests.methods import bare
+
+USERS, ITEMS, WIDTH, TOKENS = 12, 14, 6, 3
+METHOD: dict[str, dict[str, Any]] = {
+    "odmt": {"dim": 4, "id_dim": WIDTH, "length": 4},
+    "stair": {"dim": 4, "neighbours": [3, 1]},
+    "sasrec": {"dim": 4},
+    "popularity": {},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    rng = np.random.default_rng(0)
+    features = {name: rng.normal(size=(ITEMS, WIDTH)) for name in ("text", "image")}
+    tokens = {f"{name}-tokens": rng.normal(size=(ITEMS, TOKENS, WIDTH)) for name in ("text", "image")}
+    train = [(user, (user + shift) % ITEMS) for user in range(USERS) for shift in range(6)]
+    return Dataset.open(bare.write(tmp_path_factory.mktemp("data"), USERS, ITEMS, train, features, tokens=tokens))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_parts_of_every_method_are_counted(name: str, data: Dataset):
+    config = bare.run_config({"name": name, **METHOD.get(name, {"dim": 4})}, train={"workers": 3})
+    method = build_method(config, data)
+    parts = least_bytes(config, data, method)
+    dense = method.dense()
+    values = sum(parameter.numel() for parameter in dense.parameters()) if dense is not None else 0
+    rows = {"user": USERS, "item": ITEMS}
+    assert parts["tables"] == 4 * 4 * sum(rows[table.side] * table.dim for table in method.tables())
+    assert parts["features"] == sum(
+        2 * ITEMS * WIDTH * (TOKENS if "tokens" in feature else 1) for feature in method.features()
+    )
+    assert parts["dense module"] == 3 * 4 * 4 * values
+    assert parts["metrics of all users"] == 8 * 5 * 4
+    assert config.optimizer.name == "adam"
+
+
+def test_zero_and_sgd_take_less(data: Dataset):
+    method = {"name": "sasrec", "dim": 4}
+    parts = {}
+    for name, dense, optimizer in (("adam", 0, "adam"), ("zero", 1, "adam"), ("sgd", 0, "sgd")):
+        config = bare.run_config(
+            method, train={"workers": 3}, dense={"zero_stage": dense}, optimizer={"name": optimizer}
+        )
+        parts[name] = least_bytes(config, data, build_method(config, data))
+    assert parts["zero"]["dense module"] * 12 == parts["adam"]["dense module"] * 6
+    assert parts["sgd"]["dense module"] * 4 == parts["adam"]["dense module"] * 2
+    assert parts["sgd"]["tables"] * 4 == parts["adam"]["tables"] * 2
+
+
+@pytest.mark.parametrize(
+    ("method", "most"),
+    [
+        ({"name": "sasrec", "dim": 65_536, "layers": 256, "heads": 2}, "dense module"),
+        ({"name": "odmt", "dim": 65_536, "id_dim": WIDTH, "user_layers": 256}, "dense module"),
+    ],
+)
+def test_what_cannot_fit_is_refused(method: dict[str, Any], most: str, data: Dataset, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = bare.run_config(method)
+    with pytest.raises(
+        InputError, match=rf"need at least [\d,.]+ GB of memory, .* most of it is for the {most}: lower"
+    ):
+        check_memory(config, data, build_method(config, data))
+    monkeypatch.setenv("RAY_ADDRESS", "auto")  # the workers are on other machines
+    check_memory(config, data, build_method(config, data))
+
+
+def test_the_limit_is_the_memory_of_the_machine(data: Dataset, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = bare.run_config({"name": "bprmf"})
+    method = build_method(config, data)
+    needed = sum(least_bytes(config, data, method).values())
+    monkeypatch.setattr(runtime, "total_memory", lambda: needed)
+    check_memory(config, data, method)
+    monkeypatch.setattr(runtime, "total_memory", lambda: needed - 1)
+    with pytest.raises(InputError, match="method 'bprmf' and this dataset need at least"):
+        check_memory(config, data, method)
+
+
+def test_this_machine_has_memory(tmp_path: Path):
+    assert 1 << 28 < runtime.total_memory() < 1 << 50
