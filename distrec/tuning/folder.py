@@ -141,6 +141,9 @@ class SweepFolder(AttemptFolder):
     folders = ("trials", "final", "winners", "graphs", "tune")
     hold: Hold | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "hold": None}  # Ray Tune pickles what it calls; a copy holds nothing
+
     def _require_hold(self) -> None:
         if self.hold is not None:
             self.hold.require()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,7 @@ def test_a_sweep_that_is_running_is_left_alone(
         assert f"sweep '{folder}' is being run by process" in capsys.readouterr().err
         search = attempt()  # the holder's file is not taken for another folder's content
         search.folder.hold = held
+        assert pickle.loads(pickle.dumps(search.folder)).hold is None  # Ray Tune pickles it
         trial = Trial("lightgcn-000", "lightgcn", 0, {}, 1, 1)
         search.folder.write_trial("trials", trial)
         folder.write_bytes(b"", "holder-000099.json")  # it was taken over
