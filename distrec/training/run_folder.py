@@ -23,7 +23,7 @@ from distrec.config.run import RunConfig, digest
 from distrec.config.text import read_yaml
 from distrec.config.tree import decode
 from distrec.data.storage import Folder, open_folder
-from distrec.errors import InputError
+from distrec.errors import InputError, StorageError
 from distrec.training.attempts import (
     AttemptFolder,
     Identity,
@@ -63,6 +63,7 @@ class _Start(Record):
 
 class _Attempt(Record):
     start: _Start | None = None
+    damaged_checkpoints: dict[str, str] = Field({})
 
 
 class _Summary(Record):
@@ -278,7 +279,7 @@ class RunFolder(AttemptFolder):
         """The epochs in `metrics.jsonl`; empty if the file does not exist yet or is damaged."""
         try:
             return _epochs(self.folder.read_bytes("metrics.jsonl"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, StorageError):
             return []
 
     def write_progress(self, progress: dict[str, Any]) -> None:
@@ -295,7 +296,7 @@ class RunFolder(AttemptFolder):
         """The content of `progress.json`; empty if it does not exist, is just being written, or is damaged."""
         try:
             progress: dict[str, Any] = checked(self.folder.read_bytes("progress.json"), _Progress)
-        except (OSError, ValueError):
+        except (OSError, ValueError, StorageError):
             return {}
         return progress
 
