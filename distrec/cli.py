@@ -252,7 +252,8 @@ def _train(arguments: argparse.Namespace) -> None:
 def _tune(arguments: argparse.Namespace) -> None:
     if arguments.print_config:
         from distrec.config import commented
-        from distrec.tuning.sweep import load_sweep, resolve_entries
+        from distrec.tuning.entries import resolve_entries
+        from distrec.tuning.sweep import load_sweep
 
         sweep = load_sweep(arguments.config, arguments.overrides)
         resolve_entries(sweep)  # refuses a sweep that could not start

@@ -10,6 +10,10 @@ class InputError(Exception):
     """The user's input is invalid. The message is one sentence: place, value, remedy. Exit status 2."""
 
 
+class StorageError(InputError):
+    """A path cannot be read or reached now: rights, a lost connection. Exit status 2; trying again may help."""
+
+
 class NonFiniteLoss(Exception):
     """A loss term, the gradient, a weight or a score is NaN or infinite. Exit status 3.
 

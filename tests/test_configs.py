@@ -14,6 +14,7 @@ from distrec.config.tree import apply_overrides, load_file
 from distrec.data.importers import choose_importer
 from distrec.data.prepare import DataConfig
 from distrec.methods.registry import METHODS, resolve
+from distrec.tuning.entries import resolve_entries
 from distrec.tuning.space import Range, load_spaces
 from distrec.tuning.sweep import (
     AshaSection,
@@ -23,7 +24,6 @@ from distrec.tuning.sweep import (
     ResourceSection,
     SweepConfig,
     load_sweep,
-    resolve_entries,
 )
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

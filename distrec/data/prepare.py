@@ -72,7 +72,9 @@ class DataConfig(Section):
         1, ge=0, lt=2**63, description="seed of the splits per_user_random and by_user, and of shuffled ids"
     )
     image_side: int | None = Field(
-        None, description="shorter side in pixels at which larger images are stored; null stores the files unchanged"
+        None,
+        le=7_000,
+        description="shorter side in pixels at which larger images are stored; null stores the files unchanged",
     )
 
     @field_validator("image_side")

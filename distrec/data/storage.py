@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from botocore.exceptions import BotoCoreError
 
 from distrec.config.paths import REMOTE, located
-from distrec.errors import InputError
+from distrec.errors import InputError, StorageError
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,8 @@ class Folder:
 
         Raises:
             FileNotFoundError: there is no such path; a file in place of a folder on the way counts as that too.
-            InputError: the storage cannot be read: rights, a folder in place of a file, a loop of links, no connection.
+            InputError: there is a folder in place of a file.
+            StorageError: the storage cannot be read: rights, a loop of links, no connection.
         """
         where = self.folder(*parts) if parts else self
         try:
@@ -118,12 +119,12 @@ class Folder:
                 raise  # pyarrow raises this about the content of a file
             place = "path and its permissions" if self.local else "address and the rights of the credentials"
             reason = error.strerror or str(error) or type(error).__name__
-            raise InputError(f"'{where}' cannot be read ({reason}); check the {place}.") from None
+            raise StorageError(f"'{where}' cannot be read ({reason}); check the {place}.") from None
         except Exception as error:
             if self.local:
                 raise
             # Whatever the object store's client raises: no credentials, no endpoint, a dropped connection.
-            raise InputError(
+            raise StorageError(
                 f"'{where}' cannot be reached ({str(error) or type(error).__name__}); check the endpoint and "
                 "credentials in AWS_… variables."
             ) from None

@@ -65,10 +65,13 @@ class Patches(nn.Module):
         self.place = nn.Parameter(torch.zeros(self.tokens, dim)) if positions else None
         self.scale = nn.Parameter(torch.zeros(len(self.scales), dim)) if positions else None
 
-    def centres(self) -> torch.Tensor:
+    def centres(self) -> list[float]:
         """Distance from each token's centre to the newest item, in items `[tokens]`."""
-        parts = [torch.arange(n - 1, -1, -1) * p + (p - 1) / 2 for p, n in zip(self.scales, self.patches, strict=True)]
-        return torch.cat(parts)
+        return [
+            place * p + (p - 1) / 2
+            for p, n in zip(self.scales, self.patches, strict=True)
+            for place in range(n - 1, -1, -1)
+        ]
 
     def forward(self, x: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens `[rows, tokens, dim]`, and which of them hold an item, bool `[rows, tokens]`.
@@ -110,7 +113,7 @@ class GaussianAttention(nn.Module):
 
     places: torch.Tensor
 
-    def __init__(self, dim: int, interests: int, kind: Literal["feature", "position"], centres: torch.Tensor):
+    def __init__(self, dim: int, interests: int, kind: Literal["feature", "position"], centres: Sequence[float]):
         super().__init__()
         self.kind = kind
         self.value, self.out = (nn.Linear(dim, dim, bias=False) for _ in range(2))
@@ -118,10 +121,10 @@ class GaussianAttention(nn.Module):
             self.query, self.key = (nn.Linear(dim, dim, bias=False) for _ in range(2))
             start = dim**0.25  # so 2 sigma^2 = 2 sqrt(dim): scaled dot products with a penalty on the key's norm
         else:
-            start = float(centres.max() + 1) / interests
+            start = (max(centres) + 1) / interests
             self.centre = nn.Parameter(start * (torch.arange(interests) + 0.5))
         self.spread = nn.Parameter(torch.full((interests,), math.log(math.expm1(start - 1e-3))))
-        self.register_buffer("places", centres, persistent=False)
+        self.register_buffer("places", torch.tensor(centres, dtype=torch.float32), persistent=False)
 
     def forward(self, tokens: torch.Tensor, x: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """Updated interest tokens `[rows, interests, dim]`.

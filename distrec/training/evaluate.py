@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distrec.config.bounds import MOST_WORKERS, check_option
 from distrec.config.paths import PATH_WIDTH, located
@@ -13,11 +13,16 @@ from distrec.config.text import read_file, read_json
 from distrec.config.tree import decode, set_keys
 from distrec.data.dataset import Dataset
 from distrec.data.storage import parquet_bytes
-from distrec.errors import InputError, shown
+from distrec.errors import InputError, StorageError, shown
 from distrec.methods.registry import resolve
 from distrec.runtime import check_stack, quiet
 from distrec.training.hold import require_free
 from distrec.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from distrec.parallel.world import World
+
+_FAILED = ("evaluation", "error.json")  # what an evaluation that cannot go on leaves for its driver
 
 
 def evaluate(
@@ -63,8 +68,13 @@ def evaluate(
     data.users_table(), data.items_table()  # report a damaged file before any worker starts
     if best is not None:
         require_complete(run.checkpoints.folder(best))
+    run.folder.remove(*_FAILED)
     with workers_for(config) as start:
         start(partial(evaluate_worker, path=path, split=split), config)
+    if run.folder.exists(*_FAILED):
+        message = run.folder.read_json(*_FAILED)["message"]
+        run.folder.remove(*_FAILED)
+        raise InputError(message)
     result: dict[str, Any] = run.folder.read_json("evaluation", f"{_files_of(split, own, config)}.json")
     print(table(result, path))
     return result
@@ -165,19 +175,33 @@ def _beside(path: str, split: str) -> dict[str, dict[str, float]]:
 
 
 def evaluate_worker(config: RunConfig, path: str, split: str) -> None:
-    """Evaluate as one worker of an initialised process group."""
+    """Evaluate as one worker of an initialised process group.
+
+    An `InputError` is left for the driver in place of being raised, because Ray would retry what cannot be fixed so.
+    """
+    from distrec.parallel.world import World
+
+    world, (run, own) = World.current(), RunFolder.existing(path)
+    try:
+        _evaluate(world, run, own, config, split)
+    except StorageError:  # which a retry may fix
+        raise
+    except InputError as error:
+        if world.rank == 0:
+            run.folder.write_json({"message": str(error)}, *_FAILED)
+
+
+def _evaluate(world: World, run: RunFolder, own: RunConfig, config: RunConfig, split: str) -> None:
     import torch
 
     from distrec.evaluation.recommend import RECOMMENDED, examples, recommend, spread_users
     from distrec.evaluation.report import about, report, users_table
     from distrec.evaluation.slices import missing_items, slices
-    from distrec.parallel.world import World
     from distrec.training.checkpoint import Checkpoints
     from distrec.training.engine import Engine
     from distrec.training.loop import build_evaluator, load_weights
 
-    world, data = World.current(), Dataset.open(config.data, checked=True)
-    run, own = RunFolder.existing(path)
+    data = Dataset.open(config.data, checked=True)
     engine = Engine(world, data, config)
     summary = run.summary()
     if summary["best_checkpoint"] is not None:

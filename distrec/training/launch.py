@@ -19,7 +19,7 @@ from distrec.data.dataset import Dataset, Interactions
 from distrec.data.histories import require_time_order
 from distrec.data.manifest import CONTEXT, SPLITS
 from distrec.data.storage import open_folder
-from distrec.errors import InputError, Interrupted, NonFiniteLoss, exit_status
+from distrec.errors import InputError, Interrupted, NonFiniteLoss, StorageError, exit_status
 from distrec.graph.kept import NOTE
 from distrec.methods.base import Method
 from distrec.methods.registry import build_method, resolve, stretches
@@ -167,6 +167,8 @@ def train_worker(config: RunConfig, attempt: int) -> None:
         fit(world, Dataset.open(config.data, checked=True), config, attempt)
     except TakenOver:  # the driver finds out by itself
         return
+    except StorageError:  # which a retry may fix
+        raise
     except (InputError, Interrupted, NonFiniteLoss) as error:
         outcome = {"outcome": type(error).__name__, "message": str(error), "exit_status": exit_status(error)}
     if world.rank == 0:

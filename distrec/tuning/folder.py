@@ -36,8 +36,9 @@ from distrec.training.attempts import (
 )
 from distrec.training.hold import Hold, holders
 from distrec.training.run_folder import RunFolder
+from distrec.tuning.entries import Entry
 from distrec.tuning.space import Values
-from distrec.tuning.sweep import Entry, SweepConfig
+from distrec.tuning.sweep import SweepConfig
 
 Status = Literal["waiting", "running", "done", "stopped", "failed"]
 Phase = Literal["trials", "final"]

@@ -19,9 +19,10 @@ from typing import Any
 
 from distrec.data import keyed
 from distrec.training.attempts import flat
+from distrec.tuning.entries import Entry
 from distrec.tuning.folder import Stretch, Trial
 from distrec.tuning.space import Range, Space, Values
-from distrec.tuning.sweep import Entry, PbtSection
+from distrec.tuning.sweep import PbtSection
 
 _FACTORS = (0.8, 1.2)  # a parameter is multiplied by one of these, as in the paper
 

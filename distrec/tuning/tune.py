@@ -23,11 +23,12 @@ from distrec.runtime import WORKER_ENVIRONMENT, check_stack, quiet, ray_cluster,
 from distrec.training.attempts import now, with_absolute_paths
 from distrec.training.hold import Hold
 from distrec.training.launch import check_inputs
+from distrec.tuning.entries import Entry, resolve_entries
 from distrec.tuning.folder import SweepFolder, Trial, best_trials, in_place
 from distrec.tuning.live import Live
 from distrec.tuning.plan import Next, Plan, require_optuna
 from distrec.tuning.population import Population
-from distrec.tuning.sweep import Entry, PrepareSection, SweepConfig, load_sweep, resolve_entries
+from distrec.tuning.sweep import PrepareSection, SweepConfig, load_sweep
 
 
 def tune(config: SweepConfig | str | Path, overrides: Sequence[str] = ()) -> SweepFolder:

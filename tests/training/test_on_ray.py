@@ -123,3 +123,19 @@ def test_a_loss_that_overflows_on_workers_ends_with_status_3_at_once(
     assert main(["train", config, "train.workers=1"]) == 3
     assert "loss term 'bpr'" in capsys.readouterr().err
     assert len(os.listdir(tmp_path / "run/ray")) == 1  # not tried again
+
+
+def test_a_damaged_best_checkpoint_is_bad_input_on_workers_too(
+    tmp_path: Path, data: str, cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = small.write_config(tmp_path / "run.yaml", data, tmp_path, train={"epochs": 1, "workers": 0})
+    assert main(["train", config]) == 0
+    best = small.read(tmp_path / "run", "summary.json")["best_checkpoint"]
+    (rows,) = (tmp_path / "run/checkpoints" / best).glob("rows-*")
+    content = bytearray(rows.read_bytes())
+    content[-1] ^= 1
+    rows.write_bytes(content)
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "run"), "--workers", "1"]) == 2
+    assert rows.name in capsys.readouterr().err
+    assert not (tmp_path / "run/evaluation/error.json").exists()

@@ -13,9 +13,10 @@ import pytest
 
 from distrec.data import keyed
 from distrec.errors import InputError
+from distrec.tuning.entries import resolve_entries
 from distrec.tuning.folder import SweepFolder, Trial
 from distrec.tuning.space import Range
-from distrec.tuning.sweep import load_sweep, resolve_entries
+from distrec.tuning.sweep import load_sweep
 from distrec.tuning.tune import Search
 from tests.training import small
 from tests.tuning.planted import write_sweep

@@ -15,9 +15,10 @@ from distrec.config import load_run
 from distrec.data.storage import open_folder
 from distrec.errors import BAD_INPUT, InputError
 from distrec.training.hold import Hold
+from distrec.tuning.entries import resolve_entries
 from distrec.tuning.folder import SweepFolder, Trial
 from distrec.tuning.report.gather import gather
-from distrec.tuning.sweep import load_sweep, resolve_entries
+from distrec.tuning.sweep import load_sweep
 from distrec.tuning.tune import Search
 from tests.training import small
 from tests.tuning.planted import write_sweep

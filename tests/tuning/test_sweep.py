@@ -12,9 +12,10 @@ import yaml
 from distrec.cli import main
 from distrec.data.dataset import Dataset
 from distrec.errors import BAD_INPUT, InputError
+from distrec.tuning.entries import resolve_entries
 from distrec.tuning.execute import _PerMethod
 from distrec.tuning.folder import SweepFolder, Trial
-from distrec.tuning.sweep import PrepareSection, load_sweep, resolve_entries
+from distrec.tuning.sweep import PrepareSection, load_sweep
 from distrec.tuning.tune import prepare_data, tune
 from tests.data import raw
 from tests.training import small

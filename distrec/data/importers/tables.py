@@ -189,7 +189,8 @@ def _content(
         if config.items.image is not None:
             if config.images is not None:
                 raise InputError("keys 'importer.items.image' and 'importer.images' both give images; remove one.")
-            read_image, notes = images_in_folder(source, items, ids, config.items.image, "importer.items.image")
+            known = ids[: items.table.num_rows]
+            read_image, notes = images_in_folder(source, items, known, config.items.image, "importer.items.image")
             images = _of_first(read_image, items.table.num_rows)
     if config.images is not None:
         files = source.files(config.images.files, "importer.images.files")
