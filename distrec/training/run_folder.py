@@ -278,7 +278,7 @@ class RunFolder(AttemptFolder):
         """The epochs in `metrics.jsonl`; empty if the file does not exist yet or is damaged."""
         try:
             return _epochs(self.folder.read_bytes("metrics.jsonl"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, InputError):
             return []
 
     def write_progress(self, progress: dict[str, Any]) -> None:
@@ -295,7 +295,7 @@ class RunFolder(AttemptFolder):
         """The content of `progress.json`; empty if it does not exist, is just being written, or is damaged."""
         try:
             progress: dict[str, Any] = checked(self.folder.read_bytes("progress.json"), _Progress)
-        except (OSError, ValueError):
+        except (OSError, ValueError, InputError):
             return {}
         return progress
 
