@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from distrec.data.storage import Folder
-from distrec.errors import InputError
+from distrec.errors import InputError, StorageError
 from distrec.training.attempts import now, writing_to
 
 BEAT, WATCH, LOOK = 10.0, 45.0, 1.0  # seconds; WATCH is several beats, since storage and a busy driver may delay one
@@ -135,12 +135,9 @@ def require_free(folder: Folder, what: str) -> None:
     Raises:
         InputError: one is, and the message names its process; or the folder cannot be read.
     """
-    try:
-        for name in holders(folder):
-            if living := _living(folder, name, what):
-                raise InputError(_taken(folder, what, living))
-    except OSError as error:
-        raise InputError(f"'{folder}' cannot be read ({error}); give a {what} that you may read.") from None
+    for name in holders(folder):
+        if living := _living(folder, name, what):
+            raise InputError(_taken(folder, what, living))
 
 
 def holders(folder: Folder) -> list[str]:
@@ -181,7 +178,9 @@ def _content(folder: Folder, name: str) -> bytes | None:
         return folder.read_bytes(name)
     except FileNotFoundError:
         return None
-    except IsADirectoryError:
+    except StorageError:
+        raise
+    except InputError:  # a folder
         return b""
 
 

@@ -23,7 +23,7 @@ from distrec.config.run import RunConfig, digest
 from distrec.config.text import read_yaml
 from distrec.config.tree import decode
 from distrec.data.storage import Folder, open_folder
-from distrec.errors import InputError, StorageError
+from distrec.errors import InputError
 from distrec.training.attempts import (
     AttemptFolder,
     Identity,
@@ -279,7 +279,7 @@ class RunFolder(AttemptFolder):
         """The epochs in `metrics.jsonl`; empty if the file does not exist yet or is damaged."""
         try:
             return _epochs(self.folder.read_bytes("metrics.jsonl"))
-        except (OSError, ValueError, StorageError):
+        except (OSError, ValueError, InputError):
             return []
 
     def write_progress(self, progress: dict[str, Any]) -> None:
@@ -296,7 +296,7 @@ class RunFolder(AttemptFolder):
         """The content of `progress.json`; empty if it does not exist, is just being written, or is damaged."""
         try:
             progress: dict[str, Any] = checked(self.folder.read_bytes("progress.json"), _Progress)
-        except (OSError, ValueError, StorageError):
+        except (OSError, ValueError, InputError):
             return {}
         return progress
 
