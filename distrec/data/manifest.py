@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
@@ -24,12 +25,14 @@ COLD = 5
 ENCODED = "encoder "
 """Prefix of the `source` of feature sets that `distrec encode` wrote."""
 ENCODED_BY = re.compile(
-    rf"{ENCODED}(?P<encoder>.+) (?P<key>[0-9a-f]{{16}})(?: cut=(?P<cut>\d{{1,4}})(?: pool=(?P<pool>\d{{1,4}}))?)?"
+    rf"{ENCODED}(?P<encoder>.+) (?P<key>[0-9a-f]{{16}})(?: cut=(?P<cut>\d{{1,4}}))?(?: pool=(?P<pool>\d{{1,4}}))?"
 )
 """The whole `source` of such a set, as `Encoder.source` writes it."""
 UNFINISHED = "prepare.unfinished"
 """Name of the file that marks a folder which a prepare has started to fill and may therefore clear."""
 
+_AGAIN = "run 'distrec prepare' again"
+_OPTION = {"cut": "--cut", "pool": "--image-pool"}
 _INDEX = 2**31 - 1  # users and items have int32 numbers, and a fixed-size list has an int32 length
 _BYTES = 256 << 20  # of a manifest: enough for a million files
 _DEPTH = 64  # of a manifest; a data config needs fewer than ten levels
@@ -92,14 +95,20 @@ class FeatureEntry(Section):
         """Whether `distrec encode` wrote the set; otherwise it was imported."""
         return ENCODED_BY.fullmatch(self.source) is not None
 
-    @property
-    def remedy(self) -> str:
-        """The command that writes the set again, for messages about a damaged one."""
+    def remedy(self, name: str, data: object) -> str:
+        """The command that writes the set, which is `name` in dataset `data`, again; for messages about a damaged one.
+
+        It names the set's encoder, and leaves the other modality alone. How long texts may be is in no manifest.
+        """
         found = ENCODED_BY.fullmatch(self.source)
         if found is None:
-            return "run 'distrec prepare' again"
-        tokens, cut = " --tokens" if self.tokens > 1 else "", f" --cut {found['cut']}" if found["cut"] else ""
-        return f"run 'distrec encode{tokens}{cut}' again"
+            return _AGAIN
+        mine, other = ("image", "text") if name.startswith("image") else ("text", "image")
+        options = ["distrec", "encode", str(data), f"--{mine}", found["encoder"], f"--{other}", "none"]
+        if self.tokens > 1:
+            options += ["--tokens", *(["--text-tokens", str(self.tokens)] if mine == "text" else [])]
+            options += [part for key in ("cut", "pool") if found[key] for part in (_OPTION[key], found[key])]
+        return f"run '{shlex.join(options)}' again"
 
 
 class Manifest(Section):
@@ -124,10 +133,10 @@ class Manifest(Section):
         """Names of the files in folder `place`, in index order; a feature set lists its own (`features`)."""
         return sorted(name for name in self.files if name.startswith(f"{place}/"))
 
-    def remedy(self, file: str) -> str:
-        """The command that writes `file` again, for messages about a damaged file."""
-        entry = self.features.get(file.split("/")[1]) if file.startswith("features/") else None
-        return entry.remedy if entry is not None else "run 'distrec prepare' again"
+    def remedy(self, file: str, data: object) -> str:
+        """The command that writes `file` of dataset `data` again, for messages about a damaged file."""
+        name = file.split("/")[1] if file.startswith("features/") else ""
+        return self.features[name].remedy(name, data) if name in self.features else _AGAIN
 
 
 def read_manifest(folder: Folder, path: str) -> Manifest:

@@ -88,7 +88,7 @@ def reading_parquet(folder: Folder, manifest: Manifest, name: str) -> Iterator[N
 
 def damaged(folder: Folder, manifest: Manifest, defect: Defect) -> InputError:
     """The error about a defect, with the command that writes the file again."""
-    return InputError(f"data '{folder}': {defect.what}; {manifest.remedy(defect.file)}.")
+    return InputError(f"data '{folder}': {defect.what}; {manifest.remedy(defect.file, folder)}.")
 
 
 def _unreadable(name: str, error: Exception) -> Defect:
@@ -104,6 +104,9 @@ def _contradictions(manifest: Manifest, features: dict[str, FeatureEntry]) -> It
             yield f"does not list '{side}.parquet'"
         elif rows[f"{side}.parquet"] != count:
             yield f"counts {count} {side} but gives '{side}.parquet' {rows[f'{side}.parquet']} rows"
+    for split in SPLITS:
+        if split not in manifest.interactions:
+            yield f"does not count the rows of split '{split}'"
     if unknown := set(manifest.interactions) - {*SPLITS, CONTEXT}:
         yield f"counts rows of split {min(unknown)!r}, which this version does not know"
     for split in (*SPLITS, CONTEXT):

@@ -24,7 +24,7 @@ from distrec.data.check import damaged_file
 from distrec.data.content import write_content
 from distrec.data.dataset import Dataset, Interactions, vector_table, write_part
 from distrec.data.filters import Duplicates, k_core, one_of_each_pair
-from distrec.data.histories import among_equal_times, equal_times
+from distrec.data.histories import among_equal_times, equal_times, timeless
 from distrec.data.importers import RawDataset, RawFeature, Source, choose_importer
 from distrec.data.importers.features import stored_type
 from distrec.data.manifest import CONTEXT, FORMAT, SPLITS, UNFINISHED, FeatureEntry, FileEntry, Manifest, write_manifest
@@ -332,8 +332,8 @@ def _report(
     for note in notes:
         print(f"  note      {note}")
     print(f"  split     {manifest.split}: " + ", ".join(f"{k} {v:,}" for k, v in manifest.interactions.items()))
-    if among_equal_times(chosen.interactions):
-        print(f"  times     {equal_times(chosen.interactions, manifest.split)}")
+    if not timeless(chosen.interactions) and (tied := among_equal_times(chosen.interactions)):
+        print(f"  times     {equal_times(tied, chosen.interactions, manifest.split)}")
     print(f"  ids       {manifest.id_order}")
     for name, feature in manifest.features.items():
         print(

@@ -217,7 +217,8 @@ def nested(depth: int) -> dict[str, Any]:
         (lambda t: t.update(users=2**31 - 1), "counts 2147483647 users but gives 'users.parquet' 40 rows"),
         (lambda t: t["interactions"].update(train=-1), "key 'manifest.interactions.train' is -1"),
         (lambda t: t["interactions"].update(trial=3), "split 'trial'"),
-        (lambda t: t["interactions"].pop("test"), "counts 0 rows of 'test' but lists files with 52 rows"),
+        (lambda t: t["interactions"].pop("test"), "does not count the rows of split 'test'"),
+        (lambda t: t["interactions"].clear(), "does not count the rows of split 'train'"),
         (lambda t: t["files"][TRAIN].update(rows=-1), "rows' is -1"),
         (lambda t: t["files"][TRAIN].update(sha256="x"), "sha256' is 'x'"),
         (lambda t: t["files"].pop(TRAIN), "counts 432 rows of 'train' but lists files with 0 rows"),
@@ -309,11 +310,14 @@ def test_a_number_that_is_not_finite_is_refused_where_vectors_are_read(out: Path
 
 def test_a_feature_that_was_encoded_names_the_command_that_wrote_it(out: Path) -> None:
     edit_manifest(out, lambda tree: tree["features"]["f"].update(source=ENCODER))
-    edit_manifest(out, lambda tree: tree["features"]["t-tokens"].update(source=f"{ENCODER} cut=2 pool=3"))
+    edit_manifest(out, lambda tree: tree["features"]["t-tokens"].update(source=f"{ENCODER} cut=2"))
     (out / TOKENS).unlink()
-    refused(out, f"'{TOKENS}' is listed in manifest.json but missing; run 'distrec encode --tokens --cut 2' again.")
+    command = f"run 'distrec encode {out} --text all-minilm-l6-v2 --image none"
+    refused(
+        out, f"'{TOKENS}' is listed in manifest.json but missing; {command} --tokens --text-tokens 3 --cut 2' again."
+    )
     (out / FEATURE).unlink()
-    refused(out, f"'{FEATURE}' is listed in manifest.json but missing; run 'distrec encode' again.")
+    refused(out, f"'{FEATURE}' is listed in manifest.json but missing; {command}' again.")
 
 
 @pytest.mark.parametrize("name", [TRAIN, "items.parquet", FEATURE, TOKENS, CONTENT])

@@ -161,7 +161,7 @@ def images_in_folder(
     Raises:
         InputError: the template names no existing file.
     """
-    place = parse_template(template)[0][0].rpartition("/")[0]
+    place = _tidy(parse_template(template)[0][0].rpartition("/")[0])
     if place:
         source.require_inside(place, key)
     names = _file_names(rows, template)
@@ -260,7 +260,7 @@ class _Near:
         if place not in self._listed:
             try:
                 self._listed[place] = self._folder.names(place)
-            except OSError:  # no folder, or one that may not be read
+            except (InputError, FileNotFoundError):  # one that may not be read, or no folder
                 self._listed[place] = []
         return self._listed[place]
 

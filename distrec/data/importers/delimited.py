@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from array import array
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -109,7 +110,7 @@ class _Reader:
         if self.form.quoting == "none" and self.form.options.quoting is None:
             self.quoted += sum(_enclosed(column) for column in part.columns)
         self.parts.append(part.rename_columns(list(self.columns)))
-        self.spans.append(Span(self.form.name, _short(rows), _short(block.lines[here])))
+        self.spans.append(Span(self.form.name, _compact(rows), _compact(block.lines[here])))
 
     def _bad(self, block: Block, bad: np.ndarray, rows: np.ndarray) -> None:
         """Refuse rows with too few or too many values, or count them."""
@@ -219,10 +220,10 @@ def _enclosed(column: pa.ChunkedArray) -> int:
     return int(pc.sum(pc.and_(both, pc.greater(pc.binary_length(column), 1))).as_py() or 0)
 
 
-def _short(numbers: np.ndarray) -> Sequence[int]:
-    """Ascending numbers, as a range if they have no gap."""
+def _compact(numbers: np.ndarray) -> Sequence[int]:
+    """Ascending numbers, as a range if they have no gap, otherwise in 8 bytes each."""
     first, end = int(numbers[0]), int(numbers[-1]) + 1
-    return range(first, end) if end - first == len(numbers) else numbers.tolist()
+    return range(first, end) if end - first == len(numbers) else array("q", numbers.astype(np.int64).tobytes())
 
 
 def _swallows_rows(block: Block, index: int, width: int, form: Form) -> bool:
