@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 
 from distrec.data.dataset import Dataset, Interactions
 from distrec.data.histories import among_equal_times, backward, equal_times, timeless
-from distrec.data.importers.source import file_sha256
 from distrec.data.manifest import COLD, CONTEXT, SPLITS
 from distrec.data.opening import Defect, in_threads
 from distrec.data.ordered import contains, distinct
@@ -65,8 +64,7 @@ def damaged_file(dataset: Dataset, names: Iterable[str] | None = None) -> Defect
 def _damage(dataset: Dataset, name: str) -> Defect | None:
     entry = dataset.manifest.files[name]
     try:
-        with dataset.folder.reading(*name.split("/")):
-            found = file_sha256(dataset.folder, name)
+        found = dataset.folder.sha256(*name.split("/"))
     except FileNotFoundError:
         return Defect(name, f"'{name}' is listed in manifest.json but missing")
     if found == entry.sha256:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from typing import Annotated, Any, Literal
@@ -10,8 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
 from distrec.config import Section, decode
+from distrec.config.bounds import MOST_MANIFEST, MOST_NUMBERS, MOST_ROWS
+from distrec.config.text import read_json
 from distrec.data.storage import Folder
-from distrec.errors import InputError
+from distrec.errors import InputError, first_few, shown
 
 FORMAT = 1
 Split = Literal["train", "valid", "test"]
@@ -33,9 +34,6 @@ UNFINISHED = "prepare.unfinished"
 
 _AGAIN = "run 'distrec prepare' again"
 _OPTION = {"cut": "--cut", "pool": "--image-pool"}
-_INDEX = 2**31 - 1  # users and items have int32 numbers, and a fixed-size list has an int32 length
-_BYTES = 256 << 20  # of a manifest: enough for a million files
-_DEPTH = 64  # of a manifest; a data config needs fewer than ten levels
 _SHOWN = 500  # characters of an error about a value in a manifest
 _NAME = r"\w[\w.-]{0,59}"  # at most 240 bytes in UTF-8; file systems allow 255
 _FILE = re.compile(
@@ -75,8 +73,8 @@ class FileEntry(Section):
 class FeatureEntry(Section):
     """One feature set: a vector per item, or several (tokens)."""
 
-    tokens: int = Field(1, ge=1, le=_INDEX, description="number of vectors per item")
-    width: int = Field(ge=1, le=_INDEX, description="length of each vector")
+    tokens: int = Field(1, ge=1, le=MOST_NUMBERS, description="number of vectors per item")
+    width: int = Field(ge=1, le=MOST_NUMBERS, description="length of each vector")
     dtype: Literal["float16", "float32"] = Field(description="number format of the vectors, float16 or float32")
     missing: int = Field(ge=0, description="number of items without a vector")
     source: str = Field(description="encoder and its version, or the imported file")
@@ -116,8 +114,8 @@ class Manifest(Section):
 
     format: int = Field(description="version of the format of prepared datasets")
     name: str = Field(description="name of the dataset")
-    users: int = Field(ge=1, le=_INDEX, description="number of users")
-    items: int = Field(ge=1, le=_INDEX, description="number of items")
+    users: int = Field(ge=1, le=MOST_ROWS, description="number of users")
+    items: int = Field(ge=1, le=MOST_ROWS, description="number of items")
     interactions: dict[str, Annotated[int, Field(ge=0)]] = Field(description="number of interactions by split")
     split: str = Field(description="rule by which the interactions were split")
     id_order: str = Field(description="rule by which users and items were numbered")
@@ -148,28 +146,24 @@ def read_manifest(folder: Folder, path: str) -> Manifest:
     restore = "restore it, or delete the folder and run 'distrec prepare' again"
     try:
         size = folder.size("manifest.json")
-        if size > _BYTES:
+        if size > MOST_MANIFEST:
             raise InputError(
-                f"data '{path}': manifest.json has {size:,} bytes, more than the {_BYTES:,} that are read; {restore}."
+                f"data '{path}': manifest.json has {size:,} bytes, more than the {MOST_MANIFEST:,} that are read; "
+                f"{restore}."
             )
-        tree = json.loads(folder.read_bytes("manifest.json"), parse_constant=_no_number)
-        _check_shape(tree)
+        tree = read_json(folder.read_bytes("manifest.json"), f"data '{path}': manifest.json", restore)
     except FileNotFoundError:
         raise InputError(f"data '{path}' has no manifest.json ({_there(folder, path)}.") from None
-    except ValueError as error:
-        raise InputError(f"data '{path}': manifest.json is not valid JSON ({error}); {restore}.") from None
-    except RecursionError:
-        raise InputError(f"data '{path}': manifest.json is nested too deeply; {restore}.") from None
     if not isinstance(tree, dict) or tree.get("format") != FORMAT:
-        found = repr(tree.get("format") if isinstance(tree, dict) else type(tree).__name__)
+        found = shown(tree.get("format") if isinstance(tree, dict) else type(tree).__name__)
         raise InputError(
-            f"data '{path}': manifest format is {_short(found)} but this version reads {FORMAT}; delete the folder and "
+            f"data '{path}': manifest format is {found} but this version reads {FORMAT}; delete the folder and "
             "run 'distrec prepare' again."
         )
     try:
         return decode(Manifest, tree, "manifest")
     except InputError as error:
-        raise InputError(f"data '{path}': {_short(str(error)).rstrip('.')}; {restore}.") from None
+        raise InputError(f"data '{path}': {shown(error, _SHOWN, quoted=False).rstrip('.')}; {restore}.") from None
 
 
 def write_manifest(folder: Folder, manifest: Manifest) -> None:
@@ -185,29 +179,5 @@ def _there(folder: Folder, path: str) -> str:
     if not names or UNFINISHED in names:
         state = "an interrupted prepare" if names else "nothing"
         return f"{state} is there); run 'distrec prepare CONFIG --source DIR --out {path}'"
-    listed = ", ".join(repr(name) for name in names[:3]) + (", …" if len(names) > 3 else "")
+    listed = first_few(map(shown, names), len(names))
     return f"{listed} {'is' if len(names) == 1 else 'are'} there); give a folder that 'distrec prepare' has written"
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _check_shape(tree: Any) -> None:
-    """Refuse nesting on which later steps would fail, and text that cannot be printed or hashed (lone surrogates)."""
-    stack = [(tree, 1)]
-    while stack:
-        value, depth = stack.pop()
-        if isinstance(value, str):
-            value.encode()  # raises UnicodeEncodeError, a ValueError
-        elif isinstance(value, (dict, list)):
-            if depth > _DEPTH:
-                raise RecursionError
-            inside = [*value, *value.values()] if isinstance(value, dict) else value
-            stack += [(child, depth + 1) for child in inside]
-
-
-def _short(text: str) -> str:
-    """The start of an error's text, on one line."""
-    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[:_SHOWN])
-    return shown if len(text) <= _SHOWN else f"{shown}…"

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from distrec.data.importers.source import file_sha256
 from distrec.data.storage import Folder
 from distrec.errors import InputError
 from distrec.parallel.partition import Partition
@@ -72,7 +71,7 @@ class Checkpoints:
             inside.write_json(state, "state.json")
             files["state.json"] = {
                 "bytes": len(inside.read_bytes("state.json")),
-                "sha256": file_sha256(inside, "state.json"),
+                "sha256": inside.sha256("state.json"),
             }
             inside.write_json({"format": FORMAT, "files": files}, "complete.json")
         self.world.barrier()
@@ -249,8 +248,8 @@ def require_readable(folder: Folder) -> None:
 
 def _is_intact(folder: Folder, name: str, entry: dict[str, Any]) -> bool:
     try:
-        return folder.fs.size(folder.at(name)) == entry["bytes"] and file_sha256(folder, name) == entry["sha256"]
-    except OSError:
+        return folder.fs.size(folder.at(name)) == entry["bytes"] and folder.sha256(name) == entry["sha256"]
+    except (OSError, InputError):
         return False
 
 

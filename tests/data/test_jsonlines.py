@@ -26,7 +26,7 @@ def read(path: Path, text: str, columns: list[str]) -> Rows:
     ("line", "message"),
     [
         ('{"u": 1, "i": 2', r"row 2 \(line 4\): not a JSON object \(Expecting"),
-        ("[1, 2]", r"row 2 \(line 4\): holds '\[1, 2\]', not a JSON object"),
+        ("[1, 2]", r"row 2 \(line 4\): holds \[1, 2\], not a JSON object"),
         ("{'u': 1}", r"row 2 \(line 4\): not a JSON object"),
         ('{"u": 1, "i": 2, "i": 3}', r"row 2 \(line 4\): .*key 'i' appears twice"),
         ('{"u": ' + "9" * 5000 + "}", r"row 2 \(line 4\): not a JSON object \(Exceeds"),

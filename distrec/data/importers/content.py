@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 from distrec.data.importers.base import ImageReader, read_ids, same_type
 from distrec.data.importers.source import Rows, Source, Span
 from distrec.data.storage import Folder
-from distrec.errors import InputError
+from distrec.errors import InputError, first_few, shown
 
 _SEPARATORS = " \t\n.,;:|/-"
-_NAMED = 3  # maximum number of items that a note names
+_WIDEST = 120  # characters of a file name in a note
 _LISTS = (
     pa.types.is_list,
     pa.types.is_large_list,
@@ -222,15 +222,13 @@ def _note(names: dict[int, str], ids: pa.Array, what: str, near: Callable[[str],
     """A sentence on the rows `names`, of all rows `ids`; none if there are no such rows."""
     if not names:
         return []
-    first = []
-    for row, name in list(names.items())[:_NAMED]:
+
+    def told(row: int, name: str) -> str:
         other = near(name)
-        first.append(f"{_short(name)!r} of item {ids[row]}" + (f" (there is {_short(other)!r})" if other else ""))
-    return [f"{len(names):,} of {len(ids):,} items {what}, first {', '.join(first)}"]
+        return f"{shown(name, _WIDEST)} of item {ids[row]}" + (f" (there is {shown(other, _WIDEST)})" if other else "")
 
-
-def _short(name: str) -> str:
-    return name if len(name) <= 120 else f"{name[:120]}…"
+    first = first_few((told(row, name) for row, name in names.items()), len(names))
+    return [f"{len(names):,} of {len(ids):,} items {what}, first {first}"]
 
 
 class _Near:

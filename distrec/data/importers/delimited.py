@@ -17,7 +17,7 @@ from distrec.data.importers import text
 from distrec.data.importers.formats import Form, repeated
 from distrec.data.importers.records import STAND_IN, Block, blocks_of_records
 from distrec.data.importers.rows import Rows, Span
-from distrec.errors import InputError
+from distrec.errors import InputError, first_few, shown
 
 _TYPED = re.compile(r":(token|token_seq|float|float_seq)$")
 _NUMBER = re.compile(r"\s*[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?\s*")
@@ -156,10 +156,12 @@ class _Reader:
                 other = next((mark for mark in (",", ";", "\t", "|", "::") if mark in names[0]), form.delimiter)
                 if other != form.delimiter:
                     raise InputError(
-                        f"file '{form.name}' has no column '{column}' but a single one, '{text.shown(names[0])}'; set "
+                        f"file '{form.name}' has no column '{column}' but a single one, {shown(names[0])}; set "
                         f"'{form.key}.delimiter' to {other!r} if that separates its values."
                     )
-            raise InputError(f"file '{form.name}' has no column '{column}'; {text.shown(nearest(column, names), 400)}.")
+            raise InputError(
+                f"file '{form.name}' has no column '{column}'; {shown(nearest(column, names), 400, quoted=False)}."
+            )
 
     def rows(self) -> Rows:
         """All rows of the blocks added."""
@@ -170,7 +172,7 @@ class _Reader:
         if self.dropped:
             notes.append(
                 f"'{name}': dropped {self.dropped:,} of {self.count:,} rows, which do not have {len(self.names)} "
-                f"values: {', '.join(self.bad)}{', …' if self.dropped > len(self.bad) else ''}"
+                f"values: {first_few(self.bad, self.dropped, _SHOWN)}"
             )
         if self.multiline:
             lines, row = self.longest

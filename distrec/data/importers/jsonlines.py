@@ -15,7 +15,7 @@ from distrec.data.importers import text
 from distrec.data.importers.formats import Form
 from distrec.data.importers.records import LONGEST
 from distrec.data.importers.rows import Rows, Span
-from distrec.errors import InputError
+from distrec.errors import InputError, shown
 
 _ROWS = 100_000  # converted at a time
 _LIST = pa.list_(pa.string())
@@ -56,7 +56,7 @@ def read_json_lines(path: str, form: Form, columns: Sequence[str]) -> Rows:
     for column in columns:
         if lines and column not in seen:
             raise InputError(
-                f"file '{form.name}' has no key '{column}'; {text.shown(nearest(column, sorted(seen)), 400)}."
+                f"file '{form.name}' has no key '{column}'; {shown(nearest(column, sorted(seen)), 400, quoted=False)}."
             )
     table = pa.table({column: _joined(gathered[column]) for column in columns})
     places: Sequence[int] = lines
@@ -93,7 +93,7 @@ def _object(words: bytes, where: str) -> dict[str, Any]:
             f"{where}: not a JSON object ({text.first_line(error)}); give one object on each line."
         ) from None
     if not isinstance(record, dict):
-        raise InputError(f"{where}: holds '{text.shown(record)}', not a JSON object; give one object on each line.")
+        raise InputError(f"{where}: holds {shown(record)}, not a JSON object; give one object on each line.")
     return record
 
 
