@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import islice
+
 DONE, FAILED, BAD_INPUT, NON_FINITE, INTERRUPTED = 0, 1, 2, 3, 130
 CLOSED_PIPE = 141  # as if SIGPIPE had ended the process, which is what shells expect
 
@@ -37,10 +40,26 @@ def exit_status(error: BaseException) -> int:
     return FAILED
 
 
-def shown(value: object, width: int = 60) -> str:
-    """`value` as Python writes it, for a message: cut to `width` characters, so that a message stays one sentence."""
+def shown(value: object, width: int = 60, quoted: bool = True) -> str:
+    """`value` for a message, cut to about `width` characters and in one line, so that the message stays one sentence.
+
+    Args:
+        value: any value.
+        width: characters after which it is cut.
+        quoted: write it as Python does, with quotation marks around a string; otherwise write its text alone, for a
+            phrase or for a message that has marks of its own.
+    """
     try:
+        if not quoted:
+            text = str(value)
+            start = "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in text[:width])
+            return start + ("…" if len(text) > width else "")
         text = repr(value if not isinstance(value, str) else value[: width + 1])
     except ValueError:  # an integer with more digits than Python prints
         text = "a number of thousands of digits"
     return text if len(text) <= width + 2 else f"{text[:width]}…" + ("'" if isinstance(value, str) else "")
+
+
+def first_few(words: Iterable[str], count: int, most: int = 3) -> str:
+    """The first `most` of `count` words for a message, separated by commas, with "…" if there are more."""
+    return ", ".join(islice(words, most)) + (", …" if count > most else "")

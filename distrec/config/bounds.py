@@ -37,6 +37,9 @@ MOST_NEIGHBOURS = 10_000  # per item; lists of all items are kept with a cosine 
 MOST_INTERESTS = 1_024  # vectors per user, all of which are compared with every item
 
 MOST_ROWS = 2**31 - 1  # users or items are numbered by int32
+MOST_NUMBERS = 2**31 - 1  # numbers of an item in a feature set; a fixed-size list in Parquet has an int32 length
+MOST_SEED = 2**63 - 1  # seeds are written to JSON and YAML as integers of 64 bits
+MOST_MANIFEST = 256 << 20  # bytes of a manifest; a million files need less
 MOST_INTERACTIONS = 10**12  # 12 TB as prepared
 
 

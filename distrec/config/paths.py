@@ -8,9 +8,16 @@ import re
 from distrec.errors import InputError, shown
 
 REMOTE = "s3://"
+_UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 PATH_WIDTH = 300  # characters of a path that a message shows
 # A protocol, such as http://, or s3:/ with a slash missing. A local folder of such a name can be written ./s3:/.
 _PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
+
+
+def unwritable(text: str) -> str | None:
+    """The first NUL or half of a surrogate pair, which no path and no text file can hold; None if there is none."""
+    found = _UNWRITABLE.search(text)
+    return None if found is None else found[0]
 
 
 def located(path: str, what: str = "path") -> str:
@@ -27,7 +34,7 @@ def located(path: str, what: str = "path") -> str:
     name = f"{what} {shown(path, PATH_WIDTH)}"
     if not path.strip():
         raise InputError(f"{name} is empty; give a folder, or '.' for the current one.")
-    if any(mark == "\0" or "\ud800" <= mark <= "\udfff" for mark in path):
+    if unwritable(path) is not None:
         raise InputError(f"{name} holds a character that is not UTF-8 text; give another path.")
     if path.startswith(REMOTE):
         if not path[len(REMOTE) :].strip("/") or path[len(REMOTE)] == "/":

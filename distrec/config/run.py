@@ -20,6 +20,7 @@ from distrec.config.bounds import (
     MOST_NAME,
     MOST_PIECES,
     MOST_RETRIES,
+    MOST_SEED,
     MOST_STEPS,
     MOST_WORKERS,
 )
@@ -68,7 +69,9 @@ class TrainSection(Section):
         le=MOST_EPOCHS,
         description="largest number of epochs; training ends earlier when 'patience' runs out",
     )
-    seed: int = Field(1, ge=0, lt=2**63, description="seed of initial weights, batches, negative samples and dropout")
+    seed: int = Field(
+        1, ge=0, le=MOST_SEED, description="seed of initial weights, batches, negative samples and dropout"
+    )
     global_batch: int = Field(
         2048,
         ge=1,

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from distrec.config.bounds import MOST_BYTES, MOST_DEPTH, MOST_VALUES
-from distrec.config.paths import PATH_WIDTH, local_path
+from distrec.config.paths import PATH_WIDTH, local_path, unwritable
 from distrec.errors import InputError, shown
 
 _INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
@@ -68,17 +68,23 @@ def read_yaml(text: bytes | str, where: str) -> Any:
     raise InputError(message)
 
 
-def read_json(text: bytes | str, where: str) -> Any:
-    """The value of a JSON text; `where` names it in errors.
+def read_json(text: bytes | str, where: str, remedy: str = "") -> Any:
+    """The value of a JSON text.
+
+    Args:
+        text: the text, or its bytes in UTF-8.
+        where: the name of the text in errors, such as "file 'a.json'".
+        remedy: what to do about a bad one, if there is more to say than to fix it.
 
     Raises:
-        InputError: the text is not JSON, exceeds a bound, or holds a number that is not finite.
+        InputError: the text is not JSON, is nested too deeply, or holds a number that is not finite or a string that no
+            text file can hold.
     """
 
     def refuse(number: str) -> None:
         raise ValueError(f"the number {number} is not finite")
 
-    text = _decoded(text, where)
+    text = _decoded(text, where, remedy)
     try:
         value = json.loads(text, parse_constant=refuse)
         _check_json(value, 1)
@@ -88,7 +94,7 @@ def read_json(text: bytes | str, where: str) -> Any:
         problem = error
     else:
         return value
-    raise InputError(f"{where} is not valid JSON: {problem}; fix it.")
+    raise InputError(f"{where} is not valid JSON: {problem}; {remedy or 'fix it'}.")
 
 
 def _check_json(value: Any, depth: int) -> None:
@@ -96,7 +102,10 @@ def _check_json(value: Any, depth: int) -> None:
         raise ValueError(f"it is nested more than {MOST_DEPTH} deep")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("a number is beyond the range of float64")
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+    if isinstance(value, str) and (bad := unwritable(value)) is not None:
+        raise ValueError(f"a string holds the character {bad!a}")
+    inside = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for inner in inside:
         _check_json(inner, depth + 1)
 
 
@@ -125,25 +134,21 @@ def read_file(path: str | Path, what: str) -> bytes:
     return content
 
 
-def _decoded(text: bytes | str, where: str) -> str:
+def _decoded(text: bytes | str, where: str, remedy: str = "") -> str:
+    remedy = remedy or "save it as UTF-8"
     if isinstance(text, bytes):
         if text.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise InputError(f"{where} is UTF-16, not UTF-8; save it as UTF-8.")
+            raise InputError(f"{where} is UTF-16, not UTF-8; {remedy}.")
         try:
             text = text.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             line = error.object.count(b"\n", 0, error.start) + 1
             raise InputError(
-                f"{where} is not UTF-8 (byte 0x{error.object[error.start]:02x} in line {line}); save it as UTF-8."
+                f"{where} is not UTF-8 (byte 0x{error.object[error.start]:02x} in line {line}); {remedy}."
             ) from None
-    if (bad := _unwritable(text)) is not None:
-        raise InputError(f"{where} holds the character {bad!a}, so it is no text in UTF-8; save it as UTF-8.")
+    if (bad := unwritable(text)) is not None:
+        raise InputError(f"{where} holds the character {bad!a}, so it is no text in UTF-8; {remedy}.")
     return text
-
-
-def _unwritable(text: str) -> str | None:
-    """The first NUL or half of a surrogate pair, which no path and no text file can hold; None if there is none."""
-    return next((mark for mark in text if mark == "\0" or "\ud800" <= mark <= "\udfff"), None)
 
 
 class _Reader:
@@ -184,7 +189,7 @@ class _Reader:
         if event.anchor is not None:
             self._anchors[event.anchor] = None
         if isinstance(event, yaml.ScalarEvent):
-            if (bad := _unwritable(event.value)) is not None:
+            if (bad := unwritable(event.value)) is not None:
                 raise _Problem(f"a string holds the character {bad!a}", "remove it", line)
             out = (plain_value(event.value, line) if event.implicit[0] else event.value), 1, 1
         else:

@@ -98,8 +98,7 @@ def decode(section: type[S], tree: Any, where: str = "") -> S:
 def _explain(section: type[BaseModel], error: ValidationError, where: str) -> str:
     problem = error.errors()[0]
     path = [str(part) for part in problem["loc"] if part != "[key]"]  # pydantic's mark of an invalid key
-    inner = ".".join(path)
-    inner = inner if len(inner) <= _WIDEST_KEY else f"{inner[:_WIDEST_KEY]}…"
+    inner = shown(".".join(path), _WIDEST_KEY, quoted=False)
     key = f"'{where}.{inner}'" if where else f"'{inner}'"
     if problem["type"] == "extra_forbidden":
         valid = _valid_keys(section, path[:-1])
@@ -107,8 +106,7 @@ def _explain(section: type[BaseModel], error: ValidationError, where: str) -> st
     if problem["type"] == "missing":
         return f"key {key} is missing; add it."
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    message = _PLAIN.get(problem["type"], message)
-    message = message if len(message) <= _WIDEST else f"{message[:_WIDEST]}…"
+    message = shown(_PLAIN.get(problem["type"], message), _WIDEST, quoted=False)
     expected = message if problem["type"] == "value_error" else f"must be {message}"
     return f"key {key} is {shown(problem['input'])} but {expected}."
 

@@ -10,8 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distrec.data.dataset import Dataset, Interactions
-from distrec.data.histories import backward, equal_times, timeless
-from distrec.data.importers.source import file_sha256
+from distrec.data.histories import among_equal_times, backward, equal_times, timeless
 from distrec.data.manifest import COLD, CONTEXT, SPLITS
 from distrec.data.opening import Defect, in_threads
 from distrec.data.ordered import contains, distinct
@@ -26,8 +25,8 @@ def check(path: str) -> None:
     """Verify the prepared dataset at `path` and print a summary of it, with warnings for valid but unusual content.
 
     Checks manifest and footers, as opening a dataset always does, each file's SHA-256, the ids and their ranges,
-    repeated pairs within and across splits, users without train rows, and NaN or infinite features. Holds all user-item
-    pairs and one row group of features in memory.
+    repeated pairs within and across splits, users without train rows, and NaN or infinite features. Holds all
+    interactions (16 bytes each), a number of 8 bytes for each, and one row group of features in memory.
 
     Raises:
         InputError: names the first defect found.
@@ -65,8 +64,7 @@ def damaged_file(dataset: Dataset, names: Iterable[str] | None = None) -> Defect
 def _damage(dataset: Dataset, name: str) -> Defect | None:
     entry = dataset.manifest.files[name]
     try:
-        with dataset.folder.reading(*name.split("/")):
-            found = file_sha256(dataset.folder, name)
+        found = dataset.folder.sha256(*name.split("/"))
     except FileNotFoundError:
         return Defect(name, f"'{name}' is listed in manifest.json but missing")
     if found == entry.sha256:
@@ -75,10 +73,10 @@ def _damage(dataset: Dataset, name: str) -> Defect | None:
 
 
 def _check_ids(dataset: Dataset, what: str, table: pa.Table) -> None:
-    distinct, count = pc.count_distinct(table["original"]).as_py(), table.num_rows
-    if distinct != count:
+    found, count = pc.count_distinct(table["original"]).as_py(), table.num_rows
+    if found != count:
         raise InputError(
-            f"data '{dataset.folder}': '{what}.parquet' has {distinct} distinct ids for {count} {what}; {_AGAIN}."
+            f"data '{dataset.folder}': '{what}.parquet' has {found} distinct ids for {count} {what}; {_AGAIN}."
         )
 
 
@@ -125,6 +123,7 @@ def _check_interactions(dataset: Dataset, warnings: list[str]) -> None:
     )
     every = "every user has train or context rows" if context else "every user has train rows"
     print(f"  split         {dataset.manifest.split}; no repeated pairs, {every}")
+    pairs.clear()  # for the moments of `among_equal_times`, which are as many numbers
     _tell_times(dataset, splits, warnings)
     print(
         f"  cold items    {int((rows <= COLD).sum()):,} with at most {COLD} train rows, of which "
@@ -141,7 +140,7 @@ def _tell_times(dataset: Dataset, splits: dict[str, Interactions], warnings: lis
         f"  time order    {order.older:,} of {order.held_out:,} held-out rows are older than the newest known row of "
         "their user"
     )
-    print(f"  equal times   {equal_times(splits, dataset.manifest.split)}")
+    print(f"  equal times   {equal_times(among_equal_times(splits), splits, dataset.manifest.split)}")
     if timeless(splits):
         warnings.append("all rows have the same time, so histories are in the order of the source within each split")
 
@@ -161,7 +160,7 @@ def _check_feature(dataset: Dataset, name: str, warnings: list[str]) -> None:
     if missing_rows != entry.missing:
         raise InputError(
             f"data '{dataset.folder}': feature '{name}' has {missing_rows} missing items but manifest.json says "
-            f"{entry.missing}; {entry.remedy}."
+            f"{entry.missing}; {entry.remedy(name, dataset.folder)}."
         )
     seen = np.concatenate(fingerprints)
     shape = f"{entry.width} x {entry.dtype}"

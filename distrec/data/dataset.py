@@ -269,7 +269,7 @@ class Dataset:
             correct = "" if entry.encoded else f"correct {entry.source!r} and "
             raise InputError(
                 f"data '{self.folder}': '{part}' item {first + row}: feature {column} is {values[row, column]}; "
-                f"{correct}{entry.remedy}."
+                f"{correct}{entry.remedy(name, self.folder)}."
             )
         missing = table["missing"].to_numpy()
         count = table["count"].to_numpy() if entry.tokens > 1 else (~missing).astype(np.int32)
@@ -278,7 +278,7 @@ class Dataset:
             row = int(np.flatnonzero(wrong)[0])
             raise InputError(
                 f"data '{self.folder}': '{part}' item {first + row}: {count[row]} of {entry.tokens} tokens are "
-                f"real but 'missing' is {bool(missing[row])}; {entry.remedy}."
+                f"real but 'missing' is {bool(missing[row])}; {entry.remedy(name, self.folder)}."
             )
         return FeatureRows(part, first, values, missing, count)
 

@@ -119,11 +119,11 @@ def _moments(splits: Mapping[str, Interactions]) -> dict[str, np.ndarray]:
     return {name: splits[name].user.astype(np.int64) * span + time for name, time in times.items()}
 
 
-def equal_times(splits: Mapping[str, Interactions], rule: str) -> str:
-    """How many held-out rows of `splits`, which split rule `rule` made, were chosen among equal times, in words."""
+def equal_times(tied: int, splits: Mapping[str, Interactions], rule: str) -> str:
+    """In words: `tied` of the held-out rows of `splits`, which rule `rule` made, were chosen among equal times."""
     held_out = sum(len(splits[name]) for name in SPLITS[1:] if name in splits)
     by = {"given": "by their labels", "per_user_random": "at random"}.get(rule, "by the order of the source")
-    return f"{among_equal_times(splits):,} of {held_out:,} held-out rows were chosen among equal times, {by}"
+    return f"{tied:,} of {held_out:,} held-out rows were chosen among equal times, {by}"
 
 
 def timeless(splits: Mapping[str, Interactions]) -> bool:

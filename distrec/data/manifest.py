@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
+import shlex
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
 from distrec.config import Section, decode
+from distrec.config.bounds import MOST_MANIFEST, MOST_NUMBERS, MOST_ROWS
+from distrec.config.text import read_json
 from distrec.data.storage import Folder
-from distrec.errors import InputError
+from distrec.errors import InputError, first_few, shown
 
 FORMAT = 1
 Split = Literal["train", "valid", "test"]
@@ -24,15 +26,14 @@ COLD = 5
 ENCODED = "encoder "
 """Prefix of the `source` of feature sets that `distrec encode` wrote."""
 ENCODED_BY = re.compile(
-    rf"{ENCODED}(?P<encoder>.+) (?P<key>[0-9a-f]{{16}})(?: cut=(?P<cut>\d{{1,4}})(?: pool=(?P<pool>\d{{1,4}}))?)?"
+    rf"{ENCODED}(?P<encoder>.+) (?P<key>[0-9a-f]{{16}})(?: cut=(?P<cut>\d{{1,4}}))?(?: pool=(?P<pool>\d{{1,4}}))?"
 )
 """The whole `source` of such a set, as `Encoder.source` writes it."""
 UNFINISHED = "prepare.unfinished"
 """Name of the file that marks a folder which a prepare has started to fill and may therefore clear."""
 
-_INDEX = 2**31 - 1  # users and items have int32 numbers, and a fixed-size list has an int32 length
-_BYTES = 256 << 20  # of a manifest: enough for a million files
-_DEPTH = 64  # of a manifest; a data config needs fewer than ten levels
+_AGAIN = "run 'distrec prepare' again"
+_OPTION = {"cut": "--cut", "pool": "--image-pool"}
 _SHOWN = 500  # characters of an error about a value in a manifest
 _NAME = r"\w[\w.-]{0,59}"  # at most 240 bytes in UTF-8; file systems allow 255
 _FILE = re.compile(
@@ -72,8 +73,8 @@ class FileEntry(Section):
 class FeatureEntry(Section):
     """One feature set: a vector per item, or several (tokens)."""
 
-    tokens: int = Field(1, ge=1, le=_INDEX, description="number of vectors per item")
-    width: int = Field(ge=1, le=_INDEX, description="length of each vector")
+    tokens: int = Field(1, ge=1, le=MOST_NUMBERS, description="number of vectors per item")
+    width: int = Field(ge=1, le=MOST_NUMBERS, description="length of each vector")
     dtype: Literal["float16", "float32"] = Field(description="number format of the vectors, float16 or float32")
     missing: int = Field(ge=0, description="number of items without a vector")
     source: str = Field(description="encoder and its version, or the imported file")
@@ -92,14 +93,20 @@ class FeatureEntry(Section):
         """Whether `distrec encode` wrote the set; otherwise it was imported."""
         return ENCODED_BY.fullmatch(self.source) is not None
 
-    @property
-    def remedy(self) -> str:
-        """The command that writes the set again, for messages about a damaged one."""
+    def remedy(self, name: str, data: object) -> str:
+        """The command that writes the set, which is `name` in dataset `data`, again; for messages about a damaged one.
+
+        It names the set's encoder, and leaves the other modality alone. How long texts may be is in no manifest.
+        """
         found = ENCODED_BY.fullmatch(self.source)
         if found is None:
-            return "run 'distrec prepare' again"
-        tokens, cut = " --tokens" if self.tokens > 1 else "", f" --cut {found['cut']}" if found["cut"] else ""
-        return f"run 'distrec encode{tokens}{cut}' again"
+            return _AGAIN
+        mine, other = ("image", "text") if name.startswith("image") else ("text", "image")
+        options = ["distrec", "encode", str(data), f"--{mine}", found["encoder"], f"--{other}", "none"]
+        if self.tokens > 1:
+            options += ["--tokens", *(["--text-tokens", str(self.tokens)] if mine == "text" else [])]
+            options += [part for key in ("cut", "pool") if found[key] for part in (_OPTION[key], found[key])]
+        return f"run '{shlex.join(options)}' again"
 
 
 class Manifest(Section):
@@ -107,8 +114,8 @@ class Manifest(Section):
 
     format: int = Field(description="version of the format of prepared datasets")
     name: str = Field(description="name of the dataset")
-    users: int = Field(ge=1, le=_INDEX, description="number of users")
-    items: int = Field(ge=1, le=_INDEX, description="number of items")
+    users: int = Field(ge=1, le=MOST_ROWS, description="number of users")
+    items: int = Field(ge=1, le=MOST_ROWS, description="number of items")
     interactions: dict[str, Annotated[int, Field(ge=0)]] = Field(description="number of interactions by split")
     split: str = Field(description="rule by which the interactions were split")
     id_order: str = Field(description="rule by which users and items were numbered")
@@ -124,10 +131,10 @@ class Manifest(Section):
         """Names of the files in folder `place`, in index order; a feature set lists its own (`features`)."""
         return sorted(name for name in self.files if name.startswith(f"{place}/"))
 
-    def remedy(self, file: str) -> str:
-        """The command that writes `file` again, for messages about a damaged file."""
-        entry = self.features.get(file.split("/")[1]) if file.startswith("features/") else None
-        return entry.remedy if entry is not None else "run 'distrec prepare' again"
+    def remedy(self, file: str, data: object) -> str:
+        """The command that writes `file` of dataset `data` again, for messages about a damaged file."""
+        name = file.split("/")[1] if file.startswith("features/") else ""
+        return self.features[name].remedy(name, data) if name in self.features else _AGAIN
 
 
 def read_manifest(folder: Folder, path: str) -> Manifest:
@@ -139,28 +146,24 @@ def read_manifest(folder: Folder, path: str) -> Manifest:
     restore = "restore it, or delete the folder and run 'distrec prepare' again"
     try:
         size = folder.size("manifest.json")
-        if size > _BYTES:
+        if size > MOST_MANIFEST:
             raise InputError(
-                f"data '{path}': manifest.json has {size:,} bytes, more than the {_BYTES:,} that are read; {restore}."
+                f"data '{path}': manifest.json has {size:,} bytes, more than the {MOST_MANIFEST:,} that are read; "
+                f"{restore}."
             )
-        tree = json.loads(folder.read_bytes("manifest.json"), parse_constant=_no_number)
-        _check_shape(tree)
+        tree = read_json(folder.read_bytes("manifest.json"), f"data '{path}': manifest.json", restore)
     except FileNotFoundError:
         raise InputError(f"data '{path}' has no manifest.json ({_there(folder, path)}.") from None
-    except ValueError as error:
-        raise InputError(f"data '{path}': manifest.json is not valid JSON ({error}); {restore}.") from None
-    except RecursionError:
-        raise InputError(f"data '{path}': manifest.json is nested too deeply; {restore}.") from None
     if not isinstance(tree, dict) or tree.get("format") != FORMAT:
-        found = repr(tree.get("format") if isinstance(tree, dict) else type(tree).__name__)
+        found = shown(tree.get("format") if isinstance(tree, dict) else type(tree).__name__)
         raise InputError(
-            f"data '{path}': manifest format is {_short(found)} but this version reads {FORMAT}; delete the folder and "
+            f"data '{path}': manifest format is {found} but this version reads {FORMAT}; delete the folder and "
             "run 'distrec prepare' again."
         )
     try:
         return decode(Manifest, tree, "manifest")
     except InputError as error:
-        raise InputError(f"data '{path}': {_short(str(error)).rstrip('.')}; {restore}.") from None
+        raise InputError(f"data '{path}': {shown(error, _SHOWN, quoted=False).rstrip('.')}; {restore}.") from None
 
 
 def write_manifest(folder: Folder, manifest: Manifest) -> None:
@@ -176,29 +179,5 @@ def _there(folder: Folder, path: str) -> str:
     if not names or UNFINISHED in names:
         state = "an interrupted prepare" if names else "nothing"
         return f"{state} is there); run 'distrec prepare CONFIG --source DIR --out {path}'"
-    listed = ", ".join(repr(name) for name in names[:3]) + (", …" if len(names) > 3 else "")
+    listed = first_few(map(shown, names), len(names))
     return f"{listed} {'is' if len(names) == 1 else 'are'} there); give a folder that 'distrec prepare' has written"
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _check_shape(tree: Any) -> None:
-    """Refuse nesting on which later steps would fail, and text that cannot be printed or hashed (lone surrogates)."""
-    stack = [(tree, 1)]
-    while stack:
-        value, depth = stack.pop()
-        if isinstance(value, str):
-            value.encode()  # raises UnicodeEncodeError, a ValueError
-        elif isinstance(value, (dict, list)):
-            if depth > _DEPTH:
-                raise RecursionError
-            inside = [*value, *value.values()] if isinstance(value, dict) else value
-            stack += [(child, depth + 1) for child in inside]
-
-
-def _short(text: str) -> str:
-    """The start of an error's text, on one line."""
-    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[:_SHOWN])
-    return shown if len(text) <= _SHOWN else f"{shown}…"

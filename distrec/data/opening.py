@@ -16,15 +16,15 @@ from typing import Any, NamedTuple, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from distrec.config.bounds import MOST_NUMBERS
 from distrec.data.manifest import CONTEXT, SPLITS, FeatureEntry, FileEntry, Manifest
 from distrec.data.storage import Folder
-from distrec.errors import InputError
+from distrec.errors import InputError, shown
 
 _THREADS = 16  # footers are waited for, not computed
 _IDS = {"index": pa.int32(), "original": pa.string()}
 _INTERACTIONS = {"user": pa.int32(), "item": pa.int32(), "timestamp": pa.int64()}
 _CONTENT = {"item": pa.int32(), "text": pa.string(), "image": pa.binary()}
-_LONGEST = 2**31 - 1  # a fixed-size list has an int32 length
 Found = TypeVar("Found")
 
 
@@ -88,12 +88,12 @@ def reading_parquet(folder: Folder, manifest: Manifest, name: str) -> Iterator[N
 
 def damaged(folder: Folder, manifest: Manifest, defect: Defect) -> InputError:
     """The error about a defect, with the command that writes the file again."""
-    return InputError(f"data '{folder}': {defect.what}; {manifest.remedy(defect.file)}.")
+    return InputError(f"data '{folder}': {defect.what}; {manifest.remedy(defect.file, folder)}.")
 
 
 def _unreadable(name: str, error: Exception) -> Defect:
     reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
-    return Defect(name, f"'{name}' cannot be read as Parquet ({reason[:200]})")
+    return Defect(name, f"'{name}' cannot be read as Parquet ({shown(reason, 200, quoted=False)})")
 
 
 def _contradictions(manifest: Manifest, features: dict[str, FeatureEntry]) -> Iterator[str]:
@@ -104,6 +104,8 @@ def _contradictions(manifest: Manifest, features: dict[str, FeatureEntry]) -> It
             yield f"does not list '{side}.parquet'"
         elif rows[f"{side}.parquet"] != count:
             yield f"counts {count} {side} but gives '{side}.parquet' {rows[f'{side}.parquet']} rows"
+    if lacking := [split for split in SPLITS if split not in manifest.interactions]:
+        yield f"does not count the rows of split '{lacking[0]}'"
     if unknown := set(manifest.interactions) - {*SPLITS, CONTEXT}:
         yield f"counts rows of split {min(unknown)!r}, which this version does not know"
     for split in (*SPLITS, CONTEXT):
@@ -123,7 +125,7 @@ def _contradictions(manifest: Manifest, features: dict[str, FeatureEntry]) -> It
             yield f"counts {manifest.items} items but lists parts with {total} rows for feature '{name}'"
         if entry.missing > manifest.items:
             yield f"counts {entry.missing} missing of {manifest.items} items for feature '{name}'"
-        if entry.tokens * entry.width > _LONGEST:
+        if entry.tokens * entry.width > MOST_NUMBERS:
             yield f"gives feature '{name}' {entry.tokens} vectors of width {entry.width}, which no file can hold"
     if manifest.content and set(manifest.content) != {"text", "image"}:
         yield f"counts content {sorted(manifest.content)}, not 'image' and 'text'"

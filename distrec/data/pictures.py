@@ -25,6 +25,8 @@ from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 MOST_PIXELS = 50_000_000
 """Most pixels of a decoded picture: 200 MB as Pillow holds it. Cameras of 48 and 50 megapixels are within it; larger
 ones write sequential JPEG, which may have four times as many and is decoded at half its size."""
+MOST_SIDE = 7_000
+"""Largest shorter side at which pictures are stored: a square of `MOST_PIXELS` has 7,071, so none has more."""
 MOST_RATIO = 100
 """Most that one side may be longer than the other: encoders that resize the shorter side would need too much memory."""
 LEAST_SIDE = 224

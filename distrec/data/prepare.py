@@ -18,19 +18,19 @@ import pyarrow as pa
 from pydantic import Field, field_validator
 
 from distrec.config import Section, apply_overrides, decode, load_file
-from distrec.config.bounds import MOST_ROWS
+from distrec.config.bounds import MOST_ROWS, MOST_SEED
 from distrec.data import parts, splits
 from distrec.data.check import damaged_file
 from distrec.data.content import write_content
 from distrec.data.dataset import Dataset, Interactions, vector_table, write_part
 from distrec.data.filters import Duplicates, k_core, one_of_each_pair
-from distrec.data.histories import among_equal_times, equal_times
+from distrec.data.histories import among_equal_times, equal_times, timeless
 from distrec.data.importers import RawDataset, RawFeature, Source, choose_importer
 from distrec.data.importers.features import stored_type
 from distrec.data.manifest import CONTEXT, FORMAT, SPLITS, UNFINISHED, FeatureEntry, FileEntry, Manifest, write_manifest
 from distrec.data.numbering import IdOrder, number
 from distrec.data.ordered import distinct
-from distrec.data.pictures import LEAST_SIDE
+from distrec.data.pictures import LEAST_SIDE, MOST_SIDE
 from distrec.data.splits import LEFT_OUT, SplitSection
 from distrec.data.storage import Folder, open_folder
 from distrec.errors import InputError
@@ -69,11 +69,11 @@ class DataConfig(Section):
         "or shuffled",
     )
     seed: int = Field(
-        1, ge=0, lt=2**63, description="seed of the splits per_user_random and by_user, and of shuffled ids"
+        1, ge=0, le=MOST_SEED, description="seed of the splits per_user_random and by_user, and of shuffled ids"
     )
     image_side: int | None = Field(
         None,
-        le=7_000,
+        le=MOST_SIDE,
         description="shorter side in pixels at which larger images are stored; null stores the files unchanged",
     )
 
@@ -332,8 +332,8 @@ def _report(
     for note in notes:
         print(f"  note      {note}")
     print(f"  split     {manifest.split}: " + ", ".join(f"{k} {v:,}" for k, v in manifest.interactions.items()))
-    if among_equal_times(chosen.interactions):
-        print(f"  times     {equal_times(chosen.interactions, manifest.split)}")
+    if not timeless(chosen.interactions) and (tied := among_equal_times(chosen.interactions)):
+        print(f"  times     {equal_times(tied, chosen.interactions, manifest.split)}")
     print(f"  ids       {manifest.id_order}")
     for name, feature in manifest.features.items():
         print(

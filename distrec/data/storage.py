@@ -151,6 +151,14 @@ class Folder:
             self._require_file(*parts)
             return bytes(self.fs.cat_file(self.at(*parts)))
 
+    def sha256(self, *parts: str) -> str:
+        """Hexadecimal SHA-256 of a file, which is read in blocks; errors as in `open`."""
+        hasher = hashlib.sha256()
+        with self.reading(*parts), self.open(*parts) as file:
+            while block := file.read(1 << 22):
+                hasher.update(block)
+        return hasher.hexdigest()
+
     def _require_file(self, *parts: str) -> None:
         """Refuse what a local read would wait for or read without end, such as a pipe or a device."""
         if self.local and not stat.S_ISREG(mode := os.stat(self.at(*parts)).st_mode) and not stat.S_ISDIR(mode):

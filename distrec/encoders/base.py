@@ -67,8 +67,8 @@ class Encoder(ABC):
     @property
     def source(self) -> str:
         """The manifest's `source` of this encoder's feature sets. `distrec.encoders.stored` finds the encoder by it."""
-        pool = f" pool={self.side}" if self.side else ""
-        return f"{ENCODED}{self.name} {self.key}" + (f" cut={self.cut}{pool}" if self.cut else "")
+        cut, pool = f" cut={self.cut}" if self.cut else "", f" pool={self.side}" if self.side else ""
+        return f"{ENCODED}{self.name} {self.key}{cut}{pool}"
 
     @property
     def last_width(self) -> int:

@@ -32,7 +32,7 @@ from distrec.encoders.base import MODALITIES, Encoder, Modality, cut_name
 from distrec.encoders.cache import Cache, content_hash
 from distrec.encoders.pool import Job, Pool, Shard
 from distrec.encoders.registry import DEFAULTS, make_encoder
-from distrec.errors import InputError, shown
+from distrec.errors import InputError, first_few, shown
 
 _BYTES_PER_SHARD = 64 << 20  # of contents
 _NAMED = 5  # maximum number of damaged items that are printed
@@ -291,5 +291,4 @@ def _print(dataset: Dataset, name: str, encoder: Encoder, counts: Counts) -> Non
         named, ids = counts.damaged[:_NAMED], dataset.items_table()["original"]
         content = {row["item"]: row[modality] for row in dataset.content_of(named, [modality])}
         told = [f"{ids[item]} ({encoder.defect(content[item])})" for item in named]
-        more = ", …" if len(counts.damaged) > _NAMED else ""
-        print(f"  damaged {modality}, marked missing: items {', '.join(told)}{more}")
+        print(f"  damaged {modality}, marked missing: items {first_few(told, len(counts.damaged), _NAMED)}")

@@ -23,7 +23,7 @@ The layers of these models need only the hidden states before them and the mask 
 
 
 class ModelFolder:
-    """A folder with `config.json`, `*.safetensors` or `*.bin` weights, and the tokenizer's or image processor's files.
+    """A folder with `config.json`, weights in `*.safetensors`, and the files of the tokenizer or image processor.
 
     Raises:
         InputError: `config.json` cannot be read.

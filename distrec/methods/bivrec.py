@@ -40,7 +40,15 @@ from distrec.data.sampling import RandomWindows, Sampler
 from distrec.errors import InputError
 from distrec.methods.base import Method, MethodConfig, Representations, Space, require_features
 from distrec.methods.batch import Lookup, WindowBatch
-from distrec.methods.interests import ClusterAttention, Content, GaussianAttention, Patches, TwoViews, View
+from distrec.methods.interests import (
+    ClusterAttention,
+    Content,
+    GaussianAttention,
+    Patches,
+    TwoViews,
+    View,
+    allocation_distance,
+)
 from distrec.methods.losses import info_nce
 from distrec.methods.sequential import user_vectors
 from distrec.methods.softmax import full_softmax
@@ -381,25 +389,3 @@ class BiVRec(Method):
 
     def branches(self) -> dict[str, slice]:
         return {view: slice(place, place + 1) for place, view in enumerate(VIEWS)} if len(self._ranked) == 2 else {}
-
-
-def allocation_distance(
-    first: torch.Tensor, second: torch.Tensor, there: torch.Tensor, kind: Literal["co_allocation", "aligned"]
-) -> torch.Tensor:
-    """Distance between the allocations of tokens to interests in two views (4, B7), `[rows]`.
-
-    `co_allocation`: each view gives the probability that two tokens belong to the same interest; the distance is the
-    mean squared difference over pairs of tokens. It does not depend on how interests are numbered. `aligned`: the
-    symmetric KL divergence between the views, averaged over tokens. Rows with too few tokens have distance 0.
-
-    Args:
-        first, second: log-probabilities over interests in either view `[rows, interests, tokens]`.
-        there: which tokens hold an item, bool `[rows, tokens]`.
-        kind: which of the two distances.
-    """
-    if kind == "aligned":
-        divergence = ((first.exp() - second.exp()) * (first - second)).sum(1) / 2
-        return (divergence * there).sum(1) / there.sum(1).clamp(min=1)
-    one, other = (logs.exp().transpose(1, 2) @ logs.exp() for logs in (first, second))
-    pairs = there.unsqueeze(1) & there.unsqueeze(2) & ~torch.eye(there.shape[1], dtype=torch.bool)
-    return ((one - other).square() * pairs).sum((1, 2)) / pairs.sum((1, 2)).clamp(min=1)

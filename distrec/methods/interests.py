@@ -3,7 +3,8 @@
 Section numbers in brackets refer to docs/methods/bivrec.md.
 
 `ClusterAttention` is a block of the released prototype. `Patches` and `GaussianAttention` belong to the reconstruction;
-when their settings switch them off, they have no weights and no effect.
+when their settings switch them off, they have no weights and no effect. `allocation_distance` is the reconstruction's
+term that compares the two views.
 """
 
 from __future__ import annotations
@@ -325,3 +326,25 @@ class TwoViews(nn.Module):
 def _head(dim: int, dropout: float) -> nn.Module:
     layers = nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * dim, dim), nn.Dropout(dropout)
     return nn.Sequential(*layers)
+
+
+def allocation_distance(
+    first: torch.Tensor, second: torch.Tensor, there: torch.Tensor, kind: Literal["co_allocation", "aligned"]
+) -> torch.Tensor:
+    """Distance between the allocations of tokens to interests in two views (4, B7), `[rows]`.
+
+    `co_allocation`: each view gives the probability that two tokens belong to the same interest; the distance is the
+    mean squared difference over pairs of tokens. It does not depend on how interests are numbered. `aligned`: the
+    symmetric KL divergence between the views, averaged over tokens. Rows with too few tokens have distance 0.
+
+    Args:
+        first, second: log-probabilities over interests in either view `[rows, interests, tokens]`.
+        there: which tokens hold an item, bool `[rows, tokens]`.
+        kind: which of the two distances.
+    """
+    if kind == "aligned":
+        divergence = ((first.exp() - second.exp()) * (first - second)).sum(1) / 2
+        return (divergence * there).sum(1) / there.sum(1).clamp(min=1)
+    one, other = (logs.exp().transpose(1, 2) @ logs.exp() for logs in (first, second))
+    pairs = there.unsqueeze(1) & there.unsqueeze(2) & ~torch.eye(there.shape[1], dtype=torch.bool)
+    return ((one - other).square() * pairs).sum((1, 2)) / pairs.sum((1, 2)).clamp(min=1)

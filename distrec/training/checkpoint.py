@@ -20,7 +20,6 @@ import torch
 from pydantic import ConfigDict, Field
 from torch.distributed.tensor import DTensor
 
-from distrec.data.importers.source import file_sha256
 from distrec.data.storage import Folder, sha256
 from distrec.errors import InputError, StorageError
 from distrec.parallel.partition import Partition
@@ -296,8 +295,7 @@ def require_readable(folder: Folder) -> None:
 
 def _is_intact(folder: Folder, name: str, entry: dict[str, Any]) -> bool:
     try:
-        with folder.reading(name):
-            return folder.size(name) == entry["bytes"] and file_sha256(folder, name) == entry["sha256"]
+        return folder.size(name) == entry["bytes"] and folder.sha256(name) == entry["sha256"]
     except StorageError:  # says nothing about the file
         raise
     except (FileNotFoundError, InputError):  # InputError: a folder is there instead

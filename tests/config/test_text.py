@@ -2,7 +2,6 @@
 
 import math
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from distrec.config import apply_overrides, load_file
 from distrec.config.bounds import MOST_BYTES, MOST_DEPTH, MOST_VALUES
 from distrec.config.text import read_json, read_yaml, write_yaml
-from distrec.errors import InputError
+from distrec.errors import InputError, first_few, shown
 
 VALUES = [
     ("1e-3", 1e-3), ("1E5", 1e5), ("-2e+2", -200.0), ("1.5", 1.5), (".5", 0.5), ("5.", 5.0), ("7", 7), ("-3", -3),
@@ -116,17 +115,15 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("text", "told"), REFUSED, ids=range(len(REFUSED)))
-def test_what_could_be_misread_or_has_no_bound_is_refused_at_once(text: str, told: str, tmp_path: Path):
+def test_what_could_be_misread_or_has_no_bound_is_refused(text: str, told: str, tmp_path: Path):
     file = tmp_path / "bad.yaml"
     file.write_text(text)
-    started = time.perf_counter()
     with pytest.raises(InputError) as error:
         load_file(file)
     assert str(error.value).startswith(f"config file '{file}'")
     assert told in str(error.value)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 400
-    assert time.perf_counter() - started < 20, "a bomb of a few hundred bytes ends at once"
 
 
 def test_an_override_is_refused_like_a_file():
@@ -216,6 +213,8 @@ def test_a_byte_order_mark_a_pipe_and_the_home_folder_are_read(tmp_path: Path, m
         ("[1e999]", "a number is beyond the range of float64"),
         ("9" * 5000, "Exceeds the limit"),
         (b"\xff\xfe{\0}\0", "is UTF-16"),
+        ('{"\\ud800": 1}', "a string holds the character '\\ud800'"),
+        ('["a\\u0000"]', "a string holds the character '\\x00'"),
         ("", "Expecting value"),
     ],
 )
@@ -228,3 +227,30 @@ def test_bad_json_is_refused(text: str | bytes, told: str):
 
 def test_json_is_read():
     assert read_json(b'{"a": [1, 2.5, null, "\xc3\xa9"]}', "here") == {"a": [1, 2.5, None, "é"]}
+
+
+def test_the_caller_says_what_to_do_about_bad_json():
+    for text, told in ((b"{", "is not valid JSON: Expecting"), (b"\x80", "is not UTF-8 (byte 0x80 in line 1)")):
+        with pytest.raises(InputError) as error:
+            read_json(text, "file 'a.json'", "restore it")
+        assert str(error.value).startswith(f"file 'a.json' {told}")
+        assert str(error.value).endswith("; restore it.")
+
+
+@pytest.mark.parametrize("width", [20, 60])
+@pytest.mark.parametrize("quoted", [True, False])
+def test_a_value_in_a_message_is_one_short_line(width: int, quoted: bool):
+    for value in ("a", "a" * 500, "a\nb", "it's", "é\u200b", 7, [1, "a" * 500], 10**5000, None):
+        text = shown(value, width, quoted)
+        assert text.isprintable()
+        assert len(text) <= width + 10
+    assert shown("a\nb") == r"'a\nb'"
+    assert shown("it's\n", quoted=False) == r"it's\n"
+    assert shown("a" * 500, width, quoted=False) == "a" * width + "…"
+
+
+def test_the_first_few_of_many_words():
+    assert first_few("abc", 3) == "a, b, c"
+    assert first_few("abcd", 4) == first_few(iter("abc"), 4) == "a, b, c, …"
+    assert first_few("abcd", 4, most=1) == "a, …"
+    assert first_few("", 0) == ""

@@ -319,7 +319,8 @@ def test_no_name_leads_out_of_the_source(tmp_path: Path, raw: dict, capsys: pyte
         "image: 3 of 26 items name a file outside the source, which is not read, first 'pics/../../secret.png'"
         in printed
     )
-    for template in ("{whole}.png", "../secret.png{i}", "/{i}.png"):
+    assert "'..' is not a name inside the source" in refused_images(tmp_path, "../secret.png{i}")
+    for template in ("{whole}.png", "/{i}.png"):
         assert "name a file outside the source" in refused_images(tmp_path, template)
     write(tmp_path / "raw/items.parquet", {"i": items, "name": pa.nulls(len(items), pa.string())})
     assert "(every name is empty)" in refused_images(tmp_path, "pics/{name}.png")
@@ -328,7 +329,7 @@ def test_no_name_leads_out_of_the_source(tmp_path: Path, raw: dict, capsys: pyte
 def test_an_empty_file_is_an_image_that_encode_counts(tmp_path: Path, raw: dict) -> None:
     write(tmp_path / "raw/items.parquet", {"i": raw["items"]})
     put(tmp_path, f"{raw['items'][0]}.png", data=b"")
-    dataset = tables(tmp_path, items={**ITEMS, "image": "{i}.png"})
+    dataset = tables(tmp_path, items={**ITEMS, "image": "./{i}.png"})
     assert stored_pictures(dataset)[raw["items"][0]] == b""
     check(str(tmp_path / "out"))
 

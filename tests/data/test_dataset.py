@@ -1,3 +1,4 @@
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from distrec.cli import _parse
 from distrec.data.dataset import Dataset, vector_table, write_part
 from distrec.data.manifest import FORMAT, FeatureEntry, Manifest, write_manifest
 from distrec.data.storage import Folder, open_folder
@@ -55,7 +57,8 @@ def write(
         tokens=tokens, width=3, dtype=np.dtype(dtype).name, missing=int(missing.sum()), source="drawn", parts=parts
     )
     fields = {
-        "format": FORMAT, "name": "made", "users": USERS, "items": ITEMS, "interactions": {"train": 12},
+        "format": FORMAT, "name": "made", "users": USERS, "items": ITEMS,
+        "interactions": {"train": 12, "valid": 0, "test": 0},
         "split": "given", "id_order": "given", "features": {"text": feature}, "content": {}, "config": {},
         "files": files,
     }  # fmt: skip
@@ -208,8 +211,26 @@ def test_reading_interactions_leaves_no_thread_behind(tmp_path: Path) -> None:
     """Arrow's threads may need the interpreter while it ends, which aborted `distrec` in place of its exit status."""
     write(str(tmp_path / "data"))
     code = (
-        "import os, sys; from distrec.data.dataset import Dataset; data = Dataset.open(sys.argv[1]);"
-        "before = os.listdir('/proc/self/task'); data.interactions('train');"
-        "sys.exit(len(os.listdir('/proc/self/task')) > len(before))"  # those of opening may end meanwhile
+        "import os, sys; from distrec.data.dataset import Dataset;"
+        "data = Dataset.open(sys.argv[1], checked=True);"  # without the threads that look at files
+        "before = set(os.listdir('/proc/self/task')); data.interactions('train');"
+        "sys.exit(bool(set(os.listdir('/proc/self/task')) - before))"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "data")], check=False, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "ending", "options"),
+    [
+        ("image", 1, "", ""),
+        ("image-tokens", 49, "", " --tokens"),
+        ("image-tokens", 9, " pool=3", " --tokens --image-pool 3"),
+        ("image-tokens-cut1", 49, " cut=1 pool=3", " --tokens --cut 1 --image-pool 3"),
+    ],
+)
+def test_the_remedy_names_the_set_s_own_encoder(name: str, tokens: int, ending: str, options: str) -> None:
+    source = f"encoder /my models/vit 0123456789abcdef{ending}"
+    entry = FeatureEntry(tokens=tokens, width=4, dtype="float16", missing=0, source=source, parts=[])
+    command = f"distrec encode s3://b/d --image '/my models/vit' --text none{options}"
+    assert entry.remedy(name, "s3://b/d") == f"run '{command}' again"
+    assert _parse(shlex.split(command)[1:]).verb == "encode"

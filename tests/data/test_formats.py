@@ -15,8 +15,6 @@ import pytest
 
 from distrec.data.check import check
 from distrec.data.dataset import Dataset
-from distrec.data.importers.formats import TableFiles, form
-from distrec.data.importers.jsonlines import read_json_lines
 from distrec.data.prepare import prepare
 from distrec.errors import InputError
 from tests.data.imported import refuse, tables
@@ -177,46 +175,6 @@ def test_amazon_style_json_lines(tmp_path: Path) -> None:
         tmp_path, "'importer.interactions.delimiter' does not apply to 'reviews.jsonl.gz', which is JSON lines",
         interactions={**table, "delimiter": ";"},
     )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ('{"u": 1, "i": 2', r"row 2 \(line 4\): not a JSON object \(Expecting"),
-        ("[1, 2]", r"row 2 \(line 4\): holds '\[1, 2\]', not a JSON object"),
-        ("{'u': 1}", r"row 2 \(line 4\): not a JSON object"),
-        ('{"u": 1, "i": 2, "i": 3}', r"row 2 \(line 4\): .*key 'i' appears twice"),
-        ('{"u": ' + "9" * 5000 + "}", r"row 2 \(line 4\): not a JSON object \(Exceeds"),
-        ('{"u": ' + "[" * 100_000 + "]" * 100_000 + "}", r"row 2 \(line 4\): the object is nested too deeply"),
-        ('{"u": {"a": 1}, "i": 1}', r"row 2 \(line 4\): u holds an object"),
-        ('{"u": "\\ud800", "i": 1}', r"row 2 \(line 4\): u holds half of a surrogate pair"),
-    ],
-)
-def test_bad_json_lines(tmp_path: Path, line: str, message: str) -> None:
-    put(tmp_path / "x.jsonl", '{"u": 1, "i": 1}\n\n{"u": 1, "i": 2}\n' + line + '\n{"u": 1, "i": 3}\n')
-    how = form("x.jsonl", TableFiles(files=[]), "k")
-    with pytest.raises(InputError, match=message) as caught:
-        read_json_lines(str(tmp_path / "x.jsonl"), how, ["u", "i"])
-    assert len(str(caught.value)) < 300
-
-
-@pytest.mark.parametrize("rows", [1, 100_000])
-def test_json_columns_take_the_type_that_fits(tmp_path: Path, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distrec.data.importers.jsonlines._ROWS", rows)
-    cases: dict[str, tuple[list[Any], list[Any]]] = {
-        "integers": ([1, None, 3], [1, None, 3]),
-        "numbers": ([1, 2.5, None], [1.0, 2.5, None]),
-        "large": ([1, 2**63, 3], ["1", str(2**63), "3"]),
-        "mixed": ([1, "a", 2.5], ["1", "a", "2.5"]),
-        "flags": ([True, None, False], [True, None, False]),
-        "lists": ([["a", ["b", None, 3]], "c", None], [["a", "b", "3"], ["c"], None]),
-        "none": ([None, None, None], [None, None, None]),
-    }
-    lines = [json.dumps({name: values[row] for name, (values, _) in cases.items()}) for row in range(3)]
-    put(tmp_path / "x.json", "\n".join(lines))
-    found = read_json_lines(str(tmp_path / "x.json"), form("x.json", TableFiles(files=[]), "k"), list(cases))
-    for name, (_, expected) in cases.items():
-        assert found.table[name].to_pylist() == expected, name
 
 
 # --- Book-Crossing, MovieLens and other text ----------------------------------------------------------------------

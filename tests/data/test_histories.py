@@ -140,7 +140,7 @@ def test_counts_of_backward_and_tied_rows_against_a_plain_loop(seed: int) -> Non
     found = backward(splits, users)
     assert found == Backward(held_out, len(older), older[0] if older else None)
     assert among_equal_times(splits) == tied
-    assert equal_times(splits, "by_user").startswith(f"{tied:,} of {held_out:,} held-out rows were chosen among equal")
+    assert equal_times(tied, splits, "by_user").startswith(f"{tied:,} of {held_out:,} held-out rows were chosen among")
     assert timeless(splits) == (len(set(time.tolist())) == 1)
 
 

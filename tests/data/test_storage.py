@@ -35,6 +35,12 @@ def test_what_is_written_is_read(where: str):
     assert folder.folder("a").folder("b").read_bytes("one.bin") == b"\x00one"
     assert folder.read_json("top.json") == {"ä": [1, None, 2.5]}
     assert open_folder(where).read_bytes("a", "two.bin") == b"two"
+    assert folder.sha256("a", "b", "one.bin") == sha256(b"\x00one")
+    folder.write_bytes(large := bytes(range(256)) * (5 << 12), "large")  # more than one block
+    assert folder.sha256("large") == sha256(large)
+    folder.remove("large")
+    with pytest.raises(FileNotFoundError):
+        folder.sha256("a", "none")
     assert str(folder) == where
 
 
@@ -144,7 +150,7 @@ class Failing:
 )
 def test_what_an_object_store_raises_is_one_sentence(error: Exception, told: str):
     folder = Folder(Failing(error), "bucket/data", local=False)
-    for call in (folder.exists, folder.names, folder.is_file, lambda: folder.open("x"), lambda: folder.read_bytes("x")):
+    for call in (folder.exists, folder.names, folder.is_file, lambda: folder.open("x"), lambda: folder.sha256("x")):
         with pytest.raises(InputError, match=f"'s3://bucket/data.*{told}"):
             call()
     if isinstance(error, BotoCoreError):
@@ -164,7 +170,7 @@ def test_what_a_local_disk_raises_is_one_sentence(tmp_path: Path):
         ("x" * 300, "File name too long"),
         ("pipe", "not a regular file"),
     ):
-        for read in (folder.read_bytes, folder.open, folder.size):
+        for read in (folder.read_bytes, folder.open, folder.size, folder.sha256):
             with pytest.raises(InputError, match=told):
                 read(name)
     for name in ("absent", "file/inside"):

@@ -116,7 +116,7 @@ def test_the_same_command_again_repairs_damaged_vectors(tmp_path: Path, bert: st
     before, identity = tiny.rows(data, "text")[0], Dataset.open(data).hash
     (part,) = Path(data).glob("features/text/part-*")
     damage(part)
-    with pytest.raises(InputError, match=r"run 'distrec encode' again\.$"):
+    with pytest.raises(InputError, match=rf"run 'distrec encode {data} --text {bert} --image none' again\.$"):
         Dataset.open(data)
     encode(data, text=bert, workers=0)
     assert np.array_equal(tiny.rows(data, "text")[0], before)

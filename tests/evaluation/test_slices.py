@@ -161,7 +161,7 @@ def test_missing_items_come_from_the_feature_files_and_count_a_modality_once(tmp
         name="drawn",
         users=1,
         items=50,
-        interactions={},
+        interactions={"train": 0, "valid": 0, "test": 0},
         split="given",
         id_order="given",
         features=features,

@@ -18,8 +18,8 @@ from distrec.data.histories import PADDING
 from distrec.data.sampling import Windows
 from distrec.errors import InputError
 from distrec.methods.batch import batch_of
-from distrec.methods.bivrec import VIEWS, Draws, allocation_distance
-from distrec.methods.interests import GaussianAttention, Patches
+from distrec.methods.bivrec import VIEWS, Draws
+from distrec.methods.interests import GaussianAttention, Patches, allocation_distance
 from distrec.methods.registry import method_config
 from distrec.parallel.world import World
 from tests.distributed import run_workers

@@ -41,8 +41,8 @@ def write(folder: Path) -> None:
         shape = {"tokens": 2, "width": 2} if tokens is not None else {"width": 4}
         features[name] = FeatureEntry(dtype="float16", missing=0, source="drawn", parts=[part], **shape)
     manifest = Manifest(
-        format=1, name="made", users=1, items=1, interactions={}, split="given", id_order="given", content={},
-        features=features, config={}, files=files,
+        format=1, name="made", users=1, items=1, interactions={"train": 0, "valid": 0, "test": 0}, split="given",
+        id_order="given", content={}, features=features, config={}, files=files,
     )  # fmt: skip
     write_manifest(root, manifest)
 

@@ -11,9 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distrec.data.importers.rows import Rows
-from distrec.data.importers.text import shown
 from distrec.data.importers.values import first_true, is_string, labels, numbers, plain, refuse_empty, times
-from distrec.errors import InputError
+from distrec.errors import InputError, first_few, shown
 
 ImageReader = Callable[[np.ndarray], list[bytes | None]]
 """Maps catalogue rows to the bytes of their image files; None for an item without an image."""
@@ -168,24 +167,27 @@ def _unknown(rows: Rows, column: str, catalogue: Catalogue, missing: np.ndarray,
         return
     row = int(np.flatnonzero(missing)[0])
     setting = f"set '{catalogue.key}: drop' or 'keep'" if catalogue.key else "remove the rows"
+    item, remedy = shown(others[0], quoted=False), "write ids alike in both files" if missing.all() else setting
     raise InputError(
-        f"{rows.at(row)}: {column} {shown(others[0])} is not among {catalogue.where}; {_count(missing, others)}; add "
-        f"them there, or {'write ids alike in both files' if missing.all() else setting}."
+        f"{rows.at(row)}: {column} {item} is not among {catalogue.where}; {_count(missing, others)}; add them there, "
+        f"or {remedy}."
     )
 
 
 def _count(missing: np.ndarray, others: pa.Array) -> str:
-    first = ", ".join(shown(other) for other in others[:5])
-    more = ", …" if len(others) > 5 else ""
-    return f"{int(missing.sum()):,} of {len(missing):,} rows have unknown items ({len(others):,}: {first}{more})"
+    rows = f"{int(missing.sum()):,} of {len(missing):,} rows"
+    return f"{rows} have unknown items ({len(others):,}: {_first(others)})"
 
 
 def _several(missing: np.ndarray, others: pa.Array, rows: Rows, catalogue: Catalogue) -> str:
-    first = ", ".join(shown(other) for other in others[:5])
     return (
         f"{int(missing.sum()):,} of {len(missing):,} rows of {rows.name}, whose {len(others):,} items are not among "
-        f"{catalogue.where}: {first}{', …' if len(others) > 5 else ''}"
+        f"{catalogue.where}: {_first(others)}"
     )
+
+
+def _first(others: pa.Array) -> str:
+    return first_few((shown(other, quoted=False) for other in others), len(others), 5)
 
 
 def read_ids(rows: Rows, column: str) -> pa.ChunkedArray:
@@ -205,7 +207,9 @@ def read_ids(rows: Rows, column: str) -> pa.ChunkedArray:
         blank = pc.equal(pc.utf8_trim_whitespace(ids), "")
         if pc.any(blank).as_py():
             row = first_true(blank)
-            raise InputError(f"{rows.at(row)}: {column} is blank ('{shown(ids[row])}'); fill it or remove the row.")
+            raise InputError(
+                f"{rows.at(row)}: {column} is blank ({shown(ids[row].as_py())}); fill it or remove the row."
+            )
         return ids if rows.typed else _ids_from_text(rows, column, ids)
     if pa.types.is_floating(ids.type):
         return _not_negative(rows, column, _whole(rows, column, ids))

@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 from distrec.data.importers.base import ImageReader, read_ids, same_type
 from distrec.data.importers.source import Rows, Source, Span
 from distrec.data.storage import Folder
-from distrec.errors import InputError
+from distrec.errors import InputError, first_few, shown
 
 _SEPARATORS = " \t\n.,;:|/-"
-_NAMED = 3  # maximum number of items that a note names
+_WIDEST = 120  # characters of a file name in a note
 _LISTS = (
     pa.types.is_list,
     pa.types.is_large_list,
@@ -161,7 +161,7 @@ def images_in_folder(
     Raises:
         InputError: the template names no existing file.
     """
-    place = parse_template(template)[0][0].rpartition("/")[0]
+    place = _tidy(parse_template(template)[0][0].rpartition("/")[0])
     if place:
         source.require_inside(place, key)
     names = _file_names(rows, template)
@@ -222,15 +222,13 @@ def _note(names: dict[int, str], ids: pa.Array, what: str, near: Callable[[str],
     """A sentence on the rows `names`, of all rows `ids`; none if there are no such rows."""
     if not names:
         return []
-    first = []
-    for row, name in list(names.items())[:_NAMED]:
+
+    def told(row: int, name: str) -> str:
         other = near(name)
-        first.append(f"{_short(name)!r} of item {ids[row]}" + (f" (there is {_short(other)!r})" if other else ""))
-    return [f"{len(names):,} of {len(ids):,} items {what}, first {', '.join(first)}"]
+        return f"{shown(name, _WIDEST)} of item {ids[row]}" + (f" (there is {shown(other, _WIDEST)})" if other else "")
 
-
-def _short(name: str) -> str:
-    return name if len(name) <= 120 else f"{name[:120]}…"
+    first = first_few((told(row, name) for row, name in names.items()), len(names))
+    return [f"{len(names):,} of {len(ids):,} items {what}, first {first}"]
 
 
 class _Near:
@@ -260,7 +258,7 @@ class _Near:
         if place not in self._listed:
             try:
                 self._listed[place] = self._folder.names(place)
-            except OSError:  # no folder, or one that may not be read
+            except (InputError, FileNotFoundError):  # one that may not be read, or no folder
                 self._listed[place] = []
         return self._listed[place]
 

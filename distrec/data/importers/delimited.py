@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from array import array
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ from distrec.data.importers import text
 from distrec.data.importers.formats import Form, repeated
 from distrec.data.importers.records import STAND_IN, Block, blocks_of_records
 from distrec.data.importers.rows import Rows, Span
-from distrec.errors import InputError
+from distrec.errors import InputError, first_few, shown
 
 _TYPED = re.compile(r":(token|token_seq|float|float_seq)$")
 _NUMBER = re.compile(r"\s*[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?\s*")
@@ -109,7 +110,7 @@ class _Reader:
         if self.form.quoting == "none" and self.form.options.quoting is None:
             self.quoted += sum(_enclosed(column) for column in part.columns)
         self.parts.append(part.rename_columns(list(self.columns)))
-        self.spans.append(Span(self.form.name, _short(rows), _short(block.lines[here])))
+        self.spans.append(Span(self.form.name, _compact(rows), _compact(block.lines[here])))
 
     def _bad(self, block: Block, bad: np.ndarray, rows: np.ndarray) -> None:
         """Refuse rows with too few or too many values, or count them."""
@@ -155,10 +156,12 @@ class _Reader:
                 other = next((mark for mark in (",", ";", "\t", "|", "::") if mark in names[0]), form.delimiter)
                 if other != form.delimiter:
                     raise InputError(
-                        f"file '{form.name}' has no column '{column}' but a single one, '{text.shown(names[0])}'; set "
+                        f"file '{form.name}' has no column '{column}' but a single one, {shown(names[0])}; set "
                         f"'{form.key}.delimiter' to {other!r} if that separates its values."
                     )
-            raise InputError(f"file '{form.name}' has no column '{column}'; {text.shown(nearest(column, names), 400)}.")
+            raise InputError(
+                f"file '{form.name}' has no column '{column}'; {shown(nearest(column, names), 400, quoted=False)}."
+            )
 
     def rows(self) -> Rows:
         """All rows of the blocks added."""
@@ -169,7 +172,7 @@ class _Reader:
         if self.dropped:
             notes.append(
                 f"'{name}': dropped {self.dropped:,} of {self.count:,} rows, which do not have {len(self.names)} "
-                f"values: {', '.join(self.bad)}{', …' if self.dropped > len(self.bad) else ''}"
+                f"values: {first_few(self.bad, self.dropped, _SHOWN)}"
             )
         if self.multiline:
             lines, row = self.longest
@@ -219,10 +222,10 @@ def _enclosed(column: pa.ChunkedArray) -> int:
     return int(pc.sum(pc.and_(both, pc.greater(pc.binary_length(column), 1))).as_py() or 0)
 
 
-def _short(numbers: np.ndarray) -> Sequence[int]:
-    """Ascending numbers, as a range if they have no gap."""
+def _compact(numbers: np.ndarray) -> Sequence[int]:
+    """Ascending numbers, as a range if they have no gap, otherwise in 8 bytes each."""
     first, end = int(numbers[0]), int(numbers[-1]) + 1
-    return range(first, end) if end - first == len(numbers) else numbers.tolist()
+    return range(first, end) if end - first == len(numbers) else array("q", numbers.astype(np.int64).tobytes())
 
 
 def _swallows_rows(block: Block, index: int, width: int, form: Form) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,30 +15,33 @@ from distrec.data.importers import text
 from distrec.data.importers.formats import Form
 from distrec.data.importers.records import LONGEST
 from distrec.data.importers.rows import Rows, Span
-from distrec.errors import InputError
+from distrec.errors import InputError, shown
 
 _ROWS = 100_000  # converted at a time
 _LIST = pa.list_(pa.string())
+_EXACT = 2**53  # integers up to here are floats too
 
 
 def read_json_lines(path: str, form: Form, columns: Sequence[str]) -> Rows:
     """The values at keys `columns` of each line's object; null where an object lacks the key.
 
     A column takes the type that fits all its values: Booleans, integers, floats or strings. If some are lists, all
-    become lists of strings; nested lists are joined to one. Integers beyond 64 bits become strings.
+    become lists of strings; nested lists are joined to one. Integers beyond 64 bits, and integers beyond 2**53 in a
+    column with floats, become strings. A number that becomes a string is written as JSON writes it, so `5.0` stays
+    `5.0`. All this depends on the values of the column alone, not on how many lines are converted at a time.
 
     Raises:
         InputError: a line is not a JSON object, a value is an object, or no line has one of the keys.
     """
-    gathered: dict[str, list[pa.Array]] = {column: [] for column in columns}
+    gathered: dict[str, list[_Part]] = {column: [] for column in columns}
     values: dict[str, list[Any]] = {column: [] for column in columns}
     seen: set[str] = set()
-    lines: list[int] = []
+    lines = array("q")  # line of each row; 8 bytes each, where a list of numbers takes 36
 
     def convert() -> None:
         for column in columns:
             before = len(lines) - len(values[column])
-            gathered[column].append(_array(values[column], column, form, before, lines))
+            gathered[column].append(_part(values[column], column, form, before, lines))
             values[column].clear()
 
     for line, words in _lines(text.blocks(path, form), form):
@@ -52,7 +56,7 @@ def read_json_lines(path: str, form: Form, columns: Sequence[str]) -> Rows:
     for column in columns:
         if lines and column not in seen:
             raise InputError(
-                f"file '{form.name}' has no key '{column}'; {text.shown(nearest(column, sorted(seen)), 400)}."
+                f"file '{form.name}' has no key '{column}'; {shown(nearest(column, sorted(seen)), 400, quoted=False)}."
             )
     table = pa.table({column: _joined(gathered[column]) for column in columns})
     places: Sequence[int] = lines
@@ -89,7 +93,7 @@ def _object(words: bytes, where: str) -> dict[str, Any]:
             f"{where}: not a JSON object ({text.first_line(error)}); give one object on each line."
         ) from None
     if not isinstance(record, dict):
-        raise InputError(f"{where}: holds '{text.shown(record)}', not a JSON object; give one object on each line.")
+        raise InputError(f"{where}: holds {shown(record)}, not a JSON object; give one object on each line.")
     return record
 
 
@@ -102,29 +106,40 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return record
 
 
-def _array(values: list[Any], column: str, form: Form, before: int, lines: list[int]) -> pa.Array:
-    """Values of one column as an array; the first belongs to row `before`."""
+class _Part(NamedTuple):
+    """Some values of a column, and the Python types among them, of which a column of one type has one."""
+
+    kinds: set[type]
+    values: pa.Array  # null, bool, int64, float64 or list of string; string also for values of several types
+
+
+def _part(values: list[Any], column: str, form: Form, before: int, lines: Sequence[int]) -> _Part:
+    """Values of one column; the first belongs to row `before`."""
     kinds = {type(value) for value in values} - {type(None)}
+    if kinds == {int, float} and any(type(value) is int and abs(value) > _EXACT for value in values):
+        kinds.add(str)
     try:
         if dict in kinds:
             raise _Unfit("an object")
         if list in kinds:
-            return pa.array([None if value is None else list(_flat(value)) for value in values], _LIST)
-        if len(kinds) > 1 and kinds != {int, float}:
-            values = [None if value is None else _word(value) for value in values]
-        try:
-            return pa.array([float(v) if v is not None else v for v in values] if kinds == {int, float} else values)
-        except (OverflowError, pa.ArrowInvalid):
-            return pa.array([None if value is None else _word(value) for value in values], pa.string())
+            return _Part(kinds, pa.array([None if value is None else list(_flat(value)) for value in values], _LIST))
+        if len(kinds) < 2:
+            try:
+                return _Part(kinds, pa.array(values, pa.int64() if kinds == {int} else None))
+            except (OverflowError, pa.ArrowInvalid):  # integers beyond 64 bits
+                kinds.add(str)
+        return _Part(kinds, _words(values))
     except (_Unfit, UnicodeError) as error:
-        return _refuse(values, column, form, before, lines, error)
+        _refuse(values, column, form, before, lines, error)
 
 
 class _Unfit(Exception):
     """A value that no column can hold."""
 
 
-def _refuse(values: list[Any], column: str, form: Form, before: int, lines: list[int], error: Exception) -> pa.Array:
+def _refuse(
+    values: list[Any], column: str, form: Form, before: int, lines: Sequence[int], error: Exception
+) -> NoReturn:
     for index, value in enumerate(values):
         try:
             for word in _flat(value):
@@ -154,18 +169,33 @@ def _word(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _joined(parts: list[pa.Array]) -> pa.ChunkedArray:
+def _words(values: list[Any]) -> pa.Array:
+    return pa.array([None if value is None else _word(value) for value in values], pa.string())
+
+
+def _joined(parts: list[_Part]) -> pa.ChunkedArray:
     """Parts of a column, brought to one type."""
-    kinds = {part.type for part in parts if not pa.types.is_null(part.type)}
-    if len(kinds) > 1:
-        kind = _LIST if _LIST in kinds else pa.float64() if kinds == {pa.int64(), pa.float64()} else pa.string()
-        parts = [_cast(part, kind) for part in parts]
-        kinds = {kind}
-    kind = next(iter(kinds), pa.string())
-    return pa.chunked_array([part.cast(kind) for part in parts], kind)
+    kinds = set().union(*(part.kinds for part in parts))
+    if list in kinds:
+        return pa.chunked_array([_lists(part.values) for part in parts], _LIST)
+    arrays = [part.values for part in parts]
+    if kinds == {int, float}:
+        try:
+            return pa.chunked_array([pc.cast(values, pa.float64()) for values in arrays], pa.float64())
+        except pa.ArrowInvalid:  # integers beyond 2**53 in a part that has no floats
+            kinds.add(str)
+    if len(kinds) == 1 and kinds != {str}:
+        kind = next(values.type for values in arrays if not pa.types.is_null(values.type))
+        return pa.chunked_array([values.cast(kind) for values in arrays], kind)
+    return pa.chunked_array([_strings(values) for values in arrays], pa.string())
 
 
-def _cast(part: pa.Array, kind: pa.DataType) -> pa.Array:
-    if kind == _LIST and part.type != _LIST:
-        return pa.array([None if word is None else [word] for word in part.cast(pa.string()).to_pylist()], _LIST)
-    return pc.cast(part, kind)
+def _lists(values: pa.Array) -> pa.Array:
+    if values.type == _LIST:
+        return values
+    return pa.array([None if word is None else [word] for word in _strings(values).to_pylist()], _LIST)
+
+
+def _strings(values: pa.Array) -> pa.Array:
+    """Values as strings, as `_words` writes them; Arrow would write `5.0` as `5`."""
+    return _words(values.to_pylist()) if pa.types.is_floating(values.type) else values.cast(pa.string())

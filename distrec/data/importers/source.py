@@ -22,7 +22,7 @@ from distrec.data.importers.text import first_line, unreadable
 from distrec.data.storage import Folder, open_folder
 from distrec.errors import InputError
 
-__all__ = ["Files", "Rows", "Source", "Span", "TableFiles", "file_sha256", "unreadable"]
+__all__ = ["Files", "Rows", "Source", "Span", "TableFiles", "unreadable"]
 
 _PLAIN = TableFiles(files=[])
 
@@ -151,7 +151,7 @@ class Source:
 
     def digest(self) -> str:
         """SHA-256 over names and contents of the files used, and over names and sizes of the images."""
-        lines = [f"{name} {file_sha256(self.folder, name)}" for name in sorted(self._used)]
+        lines = [f"{name} {self.folder.sha256(name)}" for name in sorted(self._used)]
         lines += [f"{name} {size} bytes" for name, size in sorted(self._listed.items())]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -238,12 +238,3 @@ def _size(path: str) -> int | None:
     except (OSError, ValueError):  # ValueError: the path has a NUL character
         return None
     return info.st_size if stat.S_ISREG(info.st_mode) else None
-
-
-def file_sha256(folder: Folder, name: str) -> str:
-    """SHA-256 of a file inside `folder`, streamed."""
-    hasher = hashlib.sha256()
-    with folder.fs.open(folder.at(name), "rb") as file:
-        while block := file.read(1 << 22):
-            hasher.update(block)
-    return hasher.hexdigest()

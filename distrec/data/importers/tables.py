@@ -85,7 +85,7 @@ class ImagesTable(Section):
 class Config(Section):
     """`importer:` of a data config with `name: tables`."""
 
-    name: Literal["tables"] = Field(description="tables reads CSV, TSV, Parquet and .npy files")
+    name: Literal["tables"] = Field(description="tables reads delimited text, JSON lines, Parquet and .npy files")
     interactions: InteractionsTable = Field(description="files and columns of the interactions")
     items: ItemsTable | None = Field(
         None, description="files and columns of the items, one row per item; null: items are those of the interactions"
@@ -118,7 +118,7 @@ def read_tables(source: Source, config: Config, prefix: str) -> RawDataset:
     if config.items is not None:
         items, ids = _items(source, config.items, prefix and f"{prefix}items")
         where = f"the {len(ids)} items of {items.name}"
-        unknown = f"{prefix or 'importer.'}interactions.unknown_items" if prefix else "importer.unknown_items"
+        unknown = f"{prefix}interactions.unknown_items" if prefix else "importer.unknown_items"
         catalogue = Catalogue(ids, where, columns.unknown_items, unknown)
     elif columns.unknown_items != "refuse":
         raise InputError("key 'importer.interactions.unknown_items' needs an items table; add importer.items.")

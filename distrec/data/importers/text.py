@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import gzip
-import re
 import zlib
 from collections.abc import Iterator
 from typing import IO
@@ -107,9 +106,3 @@ def unreadable(name: str, kind: str, error: Exception) -> InputError:
 def first_line(error: Exception) -> str:
     """The first line of an error's text, or its type."""
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def shown(value: object, most: int = 60) -> str:
-    """A value for a message, in one line and cut if it is long."""
-    words = re.sub(r"[\r\n]+", " ", str(value))
-    return words if len(words) <= most else f"{words[:most]}… ({len(words):,} characters)"

@@ -7,9 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distrec.data.importers.rows import Rows
-from distrec.data.importers.text import shown
 from distrec.data.manifest import SPLITS
-from distrec.errors import InputError
+from distrec.errors import InputError, shown
 
 _DAY = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
 _CLOCK = r"[T ][0-9]{2}(:[0-9]{2}(:[0-9]{2}"
@@ -82,13 +81,13 @@ def _times_from_text(rows: Rows, column: str, values: pa.ChunkedArray) -> pa.Chu
         if count > most:
             best, most, fit = index, count, fits
     row = first_true(pc.invert(fit))
-    value = shown(values[row])
+    value = shown(values[row], quoted=False)
     if not most:
         raise InputError(
             f"{rows.at(row)}: {column} is '{value}', not a time; give integers, or dates such as 2021-03-01 or "
             "2021-03-01 10:00:00."
         )
-    example = shown(values[first_true(fit)])
+    example = shown(values[first_true(fit)], quoted=False)
     raise InputError(
         f"{rows.at(row)}: {column} is '{value}', but {most:,} of {len(values):,} values are {_TIMES[best][0]} such as "
         f"'{example}'; correct it or remove the row."
@@ -122,7 +121,7 @@ def labels(rows: Rows, column: str) -> np.ndarray:
 
 
 def _label(rows: Rows, column: str, row: int, values: pa.ChunkedArray) -> str:
-    value = shown(values[row]) if values[row].is_valid else ""
+    value = shown(values[row], quoted=False) if values[row].is_valid else ""
     return f"{rows.at(row)}: {column} is {value or 'empty'}; a split is train, valid or test, or 0, 1 or 2."
 
 
@@ -141,7 +140,9 @@ def _cast(rows: Rows, column: str, values: pa.ChunkedArray, kind: pa.DataType, w
         return values.cast(kind)
     except pa.ArrowException:
         row = _first_failing(values, kind)
-        raise InputError(f"{rows.at(row)}: {column} is '{shown(values[row])}', not {what}; correct it.") from None
+        raise InputError(
+            f"{rows.at(row)}: {column} is '{shown(values[row], quoted=False)}', not {what}; correct it."
+        ) from None
 
 
 def _first_failing(values: pa.ChunkedArray, kind: pa.DataType) -> int:
