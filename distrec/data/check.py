@@ -75,10 +75,10 @@ def _damage(dataset: Dataset, name: str) -> Defect | None:
 
 
 def _check_ids(dataset: Dataset, what: str, table: pa.Table) -> None:
-    distinct, count = pc.count_distinct(table["original"]).as_py(), table.num_rows
-    if distinct != count:
+    different, count = pc.count_distinct(table["original"]).as_py(), table.num_rows
+    if different != count:
         raise InputError(
-            f"data '{dataset.folder}': '{what}.parquet' has {distinct} distinct ids for {count} {what}; {_AGAIN}."
+            f"data '{dataset.folder}': '{what}.parquet' has {different} distinct ids for {count} {what}; {_AGAIN}."
         )
 
 

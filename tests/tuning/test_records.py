@@ -22,7 +22,7 @@ from distrec.tuning.sweep import load_sweep
 from distrec.tuning.tune import Search
 from tests.training import small
 from tests.tuning.planted import write_sweep
-from tests.tuning.planted_sweeps import TWO, plant
+from tests.tuning.planted_sweeps import TWO, plant, plant_data
 
 JUNK = [b"", b"{", b"[]", b"3", b"null", b'"text"', b"{}", b"\xff\xfe\0{", b"[" * 100_000, b"9" * 5_000]
 
@@ -155,8 +155,8 @@ def test_a_sweep_that_is_running_is_left_alone(
         folder.remove("holder-000099.json")
 
 
-def test_a_report_names_files_of_another_shape(tmp_path: Path, data: str) -> None:
-    folder = plant(str(tmp_path / "sweep"), data, TWO)
+def test_a_report_names_files_of_another_shape(tmp_path: Path) -> None:
+    folder = plant(str(tmp_path / "sweep"), plant_data(str(tmp_path / "data")), TWO)
     for junk in (b"[3]", b"[" * 100_000, b'{"attempts": 3}', b'{"attempts": [4]}'):
         folder.write_bytes(junk, "trials", "odmt-001", "run.json")
         assert gather(str(folder))["unreadable"] == ["trials/odmt-001/run.json"]
