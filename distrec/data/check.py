@@ -92,10 +92,6 @@ def _check_interactions(dataset: Dataset, warnings: list[str]) -> None:
             raise InputError(
                 f"data '{dataset.folder}': split '{split}' has 0 rows, and no split may be empty; {_AGAIN}."
             )
-        back = (np.diff(found.user) < 0) | ((np.diff(found.user) == 0) & (np.diff(found.timestamp) < 0))
-        if back.any():
-            row = int(np.flatnonzero(back)[0]) + 1
-            raise InputError(f"data '{dataset.folder}': {split} row {row} is out of order (user, then time); {_AGAIN}.")
         pair = np.sort(found.user.astype(np.int64) * dataset.items + found.item)
         same = pair[1:][pair[1:] == pair[:-1]]
         if len(same):

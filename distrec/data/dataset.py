@@ -160,14 +160,23 @@ class Dataset:
         """All rows of a split or of the context, with user and item as int32 and timestamp as int64.
 
         Raises:
-            InputError: a file is missing or damaged, or an id is out of range.
+            InputError: a file is missing or damaged, an id is out of range, or the rows are not sorted.
         """
-        tables = [self._pairs(name) for name in self.manifest.parts(f"interactions/{split}")]
+        names = self.manifest.parts(f"interactions/{split}")
+        tables = [self._pairs(name) for name in names]
         if not tables:
             empty = np.empty(0, np.int32)
             return Interactions(empty, empty, np.empty(0, np.int64))
         table = pa.concat_tables(tables)
-        return Interactions(*(table[column].to_numpy() for column in ("user", "item", "timestamp")))
+        rows = Interactions(*(table[column].to_numpy() for column in ("user", "item", "timestamp")))
+        back = (np.diff(rows.user) < 0) | ((np.diff(rows.user) == 0) & (np.diff(rows.timestamp) < 0))
+        if back.any():
+            row = int(np.flatnonzero(back)[0]) + 1
+            ends = np.cumsum([len(part) for part in tables])
+            part = int(np.searchsorted(ends, row, "right"))
+            what = f"'{names[part]}' row {row - ends[part] + len(tables[part])} is out of order (user, then time)"
+            raise self.error(Defect(names[part], what))
+        return rows
 
     def _pairs(self, name: str) -> pa.Table:
         table = self.read_table(name)

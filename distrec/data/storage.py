@@ -172,10 +172,7 @@ class Folder:
         """
         target = self.at(*parts)
         if not self.local:  # a PUT of one object is atomic
-            try:
-                self.fs.pipe_file(target, data)
-            except BotoCoreError as error:  # no credentials or no endpoint; a refused request is an OSError
-                raise OSError(f"'{self}' cannot be reached: {error}") from None
+            self._put(target, data)
             return
         os.makedirs(os.path.dirname(target), exist_ok=True)
         draft = f"{target}.{uuid.uuid4().hex[:8]}.part"
@@ -190,6 +187,10 @@ class Folder:
 
         Returns:
             Whether the file was written. On a local disk, readers may see a part of it while it is written.
+
+        Raises:
+            OSError: the file cannot be written.
+            StorageError: as `exists`, after a failed write to an object store.
         """
         target = self.at(*parts)
         if self.local:
@@ -201,14 +202,20 @@ class Folder:
                 return False
             return True
         try:
-            self.fs.pipe_file(target, data, mode="create")
+            self._put(target, data, "create")
         except OSError as error:  # which one says that the object exists depends on the store
             if self.exists(*parts):
                 return False
             if error.errno != errno.ENOSYS:
                 raise
-            self.fs.pipe_file(target, data)  # the store has no conditional writes
+            self._put(target, data)  # the store has no conditional writes
         return True
+
+    def _put(self, target: str, data: bytes, mode: str = "overwrite") -> None:
+        try:
+            self.fs.pipe_file(target, data, mode=mode)
+        except BotoCoreError as error:  # no credentials or no endpoint; a refused request is an OSError
+            raise OSError(f"'{self}' cannot be reached: {error}") from None
 
     def read_json(self, *parts: str) -> Any:
         """The value in a JSON file."""

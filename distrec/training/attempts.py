@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -133,8 +134,8 @@ def read_record(folder: Folder, shape: Any, *parts: str, remedy: str) -> Any:
     """
     try:
         return checked(folder.read_bytes(*parts), shape)
-    except OSError as error:
-        problem = error.strerror or str(error)
+    except FileNotFoundError:
+        problem = "it is missing"
     except ValueError as error:
         problem = str(error)
     raise InputError(f"'{folder.folder(*parts)}' cannot be used ({problem}); {remedy}.")
@@ -149,7 +150,7 @@ def checked(data: bytes, shape: Any) -> Any:
     if not data.strip(b" \t\r\n\0"):
         raise ValueError("it is empty")
     try:
-        TypeAdapter(shape).validate_json(data, strict=True)
+        _adapter(shape).validate_json(data, strict=True)
         return json.loads(data)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
@@ -162,6 +163,11 @@ def checked(data: bytes, shape: Any) -> Any:
         raise ValueError(f"key '{key}' is missing")
     told = problem["msg"].removeprefix("Input should be ")
     raise ValueError(f"key '{key}' must be {told}" if key else "it holds something else")
+
+
+@cache
+def _adapter(shape: Any) -> TypeAdapter[Any]:  # building one takes longer than checking a small file
+    return TypeAdapter(shape)
 
 
 @contextmanager

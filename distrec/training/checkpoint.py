@@ -178,7 +178,7 @@ class Checkpoints:
         file = names[worst - 1] if worst <= len(names) else "a file"
         if not inside.exists(file):
             return f"'{file}' is missing"
-        return f"'{file}' differs from what was written"
+        return f"'{file}' does not match complete.json"
 
     def newest_intact(self) -> tuple[str | None, dict[str, str]]:
         """The newest checkpoint whose files all match their SHA-256, or None if there is no complete one. Collective.

@@ -9,37 +9,52 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 from tqdm import tqdm
 
 from distrec.config.run import RunConfig
-from distrec.data.dataset import Dataset, Split
+from distrec.data.dataset import Dataset
 from distrec.errors import InputError
 from distrec.evaluation.ending import ending_words
 from distrec.evaluation.report import ranking_words
+from distrec.methods.base import Method
 from distrec.training.run_folder import RunFolder, place_in_words
 
 
-def banner(config: RunConfig, title: str, data: Dataset, run: RunFolder, degradations: list[str]) -> str:
+class Inputs(NamedTuple):
+    """What a run is made from, checked.
+
+    Attributes:
+        data: the dataset.
+        method: the method.
+        ranked: the number of users with held-out rows in each split that the run ranks.
+        degradations: the run's slower or approximate choices, one sentence each.
+    """
+
+    data: Dataset
+    method: Method
+    ranked: dict[str, int]
+    degradations: list[str]
+
+
+def banner(config: RunConfig, inputs: Inputs, run: RunFolder) -> str:
     """The lines printed at the start of a run; each degradation is one of them."""
-    train, rule, manifest = config.train, config.evaluate, data.manifest
-    splits: tuple[Split, ...] = ("valid", "test") if rule.test else ("valid",)
+    train, rule, data = config.train, config.evaluate, inputs.data
     workers = f"{train.workers} Ray Train workers" if train.workers else "in this process"
     lines = [
-        f"distrec: {title} on {manifest.name} ({data.users:,} users, {data.items:,} items, "
-        f"{manifest.interactions.get('train', 0):,} training rows)",
+        f"distrec: {inputs.method.title()} on {data.manifest.name} ({data.users:,} users, {data.items:,} items, "
+        f"{data.manifest.interactions['train']:,} training rows)",
         f"  run      {run.folder}",
         f"  workers  {workers}, {train.threads} thread(s) each, global batch {train.global_batch:,}, "
         f"{config.optimizer.tables} tables, ZeRO {config.dense.zero_stage}, seed {train.seed}",
         *(
-            f"  {split:<7}  {_held_out_users(data, split):,} users, ranking {ranking_words(rule.mask, split)}, "
+            f"  {split:<7}  {users:,} users, ranking {ranking_words(rule.mask, split)}, "
             f"cut-offs {', '.join(map(str, rule.ks))}"
-            for split in splits
+            for split, users in inputs.ranked.items()
         ),
     ]
-    return "\n".join(lines + [f"  note     {line}" for line in degradations])
+    return "\n".join(lines + [f"  note     {line}" for line in inputs.degradations])
 
 
 class Display:
@@ -112,7 +127,7 @@ class Display:
 
     def _show_epochs(self) -> None:
         self._say_start()
-        for record in self._run.read_metrics()[self._shown :]:
+        for record in self._run.read_metrics(self._shown):
             tqdm.write(epoch_line(record))
             self._shown += 1
             self._report(record)
@@ -146,8 +161,3 @@ def summary_table(summary: dict[str, Any]) -> str:
     for name in summary["valid"]:
         lines.append("  " + name.ljust(14) + "".join(f"{summary[split][name]:9.4f}" for split in splits))
     return "\n".join(lines)
-
-
-def _held_out_users(data: Dataset, split: Split) -> int:
-    users = data.interactions(split).user  # sorted
-    return int(len(users) > 0) + int(np.count_nonzero(np.diff(users)))

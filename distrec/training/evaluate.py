@@ -57,13 +57,12 @@ def evaluate(
     best = run.summary()["best_checkpoint"]
     config = resolve(_ranking_by(own, split, workers, mask, ks))
     identity = run.record["identity"]
-    data = Dataset.open(config.data)
-    if data.hash != identity["data"]:
+    if Dataset.open(config.data, checked=True).hash != identity["data"]:  # first, since a file may differ for that
         raise InputError(
             f"run '{path}' was trained on another dataset than the one now at '{config.data}'; restore that dataset or "
             "train again."
         )
-    check_inputs(config)
+    data = check_inputs(config).data
     data.users_table(), data.items_table()  # report a damaged file before any worker starts
     if best is not None:
         require_complete(run.checkpoints.folder(best))

@@ -21,12 +21,13 @@ import socket
 import threading
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from distrec.data.storage import Folder
-from distrec.errors import InputError, StorageError
+from distrec.errors import InputError, Interrupted, StorageError
 from distrec.training.attempts import now, writing_to
 
 BEAT, WATCH, LOOK = 10.0, 45.0, 1.0  # seconds; WATCH is several beats, since storage and a busy driver may delay one
@@ -84,34 +85,59 @@ class Hold:
         """Check that the folder is still held.
 
         Raises:
-            InputError: another attempt has taken it; the message names its process.
+            InputError: another attempt has taken it, and the message names its process; or the holder's file was
+                deleted.
+            StorageError: the folder cannot be read now.
         """
-        if not self._held():
-            others = [name for name in holders(self._folder) if name != self._name]
-            by = f" by {_who(_parsed(_content(self._folder, others[-1])))}" if others else ""
+        if self._held():
+            return
+        later = [name for name in holders(self._folder) if _number(name) > _number(self._name)]
+        if later:
             raise InputError(
-                f"{self._what} '{self._folder}' was taken over{by}, because this attempt stood still for more than "
-                f"{WATCH:.0f} s; it has stopped and wrote nothing since."
+                f"{self._what} '{self._folder}' was taken over by {_who(_parsed(_content(self._folder, later[-1])))}, "
+                f"because this attempt stood still for more than {WATCH:.0f} s; it has stopped and wrote nothing since."
             )
+        raise InputError(
+            f"'{self._folder.folder(self._name)}' was deleted or overwritten, so this attempt does not hold the "
+            f"{self._what} any more and has stopped; run the same command again, which continues the {self._what}."
+        )
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """A context that needs the hold to its end. A lost hold explains other errors, so it is raised in their place.
+
+        Raises:
+            InputError: as in `require`.
+        """
+        try:
+            yield
+        except Interrupted:
+            raise
+        except Exception:
+            with suppress(StorageError):  # it would explain less than the error at hand
+                self.require()
+            raise
+        self.require()
 
     def _take(self) -> bool:
         """Try to create the holder's file; False if the folder has changed meanwhile."""
-        others = holders(self._folder)
-        for name in others:
-            if living := _living(self._folder, name, self._what):
-                raise InputError(_taken(self._folder, self._what, living))
-        self._name = f"holder-{_number(others[-1]) + 1 if others else 1:06d}.json"
-        if not self._folder.create(json.dumps(self._record).encode(), self._name):
-            return False
+        remedy = ", or use another 'run.name'"
+        dead = {name: _left(self._folder, name, self._what, remedy) for name in holders(self._folder)}
+        self._name = f"holder-{max(map(_number, dead), default=0) + 1:06d}.json"
+        if not self._folder.create(json.dumps(self._record).encode(), self._name) and not self._mine():
+            return False  # it is mine if the client sent its request again after a lost answer
         if not self._folder.local:
             time.sleep(_SETTLE)
         if not self._mine():
             return False
-        if set(holders(self._folder)) - {*others, self._name}:  # another newcomer, which knew other files
+        there = {name: _content(self._folder, name) for name in holders(self._folder) if name != self._name}
+        # Another newcomer may have created a file, with a new number or with that of an attempt that has just ended.
+        if any(content is not None and content != dead.get(name) for name, content in there.items()):
             self._folder.remove(self._name)
             return False
-        for name in others:
-            self._folder.remove(name)
+        for name in there:
+            with suppress(FileNotFoundError):  # its attempt has just ended and removed it
+                self._folder.remove(name)
         return True
 
     def _beat(self) -> None:
@@ -136,8 +162,7 @@ def require_free(folder: Folder, what: str) -> None:
         InputError: one is, and the message names its process; or the folder cannot be read.
     """
     for name in holders(folder):
-        if living := _living(folder, name, what):
-            raise InputError(_taken(folder, what, living))
+        _left(folder, name, what)
 
 
 def holders(folder: Folder) -> list[str]:
@@ -149,19 +174,21 @@ def _number(name: str) -> int:
     return int(name[len("holder-") : -len(".json")])
 
 
-def _living(folder: Folder, name: str, what: str) -> dict[str, Any] | None:
-    """The record of the attempt whose file is `name`, if the attempt is alive; may take `WATCH` seconds."""
+def _left(folder: Folder, name: str, what: str, remedy: str = "") -> bytes | None:
+    """The content of the file `name` of a dead attempt; None if the file has gone. May take `WATCH` seconds.
+
+    Raises:
+        InputError: the attempt is alive.
+    """
     first, until = _content(folder, name), time.monotonic() + WATCH
     content, said = first, False
     while content is not None:
         record = _parsed(content)
         alive = _alive_here(record)
-        if alive is not None:
-            return record if alive else None
-        if content != first:
-            return record
-        if time.monotonic() > until:
-            return None
+        if alive or (alive is None and content != first):
+            raise InputError(_taken(folder, what, record, remedy))
+        if alive is False or time.monotonic() > until:
+            break
         if not said:
             print(
                 f"{what} {folder} was left by {_who(record)}; looking for up to {WATCH:.0f} s whether that is alive",
@@ -170,7 +197,7 @@ def _living(folder: Folder, name: str, what: str) -> dict[str, Any] | None:
             said = True
         time.sleep(LOOK)
         content = _content(folder, name)
-    return None
+    return content
 
 
 def _content(folder: Folder, name: str) -> bytes | None:
@@ -180,7 +207,7 @@ def _content(folder: Folder, name: str) -> bytes | None:
         return None
     except StorageError:
         raise
-    except InputError:  # a folder
+    except InputError:  # a folder in its place
         return b""
 
 
@@ -243,7 +270,8 @@ def _who(record: dict[str, Any]) -> str:
     return f"process {record['process']} on host '{record['host']}' (since {record['since']}{job})"
 
 
-def _taken(folder: Folder, what: str, record: dict[str, Any]) -> str:
-    stop = f", stop it with 'ray job stop {record['job']}'" if record.get("job") else ", stop that process"
+def _taken(folder: Folder, what: str, record: dict[str, Any], remedy: str) -> str:
+    stop = f"stop it with 'ray job stop {record['job']}'" if record.get("job") else "stop that process"
     doing = "trained" if what == "run" else "run"
-    return f"{what} '{folder}' is being {doing} by {_who(record)}; wait until it ends{stop}, or use another 'run.name'."
+    wait = "wait until it ends, " if remedy else "wait until it ends, or "
+    return f"{what} '{folder}' is being {doing} by {_who(record)}; {wait}{stop}{remedy}."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
@@ -18,14 +18,14 @@ from distrec.data.check import damaged_file
 from distrec.data.dataset import Dataset, Interactions
 from distrec.data.histories import require_time_order
 from distrec.data.manifest import CONTEXT, SPLITS
+from distrec.data.ordered import distinct
 from distrec.data.storage import open_folder
 from distrec.errors import InputError, Interrupted, NonFiniteLoss, StorageError, exit_status
 from distrec.graph.kept import NOTE
-from distrec.methods.base import Method
 from distrec.methods.registry import build_method, resolve, stretches
 from distrec.runtime import WORKER_ENVIRONMENT, check_stack, on_cluster, quiet, ray_cluster, tune_process, versions
 from distrec.training.attempts import with_absolute_paths
-from distrec.training.display import Display, banner
+from distrec.training.display import Display, Inputs, banner
 from distrec.training.hold import Hold
 from distrec.training.run_folder import RunFolder, TakenOver
 from distrec.training.size import check_memory
@@ -47,7 +47,8 @@ def train(
         config: a run config, or the path of its YAML file.
         overrides: `dotted.key=value` settings, applied to a file.
         on_epoch: called, in another thread, with the record of each finished epoch.
-        held: whether the caller sees to it that nobody else trains this run, as a sweep does for its trials.
+        held: whether the caller has checked the data, and sees to it that nobody else trains this run, as a sweep does
+            for its trials.
 
     Raises:
         InputError: the config or the data is invalid, or another attempt is training the run; raised before any worker
@@ -58,22 +59,22 @@ def train(
     check_stack()
     quiet()
     run_config = with_absolute_paths(resolve(config if isinstance(config, RunConfig) else load_run(config, overrides)))
-    data, method, degradations = check_inputs(run_config)
+    inputs = check_inputs(run_config, Dataset.open(run_config.data, checked=True) if held else None)
     _check_graphs(run_config)
     run = RunFolder.of(run_config)
     with nullcontext() if held else Hold(run.folder, "run", run_config.run.storage) as hold:
         with workers_for(run_config) as start:
-            attempt = len(run.open_attempt(run_config, data.hash)["attempts"])
-            run.update_record(versions=versions(), degradations=degradations)
-            print(banner(run_config, method.title(), data, run, degradations), flush=True)
+            attempt = len(run.open_attempt(run_config, inputs.data.hash)["attempts"])
+            run.update_record(versions=versions(), degradations=inputs.degradations)
+            print(banner(run_config, inputs, run), flush=True)
             with on_stop_signal(run.request_stop), Display(run, on_epoch):
                 start(partial(train_worker, attempt=attempt), run_config)
         if hold is not None:
             hold.require()
         if run.taken_over(attempt):
             raise TakenOver(f"run '{run.folder}' was taken over by a later attempt; this one has stopped.")
-    _raise_outcome(run)
-    return run.summary()
+        _raise_outcome(run)  # while the run is held: a later attempt writes to the same files
+        return run.summary()
 
 
 def _check_graphs(config: RunConfig) -> None:
@@ -88,11 +89,12 @@ def _check_graphs(config: RunConfig) -> None:
             ) from None
 
 
-def check_inputs(config: RunConfig) -> tuple[Dataset, Method, list[str]]:
+def check_inputs(config: RunConfig, data: Dataset | None = None) -> Inputs:
     """Check a resolved config and its data, without a worker.
 
-    Returns:
-        The dataset, the method, and the run's degradations: its slower or approximate choices, one sentence each.
+    Args:
+        config: the config.
+        data: the dataset that it names, if the caller has opened it and answers for what is in its feature files.
 
     Raises:
         InputError: names the first problem found.
@@ -113,12 +115,12 @@ def check_inputs(config: RunConfig) -> tuple[Dataset, Method, list[str]]:
             "key 'tracking.mlflow' is set but MLflow is not installed; run 'pip install mlflow-skinny' or remove the "
             "key."
         )
-    data = Dataset.open(config.data)
+    known = data is not None
+    data = data or Dataset.open(config.data)
     method = build_method(config, data)
     check_memory(config, data, method)
-    parts = [part for name in method.features() for part in data.feature(name).parts]
-    if damage := damaged_file(data, parts):
-        raise data.error(damage)
+    if not known:
+        check_features(data, method.features())
     splits: dict[str, Interactions] = {
         split: data.interactions(split) for split in SPLITS if split != "test" or config.evaluate.test
     }
@@ -147,7 +149,19 @@ def check_inputs(config: RunConfig) -> tuple[Dataset, Method, list[str]]:
         )
     if any(stretch.method.get(name) for stretch in stretches(config) for name in method.draws_dropout):
         degradations.append("each worker draws dropout of its own: results depend on the number of workers")
-    return data, method, degradations + method.degradations()
+    ranked = {split: len(distinct(rows.user)) for split, rows in splits.items() if split != "train"}
+    return Inputs(data, method, ranked, degradations + method.degradations())
+
+
+def check_features(data: Dataset, names: Iterable[str]) -> None:
+    """Compare the files of the feature sets `names` with their checksums.
+
+    Raises:
+        InputError: one differs or cannot be read.
+    """
+    parts = dict.fromkeys(part for name in names for part in data.feature(name).parts)
+    if damage := damaged_file(data, parts):
+        raise data.error(damage)
 
 
 def train_worker(config: RunConfig, attempt: int) -> None:

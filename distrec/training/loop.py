@@ -278,6 +278,11 @@ class Trainer:
                 f"checkpoint '{name}' in '{self.run.folder}' was written by another version of distrec; train again "
                 "under another 'run.name'."
             ) from None
+        if checkpoint_place(name) != (self.cursor.epoch, self.cursor.step):
+            raise InputError(
+                f"checkpoint '{name}' in '{self.run.folder}' is of another epoch or step than its name says; restore "
+                "it, or train again under another 'run.name'."
+            )
         best, self._kept = self.cursor.best_checkpoint, self._needed(name)
         if best not in (None, name) and (defect := self.checkpoints.defect(best)):
             raise InputError(

@@ -36,7 +36,7 @@ from distrec.training.attempts import (
 
 STOP_REQUEST = "stop-request"
 _REMOTE_SECONDS = 5.0
-_CHECKPOINT = r"epoch-([0-9]{6,9})-step-([0-9]{9,12})"
+_CHECKPOINT = r"epoch-([0-9]{6})-step-([0-9]{9})"
 
 
 class TakenOver(InputError):
@@ -128,20 +128,14 @@ class RunFolder(AttemptFolder):
 
         Raises:
             InputError: there is no run at `path`, or its config is damaged.
+            StorageError: it cannot be read.
         """
         run = cls(open_folder(path))
         try:
-            if not run.folder.exists("config.yaml"):
-                raise FileNotFoundError
             text = run.folder.read_bytes("config.yaml")
         except FileNotFoundError:
             raise InputError(
                 f"run '{path}' has no config.yaml; give the folder <run.storage>/<run.name> of a training run."
-            ) from None
-        except OSError as error:
-            raise InputError(
-                f"'{run.folder.folder('config.yaml')}' cannot be read ({error.strerror or error}); give a run that you "
-                "may read."
             ) from None
         run.check_kinds()
         place = f"'{run.folder.folder('config.yaml')}'"
@@ -178,6 +172,11 @@ class RunFolder(AttemptFolder):
                 self._check_identity(record["identity"], identity, config)
                 self._check_changes(record.get("changes", []), changes)
             self._remove_damaged()
+            if not trained and (epochs := len(self.read_metrics())):
+                raise InputError(
+                    f"run '{self.folder}' has trained {epochs} epochs but its checkpoints are gone; restore them, use "
+                    "another 'run.name', or delete the folder to train from the beginning."
+                )
             record["changes"] = changes
             self.folder.remove(STOP_REQUEST)
             self._write_attempt(
@@ -275,10 +274,10 @@ class RunFolder(AttemptFolder):
         """Write all of `metrics.jsonl` anew, so that it always holds a single trajectory."""
         self.folder.write_bytes("".join(json.dumps(record) + "\n" for record in history).encode(), "metrics.jsonl")
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """The epochs in `metrics.jsonl`; empty if the file does not exist yet or is damaged."""
+    def read_metrics(self, skip: int = 0) -> list[dict[str, Any]]:
+        """The epochs in `metrics.jsonl` after the first `skip`; empty if it does not exist yet or these are damaged."""
         try:
-            return _epochs(self.folder.read_bytes("metrics.jsonl"))
+            return _epochs(self.folder.read_bytes("metrics.jsonl"), skip)
         except (OSError, ValueError, InputError):
             return []
 
@@ -301,14 +300,14 @@ class RunFolder(AttemptFolder):
         return progress
 
 
-def _epochs(data: bytes) -> list[dict[str, Any]]:
-    """The epochs in the bytes of a `metrics.jsonl`.
+def _epochs(data: bytes, skip: int = 0) -> list[dict[str, Any]]:
+    """The epochs in the bytes of a `metrics.jsonl` after the first `skip`, whose lines are not looked at.
 
     Raises:
         ValueError: names the first line that is damaged.
     """
     out = []
-    for number, line in enumerate(data.splitlines(), 1):
+    for number, line in enumerate(data.splitlines()[skip:], skip + 1):
         try:
             record = checked(line, _Epoch)
         except ValueError as error:
@@ -331,8 +330,9 @@ def is_checkpoint(name: str) -> bool:
 
 def checkpoint_place(name: str) -> tuple[int, int]:
     """The epoch and step in a checkpoint's name."""
-    _, epoch, _, step = name.split("-")
-    return int(epoch), int(step)
+    found = re.fullmatch(_CHECKPOINT, name)
+    assert found is not None, name
+    return int(found[1]), int(found[2])
 
 
 def place_in_words(epoch: int, epochs: int, step: int, steps: int) -> str:

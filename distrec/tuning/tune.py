@@ -22,7 +22,7 @@ from distrec.errors import InputError
 from distrec.runtime import WORKER_ENVIRONMENT, check_stack, quiet, ray_cluster, versions
 from distrec.training.attempts import now, with_absolute_paths
 from distrec.training.hold import Hold
-from distrec.training.launch import check_inputs
+from distrec.training.launch import check_features, check_inputs
 from distrec.tuning.entries import Entry, resolve_entries
 from distrec.tuning.folder import SweepFolder, Trial, best_trials, in_place
 from distrec.tuning.live import Live
@@ -52,8 +52,8 @@ def tune(config: SweepConfig | str | Path, overrides: Sequence[str] = ()) -> Swe
     with Hold(folder.folder, "sweep", sweep.run.storage) as hold:
         if sweep.prepare is not None:
             prepare_data(sweep.prepare, sweep.data)
-        described = _check_data(entries)
         data = Dataset.open(sweep.data)
+        described = _check_data(entries, data)
         with ray_cluster({"env_vars": WORKER_ENVIRONMENT}):
             cpus, concurrent = _concurrent(sweep)
             new = folder.open_attempt(sweep, entries, data.hash)
@@ -62,10 +62,8 @@ def tune(config: SweepConfig | str | Path, overrides: Sequence[str] = ()) -> Swe
                 published=[section.model_dump() for section in sweep.published],
             )  # fmt: skip
             folder.hold = hold
-            try:
+            with hold.kept():  # what Ray Tune makes of a lost hold would not say so
                 Search(sweep, entries, folder, concurrent, new).run()
-            finally:
-                hold.require()  # what Ray Tune makes of a lost hold would not say so
     return folder
 
 
@@ -89,12 +87,12 @@ def prepare_data(section: PrepareSection, out: str) -> None:
         encode(out, tokens=True, image_pool=section.image_pool)
 
 
-def _check_data(entries: dict[str, Entry]) -> dict[str, Any]:
+def _check_data(entries: dict[str, Entry], data: Dataset) -> dict[str, Any]:
     """Check every method with the data; return the value of `entries` in `sweep.json`."""
-    described = {}
+    described, features = {}, dict[str, None]()
     for label, entry in entries.items():
         try:
-            _, method, _ = check_inputs(entry.base)
+            method = check_inputs(entry.base, data).method
         except InputError as error:
             raise InputError(f"methods.{label}: {error}") from None
         described[label] = {
@@ -102,6 +100,8 @@ def _check_data(entries: dict[str, Entry]) -> dict[str, Any]:
             "method": entry.base.method["name"],
             "reads_content": bool(method.features()),
         }
+        features |= dict.fromkeys(method.features())
+    check_features(data, features)
     return described
 
 

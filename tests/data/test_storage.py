@@ -156,6 +156,11 @@ def test_what_an_object_store_raises_is_one_sentence(error: Exception, told: str
     if isinstance(error, BotoCoreError):
         with pytest.raises(OSError, match=r"'s3://bucket/data' cannot be reached"):
             folder.write_bytes(b"", "x")
+        with pytest.raises(InputError, match=r"'s3://bucket/data/x' cannot be reached"):
+            folder.create(b"", "x")
+        folder.fs.exists = lambda path: False  # the endpoint was gone for a moment
+        with pytest.raises(OSError, match=r"'s3://bucket/data' cannot be reached"):
+            folder.create(b"", "x")
 
 
 def test_what_a_local_disk_raises_is_one_sentence(tmp_path: Path):

@@ -269,6 +269,34 @@ def test_a_checkpoint_that_cannot_be_read_now_is_neither_skipped_nor_deleted(
     assert small.checkpoints(run) == before
 
 
+def test_a_run_whose_checkpoints_are_gone_is_not_trained_again_in_silence(
+    tmp_path: Path, data: str, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "runs/run"
+    shutil.copytree(finished, run)
+    metrics = (run / "metrics.jsonl").read_text()
+    shutil.rmtree(run / "checkpoints")
+    config = small.write_config(tmp_path / "run.yaml", data, tmp_path / "runs", "alignrec", train={"epochs": 4})
+    assert main(["train", config]) == 2
+    assert "has trained 3 epochs but its checkpoints are gone" in capsys.readouterr().err
+    assert (run / "metrics.jsonl").read_text() == metrics
+
+
+def test_a_checkpoint_under_another_name_is_refused(
+    tmp_path: Path, data: str, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "runs/run"
+    shutil.copytree(finished, run)
+    newest = run / "checkpoints" / small.checkpoints(run)[-1]
+    newest.rename(newest.with_name("epoch-000002-step-000000005"))
+    config = small.write_config(tmp_path / "run.yaml", data, tmp_path / "runs", "alignrec", train={"epochs": 4})
+    for name in small.checkpoints(run)[:-1]:
+        if name > "epoch-000002-step-000000005":
+            shutil.rmtree(run / "checkpoints" / name)
+    assert main(["train", config]) == 2
+    assert "is of another epoch or step than its name says" in capsys.readouterr().err
+
+
 class Planted:
     """Its unpickling writes a file."""
 

@@ -16,60 +16,106 @@ from typing import Any
 import pytest
 
 from distrec.data.storage import Folder, open_folder
-from distrec.errors import InputError
+from distrec.errors import InputError, Interrupted, StorageError
 from distrec.training import hold
 from distrec.training.hold import Hold, require_free
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-HOLDER = """
-import sys, time
+# For each line of input, a process of its own takes a folder and holds it until SIGTERM. Forks start at once, and one
+# that is killed stays a zombie, since nobody waits for it.
+HOLDERS = """
+import json, os, signal, sys
 from distrec.data.storage import open_folder
 from distrec.errors import InputError
 from distrec.training import hold
-hold.BEAT, hold.WATCH, hold.LOOK = 0.2, 2.0, 0.1
-path, seconds = sys.argv[1:]
-print("ready", flush=True)
-sys.stdin.readline()
-try:
-    with hold.Hold(open_folder(path), "run", path):
-        print("held", flush=True)
-        time.sleep(float(seconds))
-except InputError as error:
-    print("refused:", error, flush=True)
+
+hold.BEAT, hold._SETTLE = 0.1, 0.05
+
+def say(text):
+    os.write(1, f"{os.getpid()} {text}\\n".encode())
+
+def work(path, environment):
+    os.environ.update(environment)
+    try:
+        with hold.Hold(open_folder(path), "run", path):
+            say("held")
+            signal.sigwait([signal.SIGTERM])
+        say("left")
+    except InputError as error:
+        say(f"refused: {error}")
+
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+for line in sys.stdin:
+    if os.fork() == 0:
+        work(*json.loads(line))
+        os._exit(0)
 """
-Start = Callable[..., "subprocess.Popen[str]"]
+LOOKING = "s whether that is alive"
 
 
-@pytest.fixture
+class Others:
+    """Other processes that hold folders."""
+
+    def __init__(self) -> None:
+        self.parent = subprocess.Popen(
+            [sys.executable, "-c", HOLDERS], cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        self._started: list[int] = []
+
+    def take(self, path: str, count: int = 1) -> dict[int, str]:
+        """Let `count` processes take a folder at the same time; returns what each says, by its number."""
+        assert self.parent.stdin is not None
+        environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+        self.parent.stdin.write(f"{json.dumps([path, environment])}\n" * count)
+        self.parent.stdin.flush()
+        return dict(self.said() for _ in range(count))
+
+    def said(self) -> tuple[int, str]:
+        """The next line of any process, and its number."""
+        assert self.parent.stdout is not None
+        process, _, text = self.parent.stdout.readline().strip().partition(" ")
+        self._started.append(int(process))
+        return int(process), text
+
+    def holder(self, path: str) -> int:
+        """Start a process that holds a folder; returns its number."""
+        ((process, text),) = self.take(path).items()
+        assert text == "held"
+        return process
+
+    def kill(self, process: int) -> None:
+        """Kill a process, and wait until it has ended; what it was just writing has arrived then."""
+        os.kill(process, signal.SIGSTOP)
+        time.sleep(0.2)
+        os.kill(process, signal.SIGKILL)
+        while hold._process_started(process) is not None:
+            time.sleep(0.01)
+
+    def end(self) -> None:
+        for process in self._started:  # zombies, of which none has another's number before their parent ends
+            os.kill(process, signal.SIGKILL)
+        self.parent.kill()
+        self.parent.communicate(timeout=10)
+
+
+@pytest.fixture(scope="module")
+def others() -> Iterator[Others]:
+    found = Others()
+    yield found
+    found.end()
+
+
+@pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("BEAT", 0.2), ("WATCH", 2.0), ("LOOK", 0.1)):
+    for name, seconds in (("BEAT", 0.1), ("WATCH", 0.2), ("LOOK", 0.02), ("_SETTLE", 0.05)):
         monkeypatch.setattr(hold, name, seconds)
 
 
 @pytest.fixture
-def elsewhere(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process seems to run on another machine than those of `start`."""
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process seems to run on another machine than those of `others`."""
     monkeypatch.setattr(hold, "_machine", lambda: "another boot pid:[1]")
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """Starts a process that waits for a line of input, then holds a folder for some seconds."""
-    started: list[subprocess.Popen[str]] = []
-
-    def begin(path: str, seconds: float = 60) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-c", HOLDER, path, str(seconds)], cwd=REPOSITORY, text=True,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
-        started.append(process)
-        assert said(process) == "ready"
-        return process
-
-    yield begin
-    for process in started:
-        process.kill()
-        process.communicate(timeout=10)
 
 
 @pytest.fixture(params=["disk", "bucket"])
@@ -78,68 +124,55 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"{request.getfixturevalue('s3')}/runs/one" if request.param == "bucket" else str(tmp_path / "runs/one")
 
 
-def said(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
-
-
-def go(process: subprocess.Popen[str]) -> None:
-    assert process.stdin is not None
-    process.stdin.write("\n")
-    process.stdin.flush()
-
-
-def taken(path: str) -> float:
-    """Take a folder and let it go; returns the seconds that this took."""
-    started, folder = time.monotonic(), open_folder(path)
+def take(path: str) -> None:
+    """Take a folder and let it go."""
+    folder = open_folder(path)
     with Hold(folder, "run", path):
         assert len(hold.holders(folder)) == 1
     assert hold.holders(folder) == []
-    return time.monotonic() - started
 
 
-def test_of_several_newcomers_one_holds_a_folder(start: Start, place: str) -> None:
-    processes = [start(place, 3) for _ in range(3)]
-    for process in processes:
-        go(process)
-    answers = [said(process) for process in processes]
-    assert [answer.partition(":")[0] for answer in sorted(answers)] == ["held", "refused", "refused"]
-    winner = processes[answers.index("held")]
-    assert all(f"process {winner.pid} on host" in answer for answer in answers if answer != "held")
-    winner.wait(20)
-    assert taken(place) < 5
+def test_of_several_newcomers_one_holds_a_folder(others: Others, place: str) -> None:
+    answers = others.take(place, 3)
+    assert [answer.partition(":")[0] for answer in sorted(answers.values())] == ["held", "refused", "refused"]
+    (winner,) = (process for process, answer in answers.items() if answer == "held")
+    assert all(f"process {winner} on host" in answer for process, answer in answers.items() if process != winner)
+    os.kill(winner, signal.SIGTERM)
+    assert others.said() == (winner, "left")
+    take(place)
 
 
-def test_the_process_of_a_killed_attempt_is_known_to_be_dead(start: Start, place: str) -> None:
-    process = start(place)
-    go(process)
-    assert said(process) == "held"
-    process.send_signal(signal.SIGSTOP)  # standing still is not being dead
-    for check in (lambda: taken(place), lambda: require_free(open_folder(place), "run")):
-        with pytest.raises(InputError, match=f"is being trained by process {process.pid} on host"):
-            check()
-    process.kill()
-    while hold._process_started(process.pid) is not None:  # it stays a zombie, since nobody has waited for it
-        time.sleep(0.01)
-    assert taken(place) < 5
+def test_the_process_of_a_killed_attempt_is_known_to_be_dead(others: Others, place: str, capsys: Any) -> None:
+    process = others.holder(place)
+    os.kill(process, signal.SIGSTOP)  # standing still is not being dead
+    refused = f"is being trained by process {process} on host .*; wait until it ends, "
+    with pytest.raises(InputError, match=f"{refused}stop that process, or use another 'run.name'.$"):
+        take(place)
+    with pytest.raises(InputError, match=f"{refused}or stop that process.$"):  # as 'distrec evaluate' says it
+        require_free(open_folder(place), "run")
+    others.kill(process)
+    take(place)
+    assert LOOKING not in capsys.readouterr().out
 
 
 def test_another_machine_watches_for_signs_of_life(
-    start: Start, place: str, elsewhere: None, capsys: pytest.CaptureFixture[str]
+    others: Others, place: str, elsewhere: None, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process = start(place)
-    go(process)
-    assert said(process) == "held"
-    with pytest.raises(InputError, match=f"is being trained by process {process.pid} on host"):
-        taken(place)
-    process.kill()
-    process.wait(10)
-    assert 2 < taken(place) < 10
-    assert "looking for up to 2 s whether that is alive" in capsys.readouterr().out
+    process = others.holder(place)
+    monkeypatch.setattr(hold, "WATCH", 100)  # until the next beat, however late that is
+    with pytest.raises(InputError, match=f"is being trained by process {process} on host"):
+        take(place)
+    assert f"looking for up to 100 {LOOKING}" in capsys.readouterr().out
+    others.kill(process)
+    monkeypatch.setattr(hold, "WATCH", 0.2)
+    started = time.monotonic()
+    take(place)
+    assert time.monotonic() - started > 0.2
+    assert LOOKING in capsys.readouterr().out
 
 
 def test_an_attempt_that_was_taken_over_says_so_and_leaves_the_folder_alone(
-    place: str, quick: None, monkeypatch: pytest.MonkeyPatch
+    place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = open_folder(place)
     with Hold(folder, "run", place) as first:
@@ -147,7 +180,7 @@ def test_an_attempt_that_was_taken_over_says_so_and_leaves_the_folder_alone(
         first._thread.join()
         monkeypatch.setattr(hold, "_machine", lambda: "another boot pid:[1]")
         with Hold(folder, "run", place) as second:
-            with pytest.raises(InputError, match=rf"was taken over by process {os.getpid()} on host"):
+            with pytest.raises(InputError, match=rf"taken over by process {os.getpid()} on host.* stood still for mo"):
                 first.require()
             first._done.clear()  # it goes on
             first._beat()  # returns, since it has lost the folder
@@ -158,7 +191,68 @@ def test_an_attempt_that_was_taken_over_says_so_and_leaves_the_folder_alone(
     assert hold.holders(folder) == []
 
 
-def test_a_beat_survives_an_error_of_the_storage(tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_hold_explains_other_errors_and_an_unreadable_one_hides_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = open_folder(str(tmp_path))
+
+    def raised(held: Hold, error: Exception | None) -> BaseException:
+        with pytest.raises(Exception) as found, held.kept():  # noqa: PT011, PT012
+            if error is not None:
+                raise error
+        return found.value
+
+    def unreadable(*_: Any) -> Any:
+        raise StorageError("gone")
+
+    crash, stop = RuntimeError("crash"), Interrupted("stopped")
+    with Hold(folder, "run", str(tmp_path)) as held:
+        with held.kept():
+            pass
+        assert raised(held, crash) is crash
+        with monkeypatch.context() as patch:
+            patch.setattr(Folder, "names", unreadable)
+            assert raised(held, crash) is crash
+            assert str(raised(held, None)) == "gone"
+        held._done.set()
+        held._thread.join()
+        folder.remove(held._name)
+        for error in (crash, None):
+            assert "holder-000001.json' was deleted or overwritten, so this attempt" in str(raised(held, error))
+        assert raised(held, stop) is stop
+
+
+@pytest.mark.parametrize("name", ["holder-000001.json", "holder-000002.json", "holder-000007.json"])
+def test_a_newcomer_never_takes_the_place_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Between our look at a dead attempt's file and our own file, another newcomer takes the folder."""
+    path, create = tmp_path / "holder-000001.json", Folder.create
+    mine = {"process": os.getpid(), "process_started": hold._process_started(os.getpid()), "token": "theirs"}
+    theirs = record(**mine)
+    monkeypatch.setattr(hold, "_ACTIVE", {"theirs"})
+    path.write_bytes(record(process=2**22 + 1))
+
+    def late(self: Folder, data: bytes, *parts: str) -> bool:
+        if path.exists():
+            path.unlink()
+            (tmp_path / name).write_bytes(theirs)
+        return create(self, data, *parts)
+
+    monkeypatch.setattr(Folder, "create", late)
+    with pytest.raises(InputError, match=f"is being trained by process {os.getpid()}"):
+        take(str(tmp_path))
+    assert (tmp_path / name).read_bytes() == theirs
+
+
+def test_a_request_that_was_sent_again_meets_its_own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer to the first request was lost, so the client sent it again, and the store says that a file exists."""
+    create = Folder.create
+    monkeypatch.setattr(Folder, "create", lambda *given: not create(*given))
+    take(str(tmp_path))
+
+
+def test_a_beat_survives_an_error_of_the_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, write, failures = open_folder(str(tmp_path)), Folder.write_json, [OSError("gone"), ValueError("odd")]
     beats = threading.Event()
 
@@ -197,9 +291,9 @@ def record(**changes: Any) -> bytes:
     ],
 )
 def test_what_a_dead_attempt_left_never_blocks(
-    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, content: Callable[[], bytes] | None, waits: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, content: Callable[[], bytes] | None, waits: bool
 ) -> None:
-    monkeypatch.setattr(hold, "WATCH", 0.3)
+    monkeypatch.setattr(hold, "WATCH", 0.05)
     path = tmp_path / "holder-000041.json"
     if content is None:
         path.mkdir()
@@ -207,21 +301,22 @@ def test_what_a_dead_attempt_left_never_blocks(
         path.write_bytes(content())
     for name in ("holder-1.json", "holder-x.json", "holder-000001.json.part"):
         (tmp_path / name).touch()  # no holders
-    assert (taken(str(tmp_path)) > 0.3) == waits
+    take(str(tmp_path))
+    assert (LOOKING in capsys.readouterr().out) == waits
     assert not path.exists()
 
 
 def test_threads_of_one_process_are_told_apart(tmp_path: Path) -> None:
     with Hold(open_folder(str(tmp_path)), "run", str(tmp_path)), pytest.raises(InputError, match="is being trained by"):
-        taken(str(tmp_path))
-    assert taken(str(tmp_path)) < 1
+        take(str(tmp_path))
+    take(str(tmp_path))
 
 
 def test_a_folder_that_stays_empty_is_removed(tmp_path: Path) -> None:
-    taken(str(tmp_path / "runs/one"))
+    take(str(tmp_path / "runs/one"))
     assert not (tmp_path / "runs/one").exists()
     (tmp_path / "mine").mkdir()
-    taken(str(tmp_path / "mine"))
+    take(str(tmp_path / "mine"))
     assert (tmp_path / "mine").exists()
 
 
@@ -250,4 +345,4 @@ def test_a_store_without_conditional_writes(s3: str, monkeypatch: pytest.MonkeyP
     assert folder.create(b"1", "a")
     assert not folder.create(b"2", "a")
     assert folder.read_bytes("a") == b"1"
-    assert taken(f"{s3}/runs/one") < 5
+    take(f"{s3}/runs/one")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ from distrec.data.dataset import Dataset, write_part
 from distrec.data.manifest import write_manifest
 from distrec.errors import InputError
 from distrec.methods.registry import resolve
+from distrec.training import launch
+from distrec.training.hold import holders
 from distrec.training.launch import check_inputs
+from distrec.training.run_folder import RunFolder
 from tests.training import small
 
 
@@ -308,3 +312,40 @@ def test_paths_are_those_of_the_working_folder(
     report = small.read(tmp_path / "runs/run", "evaluation/valid.json")
     assert "recall@20" in capsys.readouterr().out
     assert report
+
+
+def test_no_file_is_checked_twice_before_the_workers_start(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, done = small.write_config(tmp_path / "run.yaml", data, tmp_path, "stair", train={"epochs": 1}), Counter()
+
+    def count(owner: Any, name: str, what: Callable[..., str]) -> None:
+        original = getattr(owner, name)
+
+        def counted(*given: Any, **options: Any) -> Any:
+            done[what(*given)] += 1
+            return original(*given, **options)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(Dataset, "defect", lambda *_: "footers")
+    count(launch, "damaged_file", lambda *_: "checksums of features")
+    count(Dataset, "read_table", lambda _, name, *rest: name)
+    monkeypatch.setattr(launch, "_run_here", lambda *_: None)  # no worker
+    monkeypatch.setattr(RunFolder, "summary", lambda _: {})
+    launch.train(config)
+    splits = {f"interactions/{split}/part-00000.parquet": 1 for split in ("train", "valid", "test")}
+    assert done == {"footers": 1, "checksums of features": 1, **splits}
+    done.clear()
+    launch.train(config, held=True)  # a sweep's trial, whose driver has checked the same files
+    assert done == splits
+
+
+def test_how_a_run_ended_is_read_while_it_is_held(tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later attempt may write to the same files as soon as the hold ends."""
+    read: list[list[str]] = []
+    monkeypatch.setattr(launch, "_run_here", lambda *_: None)
+    monkeypatch.setattr(launch, "_raise_outcome", lambda run: read.append(holders(run.folder)))
+    monkeypatch.setattr(RunFolder, "summary", lambda run: read.append(holders(run.folder)))
+    launch.train(small.write_config(tmp_path / "run.yaml", data, tmp_path))
+    assert read == [["holder-000001.json"]] * 2

@@ -14,8 +14,11 @@ import yaml
 
 from distrec.cli import main
 from distrec.config import load_run
+from distrec.config.bounds import MOST_EPOCHS, MOST_STEPS
 from distrec.data.dataset import Dataset
+from distrec.data.storage import open_folder
 from distrec.methods.registry import resolve
+from distrec.training.run_folder import RunFolder, checkpoint_name, checkpoint_place, is_checkpoint
 from tests.training import small
 
 
@@ -290,3 +293,23 @@ def test_evaluation_repeats_the_summary(tmp_path: Path, data: str) -> None:
         report, summary = small.read(run, f"evaluation/{split}.json"), small.read(run, "summary.json")
         assert {name: report["metrics"][name] for name in summary[split]} == summary[split]
         assert json.dumps(report).find("NaN") == -1
+
+
+def test_names_of_checkpoints_sort_in_training_order() -> None:
+    places = [(0, 0), (0, 7), (0, MOST_STEPS), (9, 12), (10, 2), (MOST_EPOCHS, MOST_STEPS)]
+    names = [checkpoint_name(*place) for place in places]
+    assert names == sorted(names)
+    assert [checkpoint_place(name) for name in names if is_checkpoint(name)] == places
+    for other in ("epoch-0000010-step-000000000", "epoch-000001-step-0000000000", "epoch-1-step-2", f"{names[0]}.bak"):
+        assert not is_checkpoint(other)  # with more digits it would sort in another place
+
+
+def test_epochs_that_were_shown_are_not_checked_again(tmp_path: Path) -> None:
+    lines = [json.dumps(small.planted_epoch(number)) for number in (1, 2, 3)]
+    run = RunFolder(open_folder(str(tmp_path)))
+    run.folder.write_bytes("\n".join(["shown before", *lines[1:]]).encode(), "metrics.jsonl")
+    assert run.read_metrics() == []
+    assert [epoch["epoch"] for epoch in run.read_metrics(1)] == [2, 3]
+    assert run.read_metrics(3) == run.read_metrics(7) == []
+    run.folder.write_bytes("\n".join([*lines[:1], *lines]).encode(), "metrics.jsonl")
+    assert run.read_metrics(1) == []  # the second line is of the first epoch

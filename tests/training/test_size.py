@@ -91,5 +91,24 @@ def test_the_limit_is_the_memory_of_the_machine(data: Dataset, monkeypatch: pyte
         check_memory(config, data, method)
 
 
-def test_this_machine_has_memory(tmp_path: Path):
-    assert 1 << 28 < runtime.total_memory() < 1 << 50
+@pytest.mark.parametrize(
+    ("limits", "bytes_"),
+    [
+        ({}, 4 << 30),
+        ({"memory.max": "max\n"}, 4 << 30),
+        ({"memory.max": "1073741824\n"}, 1 << 30),
+        ({"memory.limit_in_bytes": "1073741824\n"}, 1 << 30),
+        ({"memory.limit_in_bytes": "9223372036854771712\n"}, 4 << 30),  # how the older kind says that there is none
+    ],
+)
+def test_a_container_may_have_less_memory_than_its_machine(
+    limits: dict[str, str], bytes_: int, monkeypatch: pytest.MonkeyPatch
+):
+    def read(path: Path, encoding: str) -> str:
+        if path.name not in limits:
+            raise FileNotFoundError(path)
+        return limits[path.name]
+
+    monkeypatch.setattr(runtime.Path, "read_text", read)
+    monkeypatch.setattr(runtime.os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1 << 20}.__getitem__)
+    assert runtime.total_memory() == bytes_

@@ -84,7 +84,7 @@ def gather(path: str, examples: bool = True) -> dict[str, Any]:
     return {
         "format": 1,
         "sweep": {**_sweep(path, folder, settings, state, metric), "users": _users(entries)},
-        "data": {"path": settings.get("data"), **_dict(state.get("data"))},
+        "data": {"path": settings.get("data"), **(state.get("data") or {})},
         "versions": _versions(state, entries),
         "entries": entries,
         "baseline": baseline,
@@ -100,15 +100,15 @@ def gather(path: str, examples: bool = True) -> dict[str, Any]:
 
 
 def _sweep(path: str, folder: Folder, settings: dict[str, Any], state: dict[str, Any], metric: str) -> dict[str, Any]:
-    attempts = [attempt for attempt in state.get("attempts") or [] if isinstance(attempt, dict)]
+    attempts = state.get("attempts", [])
     return {
-        "name": _dict(settings.get("run")).get("name", ""),
+        "name": settings["run"].get("name", ""),
         "folder": path.rstrip("/"),
         "local": folder.local,
         "state": "done" if state.get("done") else "finishing" if state.get("closed") else "searching",
         "metric": metric,
         **{key: settings.get(key) for key in ("searcher", "scheduler", "seed", "seeds", "budget", "resources")},
-        "mask": _dict(settings.get("evaluate")).get("mask"),
+        "mask": settings["evaluate"]["mask"],
         "started": attempts[0].get("started") if attempts else None,
         "attempts": len(attempts),
         "search_seconds": number(state.get("seconds")),
@@ -119,10 +119,10 @@ def _sweep(path: str, folder: Folder, settings: dict[str, Any], state: dict[str,
 def _entries(reader: Reader, settings: dict[str, Any], state: dict[str, Any], metric: str) -> list[dict[str, Any]]:
     """Every method of the sweep with its trials and seeds; `_compare` sets `difference` afterwards."""
     trials, seeds = runs(reader, "trials"), runs(reader, "final")
-    described, winners = _dict(state.get("entries")), _dict(state.get("winners"))
+    described, winners = state.get("entries", {}), state.get("winners", {})
     out = []
     for label in settings["methods"]:
-        about = _dict(described.get(label))
+        about = described.get(label, {})
         mine = [trial(reader, name, record, metric) for name, record in trials if record["entry"] == label]
         mine.sort(key=lambda one: (one["born"], one["number"]))
         fill_values(reader, mine)
@@ -202,16 +202,16 @@ def metrics_shown(metric: str) -> list[str]:
 def _slices(reader: Reader, seeds: list[dict[str, Any]], metric: str) -> dict[str, Any]:
     """The metrics in each part of the test split, over the evaluated seeds; parts without users are left out."""
     found = [reader.mapping("final", one["run"], "evaluation", "test.json").get("slices") for one in seeds]
-    parts = [part for part in found if isinstance(part, dict)]
+    parts = [part for part in found if part is not None]
     out = {}
     for name, first in parts[0].items() if parts else ():
         measured = {}
         for shown in metrics_shown(metric):
-            values = [number(_dict(_dict(part.get(name)).get("metrics")).get(shown)) for part in parts]
+            values = [number(part[name]["metrics"].get(shown)) for part in parts if name in part]
             if known := [value for value in values if value is not None]:
                 measured[shown] = over_seeds(known)
         if metric in measured:
-            out[name] = {"meaning": first.get("meaning"), "users": first.get("users") or 0, "metrics": measured}
+            out[name] = {"meaning": first["meaning"], "users": first["users"], "metrics": measured}
     return out
 
 
@@ -297,10 +297,10 @@ def _published(state: dict[str, Any], entries: list[dict[str, Any]]) -> list[dic
             "entry": row["entry"],
             "source": str(row.get("source") or ""),
             "note": str(row.get("note") or ""),
-            "metrics": {name: found for name, value in _dict(row.get("metrics")).items() if (found := number(value))},
+            "metrics": {name: found for name, value in row.get("metrics", {}).items() if (found := number(value))},
         }
-        for row in state.get("published") or []
-        if isinstance(row, dict) and row.get("entry") in labels
+        for row in state.get("published", [])
+        if row["entry"] in labels
     ]
 
 
@@ -319,11 +319,7 @@ def _require_finished(entries: list[dict[str, Any]], path: str) -> None:
 def _versions(state: dict[str, Any], entries: list[dict[str, Any]]) -> dict[str, Any]:
     """The versions that the sweep recorded, or else its first run; removes them from the entries."""
     own = [entry.pop("versions") for entry in entries]
-    return _dict(state.get("versions")) or next((versions for versions in own if versions), {})
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
+    return state.get("versions") or next((versions for versions in own if versions), {})
 
 
 def _without(tree: dict[str, Any], *keys: str) -> dict[str, Any]:

@@ -19,10 +19,12 @@ _SPECIAL = re.compile(
     r"[\\*<>&\[\]#$~|`]"
     r"|(?<=\])\("  # of a link
     r"|(?<![^\W_])_|_(?![^\W_])"  # inside a word, as in min_trials, it has no meaning
-    r"|(?<=[A-Za-z]):(?=\S)|(?<=www)\.",  # GitHub makes links of addresses
+    r"|(?<=[A-Za-z]):(?=\S)|(?<=www)\.|(?<=\S)@(?=[^\s@]*\.\S)",  # GitHub makes links of addresses
     re.ASCII,
 )
-_ENTITIES = {character: f"&#{ord(character)};" for character in "$~|`:."} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
+_ENTITIES = {character: f"&#{ord(character)};" for character in "$~|`:."}
+_ENTITIES |= {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
+_ENTITIES["@"] = "@&#8203;"  # a space of no width: an entity in place of the sign would still be part of an address
 _START = re.compile(r"(\d{0,9})([-+=.)])")
 
 
@@ -40,7 +42,10 @@ def render(report: dict[str, Any], sections: list[Section], missing: list[str], 
 
 
 def escaped(text: str) -> str:
-    """`text` as Markdown within a line that shows exactly this text, with each run of white space as one space."""
+    """`text` as Markdown within a line that shows exactly this text, with each run of white space as one space.
+
+    Only an invisible character is added, in mail addresses.
+    """
     return _escaped(text).strip()
 
 

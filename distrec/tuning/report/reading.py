@@ -81,6 +81,8 @@ class _Summary(Record):
     best_epoch: int | None = None
     valid: Metrics | None = None
     test: Metrics | None = None
+    users: dict[str, int] = Field({})
+    evaluations_since_best: int | None = None
     peak_memory_bytes: float | None = None
 
 

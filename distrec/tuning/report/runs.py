@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -20,25 +21,24 @@ def trial(reader: Reader, name: str, record: dict[str, Any], metric: str) -> dic
     epochs = reader.epochs("trials", name, "metrics.jsonl")
     summary = reader.mapping("trials", name, "summary.json")
     curve = [
-        [int(epoch["epoch"]), value]
+        [epoch["epoch"], value]
         for epoch in epochs
         if (value := number((epoch.get("valid") or {}).get(metric))) is not None
     ]
     best = max(curve, key=lambda point: point[1]) if curve else None
     value = best[1] if best else number((summary.get("valid") or {}).get(metric))
     status = record.get("status") if record.get("status") in STATUSES else "waiting"
-    values = record.get("values")
     return {
         "id": name,
-        "number": int(record.get("number") or 0),
-        "values": dict(values) if isinstance(values, dict) else {},
+        "number": record.get("number", 0),
+        "values": record.get("values", {}),
         "parent": record.get("parent"),
-        "born": int(record.get("born") or 0),
+        "born": record.get("born", 0),
         "replaced": status == "stopped" and record.get("pause") is not None,
         "status": status,
         "finished": status in ("done", "stopped") and value is not None,
         "reason": record.get("reason"),
-        "failures": int(record.get("failures") or 0),
+        "failures": record.get("failures", 0),
         "value": value,
         "epoch": best[0] if best else None,
         "epochs": len(epochs),
@@ -69,7 +69,6 @@ def fresh_seed(reader: Reader, name: str, record: dict[str, Any]) -> dict[str, A
     """A winner's run with a fresh seed. `test` is None until the run has finished."""
     epochs = reader.epochs("final", name, "metrics.jsonl")
     summary = reader.mapping("final", name, "summary.json")
-    users = summary.get("users")
     valid, test = _metrics(summary.get("valid")), _metrics(summary.get("test"))
     return {
         "run": name,
@@ -78,7 +77,7 @@ def fresh_seed(reader: Reader, name: str, record: dict[str, Any]) -> dict[str, A
         "reason": record.get("reason"),
         "valid": valid,
         "test": test,
-        "users": users if isinstance(users, dict) else {},
+        "users": summary.get("users", {}),
         "best_epoch": summary.get("best_epoch"),
         "epochs": len(epochs),
         **_ending(summary, []),
@@ -112,18 +111,16 @@ def example_users(reader: Reader, run: str) -> list[dict[str, Any]]:
         return []
 
 
-def number(value: Any) -> float | None:
-    """`value` as a float if it is a finite number, else None."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
+def number(value: float | None) -> float | None:
+    """`value` as a float if it is finite, else None."""
+    if value is not None:
         with suppress(OverflowError):  # an integer beyond the largest float
             return float(value) if math.isfinite(value) else None
     return None
 
 
-def _metrics(value: Any) -> dict[str, float] | None:
-    if not isinstance(value, dict):
-        return None
-    return {name: found for name, entry in value.items() if (found := number(entry)) is not None} or None
+def _metrics(value: Mapping[str, float | None] | None) -> dict[str, float] | None:
+    return {name: found for name, entry in (value or {}).items() if (found := number(entry)) is not None} or None
 
 
 def _ending(summary: dict[str, Any], curve: list[list[Any]]) -> dict[str, Any]:
@@ -133,11 +130,10 @@ def _ending(summary: dict[str, Any], curve: list[list[Any]]) -> dict[str, Any]:
     trial of a population has a summary of each pause, which is no end.)
     """
     best = max(curve, key=lambda point: point[1]) if curve else None
-    since = summary.get("evaluations_since_best")
     return {
         "end": summary.get("end") if summary.get("end") in ("epochs", "patience") else None,
         "best_is_last": summary.get("best_is_last", best is not None and best == curve[-1]) is True,
-        "evaluations_since_best": since if isinstance(since, int) else None,
+        "evaluations_since_best": summary.get("evaluations_since_best"),
     }
 
 
@@ -151,16 +147,15 @@ def _cost(
 ) -> dict[str, Any]:
     """Seconds over all attempts, CPU hours reserved, training seconds per epoch and a worker's peak memory in bytes."""
     run = reader.mapping(kind, name, "run.json")
-    attempts = run.get("attempts") if isinstance(run.get("attempts"), list) else []
     seconds, cpus = number(record.get("seconds")), number(record.get("cpus"))
     trained = [took for epoch in epochs if (took := number((epoch.get("seconds") or {}).get("train"))) is not None]
     peaks = [number(epoch.get("peak_memory_bytes")) for epoch in [*epochs, summary]]
     return {
-        "started": next((str(attempt["started"]) for attempt in attempts or [] if attempt.get("started")), None),
+        "started": next((attempt["started"] for attempt in run.get("attempts", []) if attempt.get("started")), None),
         "seconds": seconds,
         "cpu_hours": None if seconds is None or cpus is None else seconds * cpus / 3600,
         "seconds_per_epoch": sum(trained) / len(trained) if trained else None,
         "peak_memory_bytes": max((peak for peak in peaks if peak is not None), default=None),
-        "degradations": [line for line in run.get("degradations") or [] if isinstance(line, str)],
-        "versions": run.get("versions") if isinstance(run.get("versions"), dict) else {},
+        "degradations": run.get("degradations", []),
+        "versions": run.get("versions", {}),
     }
