@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from distrec.data.dataset import Dataset
-from distrec.errors import InputError
+from distrec.errors import InputError, StorageError
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
 
@@ -61,6 +61,8 @@ def _everywhere(world: World, read: Callable[[], Found]) -> Found:
     found, message = None, b""
     try:
         found = read()
+    except StorageError:  # which a retry may fix
+        raise
     except InputError as error:
         message = str(error).encode()
     length = int(world.max_(torch.tensor(len(message))))

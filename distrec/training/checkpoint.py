@@ -13,22 +13,41 @@ PyTorch's own distributed checkpoint is not used: it stores its metadata as a pi
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+import json
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import ConfigDict, Field
 from torch.distributed.tensor import DTensor
 
 from distrec.data.importers.source import file_sha256
-from distrec.data.storage import Folder
-from distrec.errors import InputError
+from distrec.data.storage import Folder, sha256
+from distrec.errors import InputError, StorageError
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
-from distrec.training.run_folder import is_checkpoint
+from distrec.training.attempts import Record, checked
+from distrec.training.run_folder import checkpoint_name, checkpoint_place, is_checkpoint
 from distrec.training.tensor_file import read_rows, stored_tensors, write_tensors
 
 FORMAT = 1
+_COMPLETE, _STATE = "complete.json", "state.json"
 _DIGEST = hashlib.sha256().digest_size
 _REMEDY = "restore it, or train again under another 'run.name'"
+
+
+class _File(Record):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    bytes: int
+    sha256: str
+
+
+class _Complete(Record):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    format: Literal[1]
+    workers: int = Field(ge=1)
+    files: Annotated[dict[Annotated[str, Field(pattern="^[a-z0-9.-]+$")], _File], Field(min_length=1)]
 
 
 class Checkpoints:
@@ -36,6 +55,7 @@ class Checkpoints:
 
     def __init__(self, folder: Folder, world: World):
         self.folder, self.world = folder, world
+        self._intact: set[str] = set()  # verified here, and not written again since
 
     def save(self, name: str, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         """Write checkpoint `name`. When this returns on any rank, the checkpoint is complete.
@@ -45,6 +65,7 @@ class Checkpoints:
             state: the content of `state.json`.
         """
         inside = self.folder.folder(name)
+        self._intact.discard(name)
         if self.world.rank == 0:
             inside.remove()  # an incomplete checkpoint may have the same name
             inside.make()
@@ -69,12 +90,10 @@ class Checkpoints:
                 for file, fact in zip(names, every, strict=True)
                 if fact.any()
             }
-            inside.write_json(state, "state.json")
-            files["state.json"] = {
-                "bytes": len(inside.read_bytes("state.json")),
-                "sha256": file_sha256(inside, "state.json"),
-            }
-            inside.write_json({"format": FORMAT, "files": files}, "complete.json")
+            text = json.dumps(state).encode()
+            inside.write_bytes(text, _STATE)
+            files[_STATE] = {"bytes": len(text), "sha256": sha256(text)}
+            inside.write_json({"format": FORMAT, "workers": self.world.size, "files": files}, _COMPLETE)
         self.world.barrier()
 
     def load(self, name: str, tensors: dict[str, torch.Tensor]) -> None:
@@ -100,9 +119,7 @@ class Checkpoints:
 
     def _read(self, inside: Folder, tensors: dict[str, torch.Tensor]) -> None:
         left = {key: self._mine(value) for key, value in tensors.items()}
-        for file in sorted(listed_files(inside) or {}):
-            if not file.endswith(".safetensors"):
-                continue
+        for file in self._needed(inside, tensors):
             for key, stored in stored_tensors(inside, file).items():
                 if key not in tensors:
                     raise ValueError(f"'{file}' holds '{key}', which this model does not have")
@@ -112,6 +129,8 @@ class Checkpoints:
                     raise ValueError(f"'{key}' is {list(stored.shape)} {stored.dtype} in '{file}'")
                 first, stop = self._rows(value)
                 count = stored.shape[0] if stored.shape else 1
+                if stored.first_row + count > (value.shape[0] if value.dim() else 1):
+                    raise ValueError(f"'{file}' holds more rows of '{key}' than this model has")
                 low, high = max(first, stored.first_row), min(stop, stored.first_row + count)
                 if low < high:
                     into = local[low - first : high - first] if local.dim() else local
@@ -121,21 +140,41 @@ class Checkpoints:
         if missing:
             raise ValueError(f"it lacks rows of '{missing[0]}'")
 
+    def _needed(self, inside: Folder, tensors: dict[str, torch.Tensor]) -> list[str]:
+        """The files of a checkpoint that may hold rows of mine: all `whole` ones, and a few of the others."""
+        complete = _complete(inside)
+        files = {} if complete is None else complete["files"]
+        writers = 1 if complete is None else complete["workers"]
+        ranges = [(value.shape[0], self._rows(value)) for value in tensors.values() if isinstance(value, DTensor)]
+        needed = []
+        for rank in range(writers):
+            theirs = [(Partition(rows, writers), mine) for rows, mine in ranges]
+            if any(first < part.stop(rank) and part.start(rank) < stop for part, (first, stop) in theirs):
+                needed.append(_file("rows", rank))
+            needed.append(_file("whole", rank))
+        return [file for file in needed if file in files]
+
     def defect(self, name: str) -> str | None:
         """Compare every file of checkpoint `name` with its SHA-256; ranks share the work. Collective.
 
         Returns:
             A phrase that names a bad file, the same on every rank, or None.
+
+        Raises:
+            StorageError: a file cannot be read now.
         """
+        if name in self._intact:
+            return None
         inside = self.folder.folder(name)
         listed = listed_files(inside) or {}
-        names = ["complete.json", *sorted(listed)]
+        names = [_COMPLETE, *sorted(listed)]
         bad = 0 if listed else 1  # 1 + the index of a bad file
         for number in range(1 + self.world.rank, len(names), self.world.size):
             if not _is_intact(inside, names[number], listed[names[number]]):
                 bad = 1 + number
         worst = int(self.world.max_(torch.tensor(bad)))
         if not worst:
+            self._intact.add(name)
             return None
         file = names[worst - 1] if worst <= len(names) else "a file"
         if not inside.exists(file):
@@ -143,22 +182,38 @@ class Checkpoints:
         return f"'{file}' differs from what was written"
 
     def newest_intact(self) -> tuple[str | None, dict[str, str]]:
-        """The newest checkpoint whose files all match their SHA-256, or None. Collective.
+        """The newest checkpoint whose files all match their SHA-256, or None if there is no complete one. Collective.
 
         Returns:
             Its name, and the defects of newer checkpoints by name.
 
         Raises:
-            InputError: a checkpoint has a format that is not read.
+            InputError: every complete checkpoint is damaged, or one has a format that is not read.
         """
         defects: dict[str, str] = {}
-        for name in reversed(self.names()):
+        for name in reversed(self._agreed_names()):
             require_readable(self.folder.folder(name))
             defect = self.defect(name)
             if defect is None:
                 return name, defects
             defects[name] = defect
+        complete = [name for name in defects if listed_files(self.folder.folder(name)) is not None]
+        if self.world.max_(torch.tensor(len(complete))):
+            name = complete[0] if complete else next(iter(defects))
+            raise InputError(
+                f"every checkpoint in '{self.folder}' is damaged (the newest, '{name}': {defects[name]}); restore one, "
+                "delete that folder to train from the beginning, or use another 'run.name'."
+            )
         return None, defects
+
+    def _agreed_names(self) -> list[str]:
+        """`names` as rank 0 sees them, on every rank, since a shared disk may show a new folder late. Collective."""
+        if self.world.size == 1:
+            return self.names()
+        places = torch.tensor([checkpoint_place(name) for name in self.names()], dtype=torch.int64).reshape(-1, 2)
+        count = int(self.world.sum_(torch.tensor(len(places) if self.world.rank == 0 else 0)))
+        agreed = self.world.rows_from(0, places, 0, count)
+        return [checkpoint_name(int(epoch), int(step)) for epoch, step in agreed]
 
     def names(self) -> list[str]:
         """The names of all checkpoints, complete or not, oldest first. Other names in the folder are not ours."""
@@ -166,12 +221,8 @@ class Checkpoints:
 
     def state(self, name: str) -> dict[str, Any]:
         """The content of `state.json` in checkpoint `name`."""
-        state: dict[str, Any] = self.folder.read_json(name, "state.json")
+        state: dict[str, Any] = self.folder.read_json(name, _STATE)
         return state
-
-    def latest(self) -> str | None:
-        """The name of the newest checkpoint with all its files, or None; their content is not read."""
-        return next((name for name in reversed(self.names()) if is_complete(self.folder.folder(name))), None)
 
     def keep_only(self, names: set[str]) -> None:
         """Delete all checkpoints except `names`."""
@@ -197,16 +248,15 @@ class Checkpoints:
 
 def listed_files(folder: Folder) -> dict[str, dict[str, Any]] | None:
     """The files in `complete.json` with their `bytes` and `sha256`; None if it is missing or damaged."""
+    complete = _complete(folder)
+    return None if complete is None else dict(complete["files"])
+
+
+def _complete(folder: Folder) -> dict[str, Any] | None:
     try:
-        listed = folder.read_json("complete.json")
-        files = dict(listed["files"]) if listed["format"] == FORMAT and len(listed) == 2 else {}
-        sound = all(
-            entry.keys() == {"bytes", "sha256"} and isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str)
-            for entry in files.values()
-        )
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return dict(checked(folder.read_bytes(_COMPLETE), _Complete))
+    except (FileNotFoundError, ValueError):
         return None
-    return files if files and sound and all("/" not in name for name in files) else None
 
 
 def is_complete(folder: Folder) -> bool:
@@ -214,13 +264,10 @@ def is_complete(folder: Folder) -> bool:
     listed = listed_files(folder)
     if listed is None:
         return False
-    folder.fs.invalidate_cache()
-    there = {
-        entry["name"].rstrip("/").rpartition("/")[2]: int(entry["size"])
-        for entry in folder.fs.ls(folder.path, detail=True)
-        if entry["type"] == "file"
-    }
-    return all(there.get(name) == entry["bytes"] for name, entry in listed.items())
+    try:
+        return all(folder.size(name) == entry["bytes"] for name, entry in listed.items())
+    except FileNotFoundError:
+        return False
 
 
 def require_complete(folder: Folder) -> None:
@@ -231,7 +278,7 @@ def require_complete(folder: Folder) -> None:
     """
     require_readable(folder)
     if not is_complete(folder):
-        raise InputError(f"checkpoint '{folder}' is torn or missing; {_REMEDY}.")
+        raise InputError(f"checkpoint '{folder}' is incomplete or missing; {_REMEDY}.")
 
 
 def require_readable(folder: Folder) -> None:
@@ -249,8 +296,11 @@ def require_readable(folder: Folder) -> None:
 
 def _is_intact(folder: Folder, name: str, entry: dict[str, Any]) -> bool:
     try:
-        return folder.fs.size(folder.at(name)) == entry["bytes"] and file_sha256(folder, name) == entry["sha256"]
-    except OSError:
+        with folder.reading(name):
+            return folder.size(name) == entry["bytes"] and file_sha256(folder, name) == entry["sha256"]
+    except StorageError:  # says nothing about the file
+        raise
+    except (FileNotFoundError, InputError):  # InputError: a folder is there instead
         return False
 
 

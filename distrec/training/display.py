@@ -110,9 +110,12 @@ class Display:
         if self._said_start:
             return
         with suppress(InputError):  # the workers would fail too
-            start = self._run.record["attempts"][-1].get("start")
+            attempt = self._run.record["attempts"][-1]
+            start = attempt.get("start")
             if start is None:
                 return
+            for name, defect in attempt.get("damaged_checkpoints", {}).items():
+                tqdm.write(f"checkpoint '{name}' is not used: {defect}")
             self._said_start, ended = True, start.pop("ended")
             if ended:
                 tqdm.write(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from distrec.config.bounds import MOST_WORKERS, check_option
 from distrec.config.paths import PATH_WIDTH, located
@@ -21,8 +22,6 @@ from distrec.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from distrec.parallel.world import World
-
-_FAILED = ("evaluation", "error.json")  # what an evaluation that cannot go on leaves for its driver
 
 
 def evaluate(
@@ -67,12 +66,12 @@ def evaluate(
     data.users_table(), data.items_table()  # report a damaged file before any worker starts
     if best is not None:
         require_complete(run.checkpoints.folder(best))
-    run.folder.remove(*_FAILED)
+    failed = f"error-{uuid4().hex[:8]}.json"
     with workers_for(config) as start:
-        start(partial(evaluate_worker, path=path, split=split), config)
-    if run.folder.exists(*_FAILED):
-        message = run.folder.read_json(*_FAILED)["message"]
-        run.folder.remove(*_FAILED)
+        start(partial(evaluate_worker, path=path, split=split, failed=failed), config)
+    if run.folder.exists("evaluation", failed):
+        message = run.folder.read_json("evaluation", failed)["message"]
+        run.folder.remove("evaluation", failed)
         raise InputError(message)
     result: dict[str, Any] = run.folder.read_json("evaluation", f"{_files_of(split, own, config)}.json")
     print(table(result, path))
@@ -173,10 +172,11 @@ def _beside(path: str, split: str) -> dict[str, dict[str, float]]:
     return found
 
 
-def evaluate_worker(config: RunConfig, path: str, split: str) -> None:
+def evaluate_worker(config: RunConfig, path: str, split: str, failed: str) -> None:
     """Evaluate as one worker of an initialised process group.
 
-    An `InputError` is left for the driver in place of being raised, because Ray would retry what cannot be fixed so.
+    An `InputError` is not raised, because Ray would retry what cannot be fixed so. It is left for the driver in file
+    `failed` in folder `evaluation/`.
     """
     from distrec.parallel.world import World
 
@@ -186,8 +186,8 @@ def evaluate_worker(config: RunConfig, path: str, split: str) -> None:
     except StorageError:  # which a retry may fix
         raise
     except InputError as error:
-        if world.rank == 0:
-            run.folder.write_json({"message": str(error)}, *_FAILED)
+        run.folder.write_json({"message": str(error)}, "evaluation", failed)
+    world.barrier()  # no rank leaves before rank 0 has written the results
 
 
 def _evaluate(world: World, run: RunFolder, own: RunConfig, config: RunConfig, split: str) -> None:
@@ -216,7 +216,7 @@ def _evaluate(world: World, run: RunFolder, own: RunConfig, config: RunConfig, s
             for name, part in engine.method.branches().items()
         }
     chosen = spread_users(evaluator.pairs.user, engine.train_rows)
-    shown = recommend(evaluator, chosen, final.users, final.items, engine.method.score, RECOMMENDED)
+    lists = recommend(evaluator, chosen, final.users, final.items, engine.method.score, RECOMMENDED)
     if world.rank == 0:
         parts = slices(ranked, engine.train_rows, data.users, data.items, missing_items(data))
         told = about(ranked, summary, split, config.evaluate.mask)
@@ -226,7 +226,6 @@ def _evaluate(world: World, run: RunFolder, own: RunConfig, config: RunConfig, s
         users = users_table(ranked, ids, told)
         run.folder.write_bytes(parquet_bytes(users), "evaluation", f"{name}-users.parquet")
         run.folder.write_json(
-            examples(evaluator, chosen, histories, data, shown, told), "evaluation", f"{name}-examples.json"
+            examples(evaluator, chosen, histories, data, lists, told), "evaluation", f"{name}-examples.json"
         )
         run.folder.write_json(report(ranked, parts, told, branches), "evaluation", f"{name}.json")
-    world.barrier()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import resource
-import sys
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -55,6 +54,7 @@ class Trainer:
     Args:
         data: the prepared dataset.
         config: a resolved run config; the stretch ends after its `train.epochs`.
+        checkpoints: those of the run.
         start: the number of epochs before the stretch; patience counts from there.
         total: the number of epochs of the whole run; None if this stretch is the last or only one.
         attempt: the number of this attempt in `run.json`; None: nobody else can train the run.
@@ -65,6 +65,7 @@ class Trainer:
         world: World,
         data: Dataset,
         config: RunConfig,
+        checkpoints: Checkpoints,
         start: int = 0,
         total: int | None = None,
         attempt: int | None = None,
@@ -72,20 +73,24 @@ class Trainer:
         self.world, self.config, self.data = world, config, data
         self.start, self.total, self.attempt = start, total or config.train.epochs, attempt
         self.run = RunFolder.of(config)
-        self.checkpoints = Checkpoints(self.run.checkpoints, world)
+        self.checkpoints = checkpoints
         self.engine = Engine(world, data, config)
         self.cursor = Cursor()
         self.ledger = Ledger(self.engine.samples_per_epoch)
         self.epochs = config.train.epochs if self.engine.method.trainable else 0
-        self._previous: str | None = None  # the checkpoint before the next one
+        self._newest: str | None = None  # the newest checkpoint
+        self._kept: set[str] = set()  # the checkpoints that it needs
         self._evaluators: dict[str, Evaluator] = {}
         self._trackers = Trackers(self.run, config, enabled=world.rank == 0)
 
-    def train(self, newest: str | None) -> None:
+    def train(self, newest: str | None) -> str | None:
         """Train from checkpoint `newest`, or from the beginning, to the end of the stretch.
 
         After the last stretch, the weights of the best epoch are loaded. They rank the validation split, and the test
         split if the config asks for it, and `summary.json` is written.
+
+        Returns:
+            The name of the newest checkpoint then.
 
         Raises:
             NonFiniteLoss: the message names the step, the term and the last good checkpoint.
@@ -100,19 +105,20 @@ class Trainer:
                 self._end_epoch()
         last = self.config.train.epochs == self.total
         self._trackers.close(self._summarise() if last else None)
+        return self._newest
 
     def _train_epoch(self, stop: StopWatch) -> None:
         config, cursor, engine = self.config.train, self.cursor, self.engine
         steps = engine.steps_per_epoch
         engine.set_lr(self.config.optimizer.lr_at(cursor.epoch))
-        started, last_checkpoint = time.perf_counter(), self.checkpoints.latest() if self.world.rank == 0 else None
+        started = time.perf_counter()
         before = cursor.seconds
         while cursor.step < steps:
             samples = engine.samples(cursor.epoch, cursor.step)
             try:
                 terms, stopping = engine.train_step(cursor.epoch, cursor.step, samples, stop.requested)
             except NonFiniteLoss as error:
-                raise NonFiniteLoss(f"{error} Last good checkpoint: {last_checkpoint or 'none'}.") from None
+                raise NonFiniteLoss(f"{error} Last good checkpoint: {self._newest or 'none'}.") from None
             self.ledger.mark(self.world, samples.rows)
             for name, value in terms.items():
                 cursor.term_sums[name] = cursor.term_sums.get(name, 0.0) + value * len(samples.rows)
@@ -123,7 +129,7 @@ class Trainer:
             if cursor.step < steps and (
                 stopping or (config.checkpoint_every and cursor.step % config.checkpoint_every == 0)
             ):
-                last_checkpoint = self._checkpoint()
+                self._checkpoint()
             if stopping:
                 if cursor.step == steps:
                     self._end_epoch()
@@ -185,7 +191,7 @@ class Trainer:
         except FloatingPointError as error:  # on every rank: the last update overflowed, and no loss followed it
             raise NonFiniteLoss(
                 f"{error} after epoch {self.cursor.epoch + 1}. Lower 'optimizer.lr' or check the features. "
-                f"Last good checkpoint: {self.checkpoints.latest() or 'none'}."
+                f"Last good checkpoint: {self._newest or 'none'}."
             ) from None
 
     def _summarise(self) -> dict[str, Any]:
@@ -231,10 +237,15 @@ class Trainer:
         tensors = {**self.engine.state(), "ledger": self.ledger.merge(self.world)}
         self._check_finite(tensors)
         self.checkpoints.save(name, tensors, {**asdict(cursor), "data": self.data.hash})
-        # The one before stays, to continue from it should this one be damaged.
-        self.checkpoints.keep_only({kept for kept in (name, self._previous, cursor.best_checkpoint) if kept})
-        self._previous = name
+        # The one before and its best epoch stay, to continue from it should this one be damaged.
+        needed = self._needed(name)
+        self.checkpoints.keep_only(needed | self._kept)
+        self._newest, self._kept = name, needed
         return name
+
+    def _needed(self, name: str) -> set[str]:
+        """The checkpoints that a run needs to continue from `name`, with the cursor that it holds."""
+        return {name} if self.cursor.best_checkpoint is None else {name, self.cursor.best_checkpoint}
 
     def _check_finite(self, tensors: dict[str, Any]) -> None:
         """Raise NonFiniteLoss if a tensor is NaN or infinite: a run must not resume from such a checkpoint.
@@ -246,11 +257,11 @@ class Trainer:
             raise NonFiniteLoss(
                 f"'{broken[0] if broken else 'a tensor'}' is NaN or infinite at epoch {self.cursor.epoch + 1}, step "
                 f"{self.cursor.step}, though the loss was not. "
-                f"Last good checkpoint: {self.checkpoints.latest() or 'none'}."
+                f"Last good checkpoint: {self._newest or 'none'}."
             )
 
     def _restore(self, name: str | None) -> None:
-        self._previous = name
+        self._newest = name
         if name is None:
             self._count_replayed()
             return
@@ -267,7 +278,7 @@ class Trainer:
                 f"checkpoint '{name}' in '{self.run.folder}' was written by another version of distrec; train again "
                 "under another 'run.name'."
             ) from None
-        best = self.cursor.best_checkpoint
+        best, self._kept = self.cursor.best_checkpoint, self._needed(name)
         if best not in (None, name) and (defect := self.checkpoints.defect(best)):
             raise InputError(
                 f"checkpoint '{best}' of the best epoch in '{self.run.folder}' is damaged ({defect}); restore it, or "
@@ -337,14 +348,12 @@ def fit(world: World, data: Dataset, config: RunConfig, attempt: int | None = No
     newest, defects = checkpoints.newest_intact()
     if defects and world.rank == 0:
         run.note_outcome({"damaged_checkpoints": defects})
-        for name, defect in defects.items():
-            print(f"checkpoint '{name}' is not used: {defect}.", file=sys.stderr)
-        print(f"Training continues from {newest or 'the beginning'}.", file=sys.stderr, flush=True)
     for stretch in stretches(config):
         end = stretch.train.epochs
         if end == config.train.epochs or newest is None or checkpoint_place(newest)[0] < end:
-            Trainer(world, data, stretch, start, config.train.epochs, attempt).train(newest)
-            newest = checkpoints.latest()
+            trainer = Trainer(world, data, stretch, checkpoints, start, config.train.epochs, attempt)
+            newest = trainer.train(newest)
+            del trainer
             gc.collect()  # DeepSpeed's engine is part of reference cycles
         start = end
 

@@ -63,6 +63,7 @@ class _Start(Record):
 
 class _Attempt(Record):
     start: _Start | None = None
+    damaged_checkpoints: dict[str, str] = Field({})
 
 
 class _Summary(Record):
@@ -272,7 +273,7 @@ class RunFolder(AttemptFolder):
         """The epochs in `metrics.jsonl` after the first `skip`; empty if it does not exist yet or these are damaged."""
         try:
             return _epochs(self.folder.read_bytes("metrics.jsonl"), skip)
-        except (OSError, ValueError):
+        except (OSError, ValueError, InputError):
             return []
 
     def write_progress(self, progress: dict[str, Any]) -> None:
@@ -289,7 +290,7 @@ class RunFolder(AttemptFolder):
         """The content of `progress.json`; empty if it does not exist, is just being written, or is damaged."""
         try:
             progress: dict[str, Any] = checked(self.folder.read_bytes("progress.json"), _Progress)
-        except (OSError, ValueError):
+        except (OSError, ValueError, InputError):
             return {}
         return progress
 

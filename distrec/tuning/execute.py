@@ -24,7 +24,7 @@ from ray.tune.search import Searcher
 from distrec.config.run import RunConfig
 from distrec.config.tree import decode
 from distrec.data.storage import open_folder
-from distrec.errors import InputError, Interrupted, NonFiniteLoss
+from distrec.errors import InputError, Interrupted, NonFiniteLoss, StorageError
 from distrec.runtime import on_cluster
 from distrec.training.stop import on_stop_signal
 from distrec.tuning.folder import ERROR_FILE, Phase, SweepFolder, Trial
@@ -325,9 +325,10 @@ def run_trial(task: dict[str, Any]) -> None:
             evaluate(str(folder), "test", config.train.workers)
     except Interrupted:
         tune.report({"interrupted": True})
-    except (InputError, NonFiniteLoss) as error:  # a retry would fail in the same way
-        tune.report({"refused": f"{type(error).__name__}: {error}"})
-    except Exception:
+    except Exception as error:
+        if isinstance(error, InputError | NonFiniteLoss) and not isinstance(error, StorageError):
+            tune.report({"refused": f"{type(error).__name__}: {error}"})  # a retry would fail in the same way
+            return
         folder.write_bytes(traceback.format_exc().encode(), ERROR_FILE)
         raise
     else:

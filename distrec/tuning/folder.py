@@ -23,7 +23,7 @@ from pydantic import Field
 from distrec.config.run import RunConfig, digest
 from distrec.config.text import read_yaml
 from distrec.config.tree import decode
-from distrec.errors import InputError
+from distrec.errors import InputError, StorageError
 from distrec.training.attempts import (
     AttemptFolder,
     Identity,
@@ -224,6 +224,8 @@ class SweepFolder(AttemptFolder):
         trial.last = values[-1] if values else None
         try:
             summary = run.summary()
+        except StorageError:
+            raise
         except InputError:  # none yet, or a damaged one, which the trial writes anew
             summary = {"valid": {}}
         if metric in summary["valid"]:

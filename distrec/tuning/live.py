@@ -7,12 +7,14 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from rich.console import Console, Group
 from rich.live import Live as RichLive
 from rich.table import Table
 from rich.text import Text
 
+from distrec.errors import StorageError
 from distrec.tuning.folder import Phase, SweepFolder, Trial, in_place
 from distrec.tuning.sweep import SweepConfig
 
@@ -64,7 +66,8 @@ class Live:
 
     def _watch(self) -> None:
         while not self._done.wait(_SECONDS if self._folder.folder.local else 5 * _SECONDS):
-            self._show()
+            with suppress(StorageError):  # the storage may answer at the next look
+                self._show()
 
     def _show(self) -> None:
         trials = self._folder.trials(self._phase)

@@ -138,4 +138,4 @@ def test_a_damaged_best_checkpoint_is_bad_input_on_workers_too(
     capsys.readouterr()
     assert main(["evaluate", str(tmp_path / "run"), "--workers", "1"]) == 2
     assert rows.name in capsys.readouterr().err
-    assert not (tmp_path / "run/evaluation/error.json").exists()
+    assert not list((tmp_path / "run/evaluation").glob("error-*"))
