@@ -216,7 +216,7 @@ def _evaluate(world: World, run: RunFolder, own: RunConfig, config: RunConfig, s
             for name, part in engine.method.branches().items()
         }
     chosen = spread_users(evaluator.pairs.user, engine.train_rows)
-    shown = recommend(evaluator, chosen, final.users, final.items, engine.method.score, RECOMMENDED)
+    lists = recommend(evaluator, chosen, final.users, final.items, engine.method.score, RECOMMENDED)
     if world.rank == 0:
         parts = slices(ranked, engine.train_rows, data.users, data.items, missing_items(data))
         told = about(ranked, summary, split, config.evaluate.mask)
@@ -226,6 +226,6 @@ def _evaluate(world: World, run: RunFolder, own: RunConfig, config: RunConfig, s
         users = users_table(ranked, ids, told)
         run.folder.write_bytes(parquet_bytes(users), "evaluation", f"{name}-users.parquet")
         run.folder.write_json(
-            examples(evaluator, chosen, histories, data, shown, told), "evaluation", f"{name}-examples.json"
+            examples(evaluator, chosen, histories, data, lists, told), "evaluation", f"{name}-examples.json"
         )
         run.folder.write_json(report(ranked, parts, told, branches), "evaluation", f"{name}.json")

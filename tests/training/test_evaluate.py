@@ -153,16 +153,27 @@ def test_runs_with_different_masks_are_compared_only_under_one(
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"test": 3}', '{"test": {"oracle": 3}}', '{"test": {"oracle": {"recall@20": "much"}}}',
-                '{"test": {"oracle": {"recall@20": null}}}', "[" * 100_000],
-)  # fmt: skip
+    ("content", "told"),
+    [
+        ("", "is not valid JSON"),
+        ("[]", "has no metrics of split 'test'"),
+        ("{}", "has no metrics of split 'test'"),
+        ('{"test": 3}', "has no metrics of split 'test'"),
+        ('{"test": {"oracle": 3}}', "'oracle' of split 'test' is 3"),
+        ('{"test": {"oracle": {"recall@20": "much"}}}', "'oracle.recall@20' of split 'test' is 'much'"),
+        ('{"test": {"oracle": {"recall@20": null}}}', "'oracle.recall@20' of split 'test' is None"),
+        ("[" * 100_000, "is nested more than 32 deep"),
+    ],
+)
 def test_a_file_of_other_metrics_is_refused_before_anything_is_ranked(
-    tmp_path: Path, trained: Path, content: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, trained: Path, content: str, told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     beside = tmp_path / "beside.json"
     beside.write_text(content)
     assert main(["evaluate", f"{trained}/a/x", "--beside", str(beside)]) == 2
-    assert "has no metrics of split 'test'" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"distrec evaluate: file '{beside}' of --beside")
+    assert told in line
     assert not (trained / "a/x/evaluation").exists()
 
 
@@ -174,7 +185,7 @@ def test_a_damaged_summary_is_refused_and_training_writes_it_again(
     (run / "summary.json").write_bytes(content.encode("latin-1"))
     assert main(["evaluate", str(run)]) == 2
     told = capsys.readouterr().err
-    assert "summary.json that is damaged" in told
+    assert "summary.json' cannot be used (" in told
     assert told.count("\n") == 1
     if not content:
         assert main(["train", str(run / "config.yaml"), f"run.storage={tmp_path}"]) == 0

@@ -237,7 +237,7 @@ def test_a_loss_that_overflows_ends_with_status_3(
 def test_a_huge_feature_ends_with_status_3_and_the_step_before_it_stays(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = small.write_small(tmp_path / "data", feature_scale=3e38)
+    data = small.write_small(tmp_path / "data", feature_scale=5e37)
     config = small.write_config(tmp_path / "run.yaml", data, tmp_path / "runs", "alignrec")
     status = main(["train", config])
     message = capsys.readouterr().err
