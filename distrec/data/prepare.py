@@ -33,7 +33,7 @@ from distrec.data.ordered import distinct
 from distrec.data.pictures import LEAST_SIDE, MOST_SIDE
 from distrec.data.splits import LEFT_OUT, SplitSection
 from distrec.data.storage import Folder, open_folder
-from distrec.errors import InputError
+from distrec.errors import InputError, first_few
 
 _WRITTEN = ("interactions", "features", "content", "users.parquet", "items.parquet")
 
@@ -254,7 +254,8 @@ def _claim(folder: Folder, out: str, config: DataConfig, digest: str) -> Dataset
                 return existing
             print(f"{out} is damaged ({damage.what}); preparing it again.")
         elif names and UNFINISHED not in names:
-            raise InputError(f"out '{out}' holds other files ({names[0]}, …); give an empty or new folder.")
+            held = first_few(names, len(names), 1)
+            raise InputError(f"out '{out}' holds other files ({held}); give an empty or new folder.")
         folder.write_bytes(b"distrec prepare has started here but not finished; run it again\n", UNFINISHED)
         folder.remove("manifest.json")
         for name in folder.names():

@@ -212,7 +212,7 @@ def test_quotation_marks_are_text_in_tabbed_files(tmp_path: Path) -> None:
 def test_messages_stay_short_and_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text('a,"b\nc",' + "d" * 5000 + ",e\n1,2,3,4\n")
-    with pytest.raises(InputError, match="has no column 'user'; valid here: a, b c, d") as caught:
+    with pytest.raises(InputError, match=r"has no column 'user'; valid here: a, b\\nc, d") as caught:
         read_delimited(str(path), shape(), ["user"])
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600
