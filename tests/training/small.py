@@ -29,7 +29,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def write_small(path: Path | str, seed: int = 0, feature_scale: float = 1.0) -> str:
+def write_small(path: Path | str, seed: int = 0) -> str:
     """Write a dataset of `USERS` x `ITEMS`; returns its path.
 
     Each user has 6 to 12 training items, 1 valid item and 1 test item. The features are `text` (width 8, one row
@@ -60,7 +60,7 @@ def write_small(path: Path | str, seed: int = 0, feature_scale: float = 1.0) -> 
         files[f"{side}.parquet"] = write_part(folder, f"{side}.parquet", pa.table(columns))
     features = {}
     for name, width, missing in (("text", 8, [3]), ("image", 5, [])):
-        values = (rng.normal(size=(ITEMS, width)) * feature_scale).astype(np.float32)
+        values = rng.normal(size=(ITEMS, width)).astype(np.float32)
         gone = np.isin(np.arange(ITEMS), missing)
         values[gone] = 0
         part = f"features/{name}/part-00000.parquet"
