@@ -97,6 +97,7 @@ def compare(
     """
     from distrec.evaluation.report import comparison
 
+    reference = {} if beside is None else _beside(beside, split)
     names = short_names(paths)
     configs = {path: _ranking_by(RunFolder.existing(path)[1], split, workers, mask, ks) for path in names}
     first, *_ = configs
@@ -110,7 +111,6 @@ def compare(
             )
         if k not in config.evaluate.ks:
             raise InputError(f"run '{path}' has no cut-off {k} in 'evaluate.ks', {config.evaluate.ks}; add --ks {k}.")
-    reference = {} if beside is None else _beside(beside, split)
     results = {}
     for path, name in names.items():
         results[name] = evaluate(path, split, workers, mask, ks)

@@ -33,12 +33,13 @@ def write(
     folder, rng = open_folder(where), np.random.default_rng(0)
     files = write_ids(folder, USERS, ITEMS)
     for number, rows in enumerate((7, 5)):
+        last = 6 * number  # the second part goes on with the last user of the first
         name = f"interactions/train/part-{number:05d}.parquet"
         table = pa.table(
             {
-                "user": np.arange(rows, dtype=np.int32),
+                "user": np.full(rows, last, np.int32) if number else np.arange(rows, dtype=np.int32),
                 "item": np.full(rows, number, np.int32),
-                "timestamp": np.arange(rows, dtype=np.int64) + 2**40,
+                "timestamp": np.arange(rows, dtype=np.int64) + 2**40 + last,
             }
         )
         files[name] = write_part(folder, name, table)
@@ -130,9 +131,9 @@ def test_a_value_stored_in_a_missing_row_does_not_leak(tmp_path: Path):
 def test_parts_of_a_split_join_in_order(where: str):
     write(where)
     train = Dataset.open(where).interactions("train")
-    assert train.user.tolist() == [*range(7), *range(5)]
+    assert train.user.tolist() == [*range(7), *[6] * 5]
     assert train.item.tolist() == [0] * 7 + [1] * 5
-    assert train.timestamp.tolist() == [2**40 + n for n in [*range(7), *range(5)]]
+    assert train.timestamp.tolist() == [2**40 + n for n in [*range(7), *range(6, 11)]]
     assert (train.user.dtype, train.item.dtype, train.timestamp.dtype) == (np.int32, np.int32, np.int64)
     assert len(Dataset.open(where).interactions("valid")) == 0
 
