@@ -79,8 +79,11 @@ def load_npy(source: Source, name: str) -> np.ndarray:
     """
     try:
         values = np.load(source.local(name), mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # a header is a Python literal and a shape of any numbers: it may raise anything
         raise unreadable(name, "NumPy array", error) from None
+    if not isinstance(values, np.ndarray):
+        values.close()
+        raise InputError(f"file '{name}' is an archive of arrays (.npz); save one array with numpy.save.")
     if values.ndim != 2 or not values.shape[1]:
         raise InputError(f"file '{name}' has shape {list(values.shape)}; features are [items, width].")
     _check_type(f"'{name}'", values.dtype)
