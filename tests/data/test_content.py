@@ -58,8 +58,8 @@ def test_text_template() -> None:
 def test_names_of_columns_in_templates() -> None:
     for column in ("title:token_seq", "Book: Title", "Title!", "a!r", "a:>9", "x[0]", "x.y"):
         assert parse_template(f"In {{{{{{{column}}}}}}}, all") == [("In {", column), ("}, all", None)]
-    rows = Rows(pa.table({"a": ["x", None], "b": ["y", "z"]}), [("items.parquet", 2)], typed=True)
-    assert texts(rows, "{{{a}}} and {{{b}}}", {}).to_pylist() == ["{x} and {y}", "{z}"]
+    rows = Rows(pa.table({"a": ["x", None], "b": ["y", None]}), [("items.parquet", 2)], typed=True)
+    assert texts(rows, "{{{a}}} and {{{b}}}", {}).to_pylist() == ["{x} and {y}", None]
     for template, message in {
         "{a": "has a brace that is not closed", "a}": "has a brace that closes nothing", "{}": "must name a column",
     }.items():  # fmt: skip

@@ -102,8 +102,18 @@ def test_hostile_shapes(tmp_path: Path, raw: dict, shape: str) -> None:
     refuse(tmp_path, "file 'f.npy' is not readable as NumPy", items=ITEMS, features={"f": {"files": "f.npy"}})
 
 
-@pytest.mark.parametrize("text", ["", "(", "{" * 60, "{'descr': '<f4'}", "{'descr': 5, 'fortran_order': 0, 'shape': 1}",
-                                  "'\\ud800'", "{'descr': [('a',)], 'fortran_order': False, 'shape': (6, 4), }"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "(",
+        "{" * 60,
+        "{'descr': '<f4'}",
+        "{'descr': 5, 'fortran_order': 0, 'shape': 1}",
+        "'\\ud800'",
+        "{'descr': [('a',)], 'fortran_order': False, 'shape': (6, 4), }",
+    ],
+)
 def test_hostile_headers(tmp_path: Path, raw: dict, text: str) -> None:
     (tmp_path / "raw/f.npy").write_bytes(header(text))
     refuse(tmp_path, "file 'f.npy' is not readable as NumPy", items=ITEMS, features={"f": {"files": "f.npy"}})

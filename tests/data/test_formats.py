@@ -7,6 +7,7 @@ import json
 import os
 import sqlite3
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -358,9 +359,9 @@ def test_names_stay_inside_the_source_and_links_are_followed(tmp_path: Path, raw
 
 
 @pytest.mark.parametrize("name", ["log.tsv", "log.inter", "log.dat"])
-@pytest.mark.parametrize(("marked", "column"), [([7], "u"), ([0, 1], "i"), (range(1, 27), "u")])
+@pytest.mark.parametrize(("marked", "column"), [([7], "u"), ([0, 1], "i"), (range(1, 45), "u")])
 def test_ids_of_which_some_are_in_quotation_marks(
-    tmp_path: Path, name: str, marked: Iterable[int], column: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, name: str, marked: Sequence[int], column: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mark = "::" if name == "log.dat" else "\t"
     rows = [{"u": str(u), "i": str(i), "r": "3", "t": str(k)} for u, i, k in pairs()]
@@ -369,12 +370,12 @@ def test_ids_of_which_some_are_in_quotation_marks(
         rows[row][column] = f'"{rows[row][column]}"'
 
     def put_rows() -> None:
-        put(tmp_path / "raw" / name, "\n".join(mark.join(row) for row in [["u", "i", "r", "t"], *map(dict.values, rows)]))
+        put(tmp_path / "raw" / name, "\n".join(mark.join(row) for row in [list("uirt"), *(r.values() for r in rows)]))
 
     put_rows()
-    few = 2 * len(list(marked)) <= len(rows)
+    few = 2 * len(marked) <= len(rows)
     odd = min(marked) if few else next(n for n in range(len(rows)) if n not in marked)
-    count = len(rows) - len(list(marked)) if few else len(list(marked))
+    count = len(rows) - len(marked) if few else len(marked)
     remedy = "write all of them without marks" if mark == "::" else "set 'importer.interactions.quoting: standard'"
     message = rf"row {odd} \(line {odd + 2}\): {column} is {rows[odd][column]}, but {count} of {len(rows)} ids are "
     refuse(tmp_path, f"{message}{'not ' * few}in quotation marks; {remedy}", interactions=options)

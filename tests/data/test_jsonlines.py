@@ -131,7 +131,7 @@ def test_numbers_in_texts_of_json(tmp_path: Path, rows: int, monkeypatch: pytest
 
 @pytest.mark.parametrize("array", ['[{"u": 1}, {"u": 2}]', '\n[\n{"u": 1},\n{"u": 2}\n]', "[]", "  [ {"])
 def test_one_array_is_not_lines(tmp_path: Path, array: str) -> None:
-    with pytest.raises(InputError, match="'x.json' is one JSON array; write one object on each line"):
+    with pytest.raises(InputError, match=r"'x\.json' is one JSON array; write one object on each line"):
         read(tmp_path / "x.json", array, ["u"])
 
 

@@ -219,7 +219,7 @@ def test_hexadecimal_numbers_are_no_times(others: list[str]) -> None:
     ],
 )
 def test_types_that_are_no_times(values: pa.Array) -> None:
-    with pytest.raises(InputError, match="'x.parquet': column 'c' holds .*; a time is an integer, a date"):
+    with pytest.raises(InputError, match=r"'x\.parquet': column 'c' holds .*; a time is an integer, a date"):
         times(typed(values), "c")
 
 

@@ -78,8 +78,9 @@ def load_npy(source: Source, name: str) -> np.ndarray:
         InputError: the file is not such an array.
     """
     try:
-        values = np.load(source.local(name), mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # a header is a Python literal and a shape of any numbers: it may raise anything
+        with np.errstate(over="ignore"):
+            values = np.load(source.local(name), mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # a header is a Python literal with a shape of any numbers, so it may raise anything
         raise unreadable(name, "NumPy array", error) from None
     if not isinstance(values, np.ndarray):
         values.close()
