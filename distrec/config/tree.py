@@ -46,7 +46,7 @@ def load_file(path: str | Path) -> dict[str, Any]:
     if tree is None:
         raise InputError(f"{where} is empty; see configs/ for examples.")
     if not isinstance(tree, dict):
-        kind = _KINDS.get(type(tree), "a date")
+        kind = _KINDS.get(type(tree), "one value")
         raise InputError(f"{where} holds {kind}, not keys and values; see configs/ for examples.")
     return tree
 

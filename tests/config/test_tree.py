@@ -103,6 +103,8 @@ def test_a_wrong_override_is_refused(override: str, told: str):
     [
         ("a: [1", "is not valid YAML"),
         ("- 1", "holds a list, not keys and values"),
+        ("some words", "holds a text, not keys and values"),
+        ("5", "holds a number, not keys and values"),
         ("a: 1\nb:\n  c: 1\n  c: 2\n", "key 'c' appears twice (line 4)"),
     ],
 )

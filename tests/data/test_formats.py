@@ -304,6 +304,7 @@ def test_files_that_are_no_text(tmp_path: Path) -> None:
         ("delimiter", "", "must be at least one character"),
         ("delimiter", "\n", "hold no quote, backslash or line break"),
         ("heading", ["u", "i", "u"], "names 'u' twice"),
+        ("heading", [], r"is \[\] but must have at least 1 entry"),
         ("quoting", "sometimes", "must be 'standard', 'backslash' or 'none'"),
     ]:
         refuse(tmp_path, message, interactions={"files": "rows.csv", **SOURCE, key: value})

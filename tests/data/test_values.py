@@ -226,8 +226,8 @@ def test_types_that_are_no_times(values: pa.Array) -> None:
 def test_seconds_among_milliseconds_are_noted() -> None:
     seconds, milliseconds = [1614592800 + n for n in range(5)], [1614592800123, 1614592900456]
     message = (
-        "c holds 5 values of 10 digits (1614592800 to 1614592804), as seconds have and 2 values of 13 digits "
-        "(1614592800123 to 1614592900456), as milliseconds have; if units are mixed, write all times in one"
+        "c holds 5 values of 10 digits, like seconds (1614592800 to 1614592804), and 2 values of 13 digits, like "
+        "milliseconds (1614592800123 to 1614592900456); if units are mixed, write all times in one"
     )
     for rows in (text([*map(str, seconds), *map(str, milliseconds)]), typed(seconds + milliseconds)):
         assert mixed_units(rows, "c", times(rows, "c")) == [f"{rows.name}: {message}"]

@@ -144,7 +144,7 @@ class _Reader:
         self.multiline += int((breaks > 0).sum())
         most = int(breaks.argmax())
         self.longest = max(self.longest, (int(breaks[most]) + 1, int(rows[most])), key=lambda pair: pair[0])
-        sure = form.options.quoting == "standard"
+        sure = form.options.quoting == "standard" or width == 1
         suspects = (breaks > 0) & ((block.values[here] != width) | ((block.inner[here] > 0) & (not sure)))
         text = form.setting("quoting: none", "remove it")
         for index, row in zip(here[suspects].tolist(), rows[suspects].tolist()):

@@ -120,10 +120,10 @@ def mixed_units(rows: Rows, column: str, found: np.ndarray) -> list[str]:
         some = found[(size >= 10 ** (digits - 1)) & (size < 10**digits)]
         if len(some):
             values = "value" if len(some) == 1 else "values"
-            told.append(f"{len(some):,} {values} of {digits} digits ({some.min()} to {some.max()}), as {unit} have")
+            told.append(f"{len(some):,} {values} of {digits} digits, like {unit} ({some.min()} to {some.max()})")
     if len(told) < 2:
         return []
-    return [f"{rows.name}: {column} holds {' and '.join(told)}; if units are mixed, write all times in one"]
+    return [f"{rows.name}: {column} holds {', and '.join(told)}; if units are mixed, write all times in one"]
 
 
 def labels(rows: Rows, column: str) -> np.ndarray:
