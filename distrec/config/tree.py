@@ -23,7 +23,14 @@ class Section(BaseModel):
 
 S = TypeVar("S", bound=Section)
 
-_PLAIN = {"bool_type": "true or false", "dict_type": "keys and values", "model_type": "keys and values"}
+_PLAIN = {
+    "bool_type": "true or false",
+    "dict_type": "keys and values",
+    "model_type": "keys and values",
+    "string_type": "a string",
+    "list_type": "a list",
+}
+_KINDS = {str: "a text", list: "a list", bool: "true or false", int: "a number", float: "a number"}  # what YAML gives
 _WIDEST_KEY = 60  # characters of a key in a message; a key may have any length
 _WIDEST = 300  # characters of what a validator says; it may list a value of any length
 
@@ -39,7 +46,8 @@ def load_file(path: str | Path) -> dict[str, Any]:
     if tree is None:
         raise InputError(f"{where} is empty; see configs/ for examples.")
     if not isinstance(tree, dict):
-        raise InputError(f"{where} holds {type(tree).__name__}, not keys and values; see configs/ for examples.")
+        kind = _KINDS.get(type(tree), "one value")
+        raise InputError(f"{where} holds {kind}, not keys and values; see configs/ for examples.")
     return tree
 
 
@@ -108,7 +116,11 @@ def _explain(section: type[BaseModel], error: ValidationError, where: str) -> st
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     message = shown(_PLAIN.get(problem["type"], message), _WIDEST, quoted=False)
     expected = message if problem["type"] == "value_error" else f"must be {message}"
-    return f"key {key} is {shown(problem['input'])} but {expected}."
+    if problem["type"] == "too_short":
+        least = problem["ctx"]["min_length"]
+        expected = f"must have at least {least} {'entry' if least == 1 else 'entries'}"
+    value = "empty" if problem["input"] is None else shown(problem["input"])
+    return f"key {key} is {value} but {expected}."
 
 
 def nearest(name: str, valid: Sequence[str]) -> str:

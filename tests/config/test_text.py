@@ -155,7 +155,7 @@ def test_texts_within_the_bounds_are_read():
         (b"data: x\0y\n", "holds the character '\\x00'"),
         (b"", "is empty; see configs/"),
         (b"# nothing\n", "is empty; see configs/"),
-        (b"- 1\n", "holds list, not keys and values"),
+        (b"- 1\n", "holds a list, not keys and values"),
         (b"#" * (MOST_BYTES + 1), "is larger than 1,048,576 bytes"),
         (b"PK\x03\x04\x00\x00", "holds the character '\\x00'"),
     ],

@@ -62,7 +62,8 @@ def test_the_last_override_wins_and_values_may_hold_equals_signs():
         ({"count": 1.0}, "key 'at.count' is 1.0 but must be a valid integer."),
         ({"count": True}, "key 'at.count' is True but must be a valid integer."),
         ({"count": 1, "inner": {"rate": 0}}, "key 'at.inner.rate' is 0 but must be greater than 0."),
-        ({"count": 1, "inner": {"names": ["a", 2]}}, "key 'at.inner.names.1' is 2 but must be a valid string."),
+        ({"count": 1, "inner": {"names": ["a", 2]}}, "key 'at.inner.names.1' is 2 but must be a string."),
+        ({"count": 1, "inner": {"names": [None]}}, "key 'at.inner.names.0' is empty but must be a string."),
         ([1], "'at' must hold keys and values, not [1]."),
         ({"count": "y" * 999}, f"key 'at.count' is '{'y' * 59}…' but must be a valid integer."),
         ({"count": 1, "z" * 999: 1}, f"unknown key 'at.{'z' * 60}…'; valid here: count, flag, inner, maybe."),
@@ -101,7 +102,9 @@ def test_a_wrong_override_is_refused(override: str, told: str):
     ("text", "told"),
     [
         ("a: [1", "is not valid YAML"),
-        ("- 1", "holds list, not keys and values"),
+        ("- 1", "holds a list, not keys and values"),
+        ("some words", "holds a text, not keys and values"),
+        ("5", "holds a number, not keys and values"),
         ("a: 1\nb:\n  c: 1\n  c: 2\n", "key 'c' appears twice (line 4)"),
     ],
 )

@@ -50,9 +50,40 @@ def test_text_template() -> None:
         "Her",
     ]
     assert texts(rows, "Film: {title}!", {}).to_pylist() == ["Film: Heat!", None, "Film: Up!", None, "Film: Her!"]
-    for bad in ("no column", "{", "{title:>9}", "{}", "{title!r}"):
+    for bad in ("no column", "{", "}", "{}", "{ }", "{a{b}}", "{title", "title}", "{{title}}", ""):
         with pytest.raises(ValueError, match=r"."):
             parse_template(bad)
+
+
+def test_names_of_columns_in_templates() -> None:
+    for column in ("title:token_seq", "Book: Title", "Title!", "a!r", "a:>9", "x[0]", "x.y"):
+        assert parse_template(f"In {{{{{{{column}}}}}}}, all") == [("In {", column), ("}, all", None)]
+    rows = Rows(pa.table({"a": ["x", None], "b": ["y", None]}), [("items.parquet", 2)], typed=True)
+    assert texts(rows, "{{{a}}} and {{{b}}}", {}).to_pylist() == ["{x} and {y}", None]
+    for template, message in {
+        "{a": "has a brace that is not closed", "a}": "has a brace that closes nothing", "{}": "must name a column",
+    }.items():  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            parse_template(template)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".item"])
+def test_typed_headings_in_configs(tmp_path: Path, raw: dict, suffix: str) -> None:
+    names = ["item_id:token", "title:token_seq", "Book: Title!"]
+    table = dict(zip(names, [raw["items"], [f"t{i}" for i in raw["items"]], [f"b{i}" for i in raw["items"]]]))
+    for given, plain in ((table, False), ({n.partition(":token")[0]: c for n, c in table.items()}, True)):
+        write(tmp_path / f"raw/items{suffix}", given)
+        items = {"files": f"items{suffix}", "id": "item_id:token", "title": "title:token_seq"}
+        items["text"] = "{title:token_seq} {Book: Title!}"
+        dataset = tables(tmp_path, out=f"out-{plain}", items=items)
+        found = {row["item"]: row["text"] for batch in dataset.content(["text"]) for row in batch.to_pylist()}
+        ids = original(dataset)
+        assert found == {index: f"t{i} b{i}" for index, i in enumerate(ids)}
+        assert dataset.items_table()["title"].to_pylist() == [f"t{i}" for i in ids]
+    write(tmp_path / f"raw/items{suffix}", table)
+    if suffix != ".item":
+        message = "has no column 'item_id'; did you mean 'item_id:token'"
+        refuse(tmp_path, message, items={"files": f"items{suffix}", "id": "item_id"})
 
 
 def test_texts_of_a_csv_become_content(tmp_path: Path, raw: dict) -> None:

@@ -87,6 +87,45 @@ def test_bad_feature_arrays(tmp_path: Path, raw: dict) -> None:
     refuse(tmp_path, "no file 'nope.npy'", items=ITEMS, features={"f": {"files": "nope.npy"}})
 
 
+def header(text: str) -> bytes:
+    """A .npy file of version 1 with a header of any content."""
+    line = text.encode("latin-1").ljust(118 - 10 + 9) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(line).to_bytes(2, "little") + line + bytes(64)
+
+
+@pytest.mark.parametrize(
+    "shape", ["(6, -4)", "(-6, -4)", "(2**70, 1)", f"({2**62}, {2**62})", f"({2**70}, 1)", "(6, 4.0)", "6", "((6, 4),)"]
+)
+def test_hostile_shapes(tmp_path: Path, raw: dict, shape: str) -> None:
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}"
+    (tmp_path / "raw/f.npy").write_bytes(header(text))
+    refuse(tmp_path, "file 'f.npy' is not readable as NumPy", items=ITEMS, features={"f": {"files": "f.npy"}})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "(",
+        "{" * 60,
+        "{'descr': '<f4'}",
+        "{'descr': 5, 'fortran_order': 0, 'shape': 1}",
+        "'\\ud800'",
+        "{'descr': [('a',)], 'fortran_order': False, 'shape': (6, 4), }",
+    ],
+)
+def test_hostile_headers(tmp_path: Path, raw: dict, text: str) -> None:
+    (tmp_path / "raw/f.npy").write_bytes(header(text))
+    refuse(tmp_path, "file 'f.npy' is not readable as NumPy", items=ITEMS, features={"f": {"files": "f.npy"}})
+
+
+def test_an_archive_of_arrays_is_refused(tmp_path: Path, raw: dict) -> None:
+    with open(tmp_path / "raw/f.npy", "wb") as file:
+        np.savez(file, a=np.ones((6, 4), np.float32))
+    message = r"file 'f.npy' is an archive of arrays \(.npz\); save one array with numpy.save"
+    refuse(tmp_path, message, items=ITEMS, features={"f": {"files": "f.npy"}})
+
+
 def test_bad_feature_tables(tmp_path: Path, raw: dict) -> None:
     keys, count = [int(i) for i in raw["items"]], len(raw["items"])
     good = [[float(i), 1.0] for i in keys]

@@ -7,6 +7,7 @@ import json
 import os
 import sqlite3
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +304,7 @@ def test_files_that_are_no_text(tmp_path: Path) -> None:
         ("delimiter", "", "must be at least one character"),
         ("delimiter", "\n", "hold no quote, backslash or line break"),
         ("heading", ["u", "i", "u"], "names 'u' twice"),
+        ("heading", [], r"is \[\] but must have at least 1 entry"),
         ("quoting", "sometimes", "must be 'standard', 'backslash' or 'none'"),
     ]:
         refuse(tmp_path, message, interactions={"files": "rows.csv", **SOURCE, key: value})
@@ -352,3 +354,38 @@ def test_names_stay_inside_the_source_and_links_are_followed(tmp_path: Path, raw
     for name, message in {"items.parquet": "is a file", "loop.csv": "does not exist"}.items():
         with pytest.raises(InputError, match=message):
             prepare(str(path), str(folder / name), str(tmp_path / "refused"))
+
+
+# --- quotation marks around ids --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["log.tsv", "log.inter", "log.dat"])
+@pytest.mark.parametrize(("marked", "column"), [([7], "u"), ([0, 1], "i"), (range(1, 45), "u")])
+def test_ids_of_which_some_are_in_quotation_marks(
+    tmp_path: Path, name: str, marked: Sequence[int], column: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mark = "::" if name == "log.dat" else "\t"
+    rows = [{"u": str(u), "i": str(i), "r": "3", "t": str(k)} for u, i, k in pairs()]
+    options = {"files": name, **SOURCE} | ({"delimiter": mark} if name == "log.dat" else {})
+    for row in marked:
+        rows[row][column] = f'"{rows[row][column]}"'
+
+    def put_rows() -> None:
+        put(tmp_path / "raw" / name, "\n".join(mark.join(row) for row in [list("uirt"), *(r.values() for r in rows)]))
+
+    put_rows()
+    few = 2 * len(marked) <= len(rows)
+    odd = min(marked) if few else next(n for n in range(len(rows)) if n not in marked)
+    count = len(rows) - len(marked) if few else len(marked)
+    remedy = "write all of them without marks" if mark == "::" else "set 'importer.interactions.quoting: standard'"
+    message = rf"row {odd} \(line {odd + 2}\): {column} is {rows[odd][column]}, but {count} of {len(rows)} ids are "
+    refuse(tmp_path, f"{message}{'not ' * few}in quotation marks; {remedy}", interactions=options)
+    for row in rows:
+        row[column] = f'"{row[column].strip(chr(34))}"'
+    put_rows()
+    tables(tmp_path, interactions=options)
+    assert "begin and end with a quotation mark" in capsys.readouterr().out
+
+
+def test_no_files_are_refused(tmp_path: Path, raw: dict) -> None:
+    refuse(tmp_path, "key 'importer.interactions.files' is empty; name at least one file", interactions={"files": []})

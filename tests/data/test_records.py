@@ -144,7 +144,7 @@ def lines(**changed: str) -> str:
         (lines(r23='5,3,5,"'), r"row 23 \(line 25\): .* is missing"),
         (lines(r0='"0,0,5,head'), r"row 0 \(line 2\)"),
         (lines(r5='1,1,5,"Best ever', r9='2,1,5,ever best"'), r"row 5 \(line 7\): .* looks like 4 more rows"),
-        (lines(r5='1,1,5,"Best ever', r6='1,2,5,ever best"'), r"row 5 \(line 7\): .* looks like 1 more rows"),
+        (lines(r5='1,1,5,"Best ever', r6='1,2,5,ever best"'), r"row 5 \(line 7\): .* looks like 1 more row;"),
         (lines(r4="1,0,5"), r"row 4 \(line 6\): 3 values for 4 columns"),
         (lines(r4="1,0,5,a,b", r7="1"), r"row 4 \(line 6\): 5 values for 4 columns"),
         ('user,"item\n1,2\n', "heading: a value begins"),
@@ -216,3 +216,121 @@ def test_messages_stay_short_and_in_one_line(tmp_path: Path) -> None:
         read_delimited(str(path), shape(), ["user"])
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600
+
+
+# --- quotation marks that join rows ---------------------------------------------------------------------------------
+
+
+def stray(columns: list[str], at: int, first: int, last: int) -> str:
+    """A table of 40 rows without numbers; a stray mark opens in row `first`, and one closes in row `last`."""
+    rows = [["ok" if c == "note" else f"{c}-{n % 7}" for c in columns] for n in range(40)]
+    rows[first][at], rows[last][at] = '"Best lamp ever', 'it is 12"'
+    return "\n".join(",".join(row) for row in [columns, *rows]) + "\n"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("width", [2, 3, 4, 6])
+def test_rows_that_stray_marks_join_are_refused_whatever_they_hold(tmp_path: Path, width: int, end: str) -> None:
+    columns = ["user", "item", "day", "shop", "till", "till2"][: width - 1]
+    for at in range(width):
+        for first, last in [(3, 30), (0, 39), (5, 7), (8, 9)]:
+            text = stray([*columns[:at], "note", *columns[at:]], at, first, last)
+            (tmp_path / "x.csv").write_text(text.replace("\n", end), newline="")
+            plural = "s" if last - first > 1 else ""
+            message = rf"row {first} \(line {first + 2}\): .* looks like {last - first} more row{plural}; double each"
+            with pytest.raises(InputError, match=message) as caught:
+                read_delimited(str(tmp_path / "x.csv"), shape(), ["user"])
+            for remedy in ("none' if it is text", "standard' if the value really has several lines"):
+                assert f"'importer.interactions.quoting: {remedy}" in str(caught.value)
+            sure = read_delimited(str(tmp_path / "x.csv"), shape(quoting="standard"), ["note"])
+            assert sure.table.num_rows == 40 - (last - first)
+            assert "contain line breaks" in sure.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "joined"),
+    [
+        ('user,item,n\na,b,"x\nc,d,N/A\ne,f,5\ng,h,y"\n', True),  # a number is missing
+        ('user,item,note\na,b,"x\nc,d,one, two\ne,f,ok\ng,h,y"\n', True),  # one of two lines has a comma more
+        ('user,item,note\na,b,"x\n\nc,d,ok\n\ne,f,ok\ng,h,y"\n', True),  # empty lines are no rows
+        ('user,item,day\ni1,"Big lamp,2020-01-02\ni2,12",2020-01-03\n', True),
+        ('user,item,a,b\nx,"A",y,z\nx,y,"A",B\nx,"A, b",y,"Z\nx,y,z,z"\n', True),  # behind a quoted comma
+        ('user,item,note\na,b,"Dear all,\n\nthis is it.\nYours, truly"\n', False),
+        ('user,item,note\na,b,"one, two\nthree, four"\n', False),
+        ('user,item,note\na,b,"one\nthree, four, five\nsix\nseven\neight"\n', False),
+        ('item\n"one, two\nthree\nfour, five"\n', False),
+        ('user,item,note\na,"one, two\nthree",b\n', False),
+        ('user,item,note\n"one\ntwo","three\nfour","five\nsix"\n', False),
+    ],
+)
+def test_what_looks_like_rows_and_what_does_not(tmp_path: Path, text: str, joined: bool) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(text)
+    if joined:
+        with pytest.raises(InputError, match="looks like"):
+            read_delimited(str(path), shape(), ["user"])
+    else:
+        read_delimited(str(path), shape(), ["item"])
+
+
+def test_escaped_line_breaks_are_meant(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    for text, fine in {'user,item\na,"x\\\nb,y"\n': True, 'user,item\na,"x\nb,y"\n': False}.items():
+        path.write_text(text)
+        if fine:
+            found = read_delimited(str(path), shape(quoting="backslash"), ["item"])
+            assert found.table["item"].to_pylist() == ["x\nb,y"]
+        else:
+            with pytest.raises(InputError, match="or write a backslash before each of its line breaks if the value"):
+                read_delimited(str(path), shape(quoting="backslash"), ["item"])
+
+
+@pytest.mark.parametrize("quoting", [None, "standard"])
+def test_rows_that_a_mark_joins_are_never_dropped_as_one(tmp_path: Path, quoting: str | None) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(lines(r5='1,"Best,5,ever', r9='2,1,5,it is 12"', r12="1,2"))
+    options = {"bad_rows": "drop"} | ({} if quoting is None else {"quoting": quoting})
+    message = r"row 5 \(line 7\): 2 values for 4 columns, in 5 lines that a quotation mark joins; double each"
+    with pytest.raises(InputError, match=message):
+        read_delimited(str(path), shape(**options), ["user"])
+
+
+def test_escaped_marks_are_recognised(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text('user,item\n1,"a \\"b\\" c"\n')
+    message = r"set 'importer.interactions.quoting: backslash' if \\\" is a quotation mark inside a value"
+    with pytest.raises(InputError, match=message):
+        read_delimited(str(path), shape(), ["user"])
+    assert read_delimited(str(path), shape(quoting="backslash"), ["item"]).table["item"].to_pylist() == ['a "b" c']
+
+
+# --- headings -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", ["user,item,day", "User, item ,DAY", "item,user,day", "user,item,", "u,i,d"])
+def test_a_second_heading_is_refused(tmp_path: Path, first: str) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(f"{first}\n1,2,3\n")
+    given = ["u", "i", "d"] if first == "u,i,d" else ["user", "item", "day"]
+    message = "key 'importer.interactions.heading' names the columns, but so does the first line of 'x.csv'"
+    with pytest.raises(InputError, match=message):
+        read_delimited(str(path), shape(heading=given), given[:2])
+    path.write_text("user,1,item\n1,2,3\n")
+    assert read_delimited(str(path), shape(heading=given), given[:2]).table.num_rows == 2
+
+
+def test_columns_are_named_with_or_without_their_type(tmp_path: Path) -> None:
+    path = tmp_path / "x.inter"
+    path.write_text("user_id:token\titem_id:token\n1\t2\n")
+    wanted = ["user_id:token", "user_id", "item_id"]
+    assert read_delimited(str(path), shape("x.inter"), wanted).table.to_pydict() == {
+        "user_id:token": ["1"], "user_id": ["1"], "item_id": ["2"],
+    }  # fmt: skip
+    typed = read_delimited(str(path), shape("x.inter", heading=["a:token", "b:token"]), ["a", "b:token"])
+    assert typed.table["b:token"].to_pylist() == ["item_id:token", "2"]
+    path = tmp_path / "x.csv"
+    path.write_text("user:token,item,Book: Title\n1,2,3\n")
+    found = read_delimited(str(path), shape(), ["user:token", "item:token", "Book: Title"])
+    assert found.table.num_columns == 3
+    with pytest.raises(InputError, match="has no column 'user'; did you mean 'user:token'"):
+        read_delimited(str(path), shape(), ["user"])

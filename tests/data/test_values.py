@@ -12,7 +12,7 @@ import pytest
 
 from distrec.data.importers.base import read_ids
 from distrec.data.importers.rows import Rows
-from distrec.data.importers.values import labels, numbers, times
+from distrec.data.importers.values import labels, mixed_units, numbers, times
 from distrec.errors import InputError
 from tests.data.imported import ITEMS, refuse, tables
 from tests.data.raw import SOURCE, interactions, original_rows, write
@@ -25,6 +25,8 @@ def text(values: list[Any]) -> Rows:
 def typed(values: Any) -> Rows:
     return Rows(pa.table({"c": values}), [("x.parquet", len(values))], typed=True)
 
+
+INVISIBLE = ["\u200b", "\ufeff\u200d", "\0", "\t\u2060 ", "\u3000", "\u00ad"]
 
 # --- ids ---------------------------------------------------------------------------------------------------------
 
@@ -44,6 +46,7 @@ def typed(values: Any) -> Rows:
         (["18446744073709551615.0", "8"], ["18446744073709551615.0", "8"]),
         ([" 8", "8"], [" 8", "8"]),
         (["a", "8.5"], ["a", "8.5"]),
+        (["\u200ba", "b\0"], ["\u200ba", "b\0"]),
     ],
 )
 def test_ids_in_text(values: list[str], expected: list[Any]) -> None:
@@ -83,10 +86,11 @@ def test_decimal_ids_beyond_int64() -> None:
         (typed(["1", "\u00a0\t", "3"]), "'x.parquet' row 1: c is blank"),
         (typed(pa.array(["1", "", "3"]).dictionary_encode()), "'x.parquet' row 1: c is blank"),
         (typed([1, -2]), "'x.parquet' row 1: c is -2, a negative id; number from 0 or write the column as strings"),
-        (typed([1.0, float("nan")]), "'x.parquet' row 1: c is nan, a fractional id"),
-        (typed([1.0, float("inf")]), "'x.parquet' row 1: c is inf, a fractional id"),
+        (typed([1.0, float("nan")]), "'x.parquet' row 1: c is missing \\(NaN\\); fill it"),
+        (typed([1.0, float("inf")]), "'x.parquet' row 1: c is inf, not an id"),
         (typed([1.0, 1e25]), r"'x.parquet' row 1: c 1e\+25 is too large for an exact whole number"),
         (typed([True]), "column 'c' holds bool; ids must be"),
+        *((kind(["1", mark, "3"]), "row 1: c is blank") for kind in (text, typed) for mark in INVISIBLE),
     ],
 )
 def test_ids_that_are_refused(rows: Rows, message: str) -> None:
@@ -195,6 +199,51 @@ def test_one_odd_time_is_named(usual: str, odd: str | None, message: str) -> Non
         values[row] = odd  # type: ignore[call-overload]
         with pytest.raises(InputError, match=rf"'x.csv' row {row}: c is {message}"):
             times(text(values), "c")
+
+
+@pytest.mark.parametrize("others", [["0x7ffffffe"], ["1614592800"]])
+def test_hexadecimal_numbers_are_no_times(others: list[str]) -> None:
+    message = "'0x7fffffff', " + ("not a time" if others[0][:2] == "0x" else "but 3 of 4 values are whole numbers")
+    with pytest.raises(InputError, match=f"c is {message}"):
+        times(text(["0x7fffffff", *others * 3]), "c")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([1, 2], pa.time32("s")),
+        pa.array([1, 2], pa.time64("us")),
+        pa.array([1, 2], pa.duration("ms")),
+        pa.array([True, False]),
+        pa.array([[1], [2]]),
+    ],
+)
+def test_types_that_are_no_times(values: pa.Array) -> None:
+    with pytest.raises(InputError, match=r"'x\.parquet': column 'c' holds .*; a time is an integer, a date"):
+        times(typed(values), "c")
+
+
+def test_seconds_among_milliseconds_are_noted() -> None:
+    seconds, milliseconds = [1614592800 + n for n in range(5)], [1614592800123, 1614592900456]
+    message = (
+        "c holds 5 values of 10 digits, like seconds (1614592800 to 1614592804), and 2 values of 13 digits, like "
+        "milliseconds (1614592800123 to 1614592900456); if units are mixed, write all times in one"
+    )
+    for rows in (text([*map(str, seconds), *map(str, milliseconds)]), typed(seconds + milliseconds)):
+        assert mixed_units(rows, "c", times(rows, "c")) == [f"{rows.name}: {message}"]
+    for alone in (seconds, milliseconds, [0, 5, 1614592800], [5, 1614592800123]):
+        assert not mixed_units(typed(alone), "c", times(typed(alone), "c"))
+    stamps = typed(pa.array([5_000_000_000, 1614592800123], pa.timestamp("ms")))
+    assert not mixed_units(stamps, "c", times(stamps, "c"))
+
+
+def test_prepare_prints_that_units_are_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    columns = interactions(seed=1)
+    columns["t"] = columns["t"] + 1614592800
+    columns["t"][::2] = 1614592800123 + np.arange(len(columns["t"][::2]))
+    write(tmp_path / "raw/log.csv", columns)
+    tables(tmp_path, interactions={"files": "log.csv", **SOURCE})
+    assert "  note      'log.csv': t holds " in capsys.readouterr().out
 
 
 def test_labels() -> None:

@@ -11,7 +11,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distrec.data.importers.rows import Rows
-from distrec.data.importers.values import first_true, is_string, labels, numbers, plain, refuse_empty, times
+from distrec.data.importers.values import (
+    first_true,
+    is_string,
+    labels,
+    mixed_units,
+    numbers,
+    plain,
+    refuse_empty,
+    times,
+)
 from distrec.errors import InputError, first_few, shown
 
 ImageReader = Callable[[np.ndarray], list[bytes | None]]
@@ -20,6 +29,10 @@ ImageReader = Callable[[np.ndarray], list[bytes | None]]
 
 Unknown = Literal["refuse", "drop", "keep"]
 """What happens to interactions with items that the catalogue lacks."""
+
+
+_BLANK = r"^[\p{Z}\p{Cc}\p{Cf}]*$"
+"""An id of which nothing can be seen: spaces, control characters, marks such as U+200B and U+FEFF."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +126,7 @@ def interactions(rows: Rows, columns: Columns, catalogue: Catalogue | None) -> M
     rating = None if columns.rating is None else numbers(rows, columns.rating)
     timestamp = None if columns.timestamp is None else times(rows, columns.timestamp)
     label = None if columns.split is None else labels(rows, columns.split)
-    notes: list[str] = []
+    notes = [] if columns.timestamp is None or timestamp is None else mixed_units(rows, columns.timestamp, timestamp)
     if catalogue is None:
         item_ids, item = _codes(items)
         return Matched(
@@ -204,7 +217,7 @@ def read_ids(rows: Rows, column: str) -> pa.ChunkedArray:
     refuse_empty(rows, column, ids)
     if is_string(ids.type):
         ids = ids.cast(pa.string())
-        blank = pc.equal(pc.utf8_trim_whitespace(ids), "")
+        blank = pc.match_substring_regex(ids, _BLANK)
         if pc.any(blank).as_py():
             row = first_true(blank)
             raise InputError(
@@ -247,7 +260,10 @@ def _whole(rows: Rows, column: str, ids: pa.ChunkedArray) -> pa.ChunkedArray:
     broken = ~np.isfinite(values) | (values != np.floor(values))
     if broken.any():
         row = int(np.flatnonzero(broken)[0])
-        raise InputError(f"{rows.at(row)}: {column} is {values[row]}, a fractional id; ids must be whole numbers.")
+        if np.isnan(values[row]):
+            raise InputError(f"{rows.at(row)}: {column} is missing (NaN); fill it or remove the row.")
+        what = "a fractional id" if np.isfinite(values[row]) else "not an id"
+        raise InputError(f"{rows.at(row)}: {column} is {values[row]}, {what}; ids must be whole numbers.")
     large = np.abs(values) >= 2.0**53
     if large.any():
         row = int(np.flatnonzero(large)[0])

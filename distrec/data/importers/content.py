@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-import string
+import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +19,7 @@ from distrec.data.storage import Folder
 from distrec.errors import InputError, first_few, shown
 
 _SEPARATORS = " \t\n.,;:|/-"
+_PIECE = re.compile(r"\{\{|\}\}|\{(?P<column>[^{}]*)\}|[{}]|[^{}]+")
 _WIDEST = 120  # characters of a file name in a note
 _LISTS = (
     pa.types.is_list,
@@ -32,17 +33,28 @@ _LISTS = (
 def parse_template(template: str) -> list[tuple[str, str | None]]:
     """Split a template such as `"{title}. {overview}"` into pairs of a literal and the column after it.
 
+    A column has any name without braces. `{{` and `}}` stand for braces in the literal.
+
     Raises:
-        ValueError: the braces are not balanced, a column has a format, or there is no column.
+        ValueError: the braces are not balanced, or a pair of them is empty, or there is no column.
     """
-    parts = []
-    for literal, column, form, conversion in string.Formatter().parse(template):
-        if column is not None and (not column or form or conversion):
-            raise ValueError("must name a column in each pair of braces and nothing else")
+    parts: list[tuple[str, str | None]] = []
+    literal = ""
+    for match in _PIECE.finditer(template):
+        piece, column = match[0], match["column"]
+        if column is None and piece in ("{", "}"):
+            fault = "is not closed" if piece == "{" else "closes nothing"
+            raise ValueError(f"has a brace that {fault}; put the name of a column in braces, or double the brace")
+        if column is None:
+            literal += piece[0] if piece in ("{{", "}}") else piece
+            continue
+        if not column.strip():
+            raise ValueError("must name a column in each pair of braces")
         parts.append((literal, column))
-    if all(column is None for _, column in parts):
+        literal = ""
+    if not parts:
         raise ValueError("must hold at least one {column}")
-    return parts
+    return [*parts, (literal, None)] if literal else parts
 
 
 def template_columns(template: str | None) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from array import array
 from collections.abc import Iterator, Sequence
@@ -12,15 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from distrec.config import nearest
 from distrec.data.importers import text
-from distrec.data.importers.formats import Form, repeated
-from distrec.data.importers.records import STAND_IN, Block, blocks_of_records
+from distrec.data.importers.formats import Form, actual, closest, plain_name, repeated
+from distrec.data.importers.records import STAND_IN, Block, blocks_of_records, without_escapes
 from distrec.data.importers.rows import Rows, Span
 from distrec.errors import InputError, first_few, shown
 
-_TYPED = re.compile(r":(token|token_seq|float|float_seq)$")
-_NUMBER = re.compile(r"\s*[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?\s*")
 _SHOWN = 3  # examples of dropped rows
 
 
@@ -30,19 +26,30 @@ def column_names(path: str, form: Form) -> list[str]:
     Raises:
         InputError: the file is empty or not readable as text, or two columns have one name.
     """
-    if form.options.heading is not None:
-        return form.options.heading
+    given = _given(form)
+    if given is not None:
+        return given
     first = next(_blocks(path, form, 1 << 16), None)
     if first is None:
         raise InputError(f"file '{form.name}' is empty; give a line of column names, and rows.")
     return _names(first, form)
 
 
-def _names(block: Block, form: Form) -> list[str]:
+def _given(form: Form) -> list[str] | None:
+    """The names of the columns that the config gives."""
+    given = form.options.heading
+    return [plain_name(name) for name in given] if given and form.atomic else given
+
+
+def _first(block: Block, form: Form) -> list[str]:
+    """The values of the first record, as names of columns."""
     cells = _parsed(block.record(0), int(block.values[0]), form, None)
     names = [column[0].as_py() or "" for column in cells.columns]
-    if form.atomic:
-        names = [_TYPED.sub("", name) for name in names]
+    return [plain_name(name) for name in names] if form.atomic else names
+
+
+def _names(block: Block, form: Form) -> list[str]:
+    names = _first(block, form)
     twice = repeated(names)
     if twice is not None:
         raise InputError(f"file '{form.name}' has two columns named '{twice}'; give each a name of its own.")
@@ -71,7 +78,7 @@ class _Reader:
 
     def __init__(self, form: Form, columns: Sequence[str]):
         self.form, self.columns = form, columns
-        self.names: list[str] | None = form.options.heading
+        self.names = _given(form)
         self.at: list[int] | None = None  # place of each column
         self.parts: list[pa.Table] = []
         self.spans: list[Span] = []
@@ -85,15 +92,15 @@ class _Reader:
         if self.names is None:
             self.names, first = _names(block, self.form), 1
         if self.at is None:
-            self._require()
-            self.at = [self.names.index(column) for column in self.columns]
+            self.at = self._places()
+            self._refuse_second_heading(block)
         here = np.arange(first, len(block))
         rows = self.count + here - first
         self.count += len(here)
+        self._look_at_breaks(block, here, rows)
         good = block.values[here] == len(self.names)
         if not good.all():
             self._bad(block, here[~good], rows[~good])
-        self._look_at_breaks(block, here, rows)
         here, rows = here[good], rows[good]
         if not len(here):
             return
@@ -108,7 +115,7 @@ class _Reader:
                 f"{part.num_rows} were read; correct quotation marks and line breaks in these rows."
             )
         if self.form.quoting == "none" and self.form.options.quoting is None:
-            self.quoted += sum(_enclosed(column) for column in part.columns)
+            self.quoted += sum(pc.sum(enclosed(column)).as_py() or 0 for column in part.columns)
         self.parts.append(part.rename_columns(list(self.columns)))
         self.spans.append(Span(self.form.name, _compact(rows), _compact(block.lines[here])))
 
@@ -117,10 +124,10 @@ class _Reader:
         assert self.names is not None
         width, form = len(self.names), self.form
         if form.options.bad_rows == "refuse":
-            drop = form.setting("bad_rows: drop", "remove the row")
+            remedy = f"correct the row, or set '{form.key}.bad_rows: drop'" if form.key else "correct or remove the row"
             raise InputError(
                 f"'{form.name}' row {rows[0]} (line {block.lines[bad[0]]}): {block.values[bad[0]]} values for {width} "
-                f"columns; correct the row, or {drop}."
+                f"columns; {remedy}."
             )
         self.dropped += len(bad)
         for index, row in zip(bad[:_SHOWN].tolist(), rows.tolist()):
@@ -128,29 +135,58 @@ class _Reader:
                 self.bad.append(f"row {row} (line {block.lines[index]}) with {block.values[index]} values")
 
     def _look_at_breaks(self, block: Block, here: np.ndarray, rows: np.ndarray) -> None:
-        """Count the lines of multi-line rows; refuse a quoted value that looks like several rows."""
+        """Count the lines of multi-line rows; refuse those that a stray quotation mark seems to join."""
         assert self.names is not None
-        breaks = block.breaks[here]
+        breaks, width, form = block.breaks[here], len(self.names), self.form
         self.lines += len(here) + int(breaks.sum())
         if not breaks.any():
             return
         self.multiline += int((breaks > 0).sum())
         most = int(breaks.argmax())
         self.longest = max(self.longest, (int(breaks[most]) + 1, int(rows[most])), key=lambda pair: pair[0])
-        suspects = (breaks > 0) & (block.inner[here] == breaks * (len(self.names) - 1))
+        sure = form.options.quoting == "standard" or width == 1
+        suspects = (breaks > 0) & ((block.values[here] != width) | ((block.inner[here] > 0) & (not sure)))
+        text = form.setting("quoting: none", "remove it")
         for index, row in zip(here[suspects].tolist(), rows[suspects].tolist()):
-            if _swallows_rows(block, index, len(self.names), self.form):
+            where, more = f"'{form.name}' row {row} (line {block.lines[index]})", block.breaks[index]
+            if block.values[index] != width:
                 raise InputError(
-                    f"'{self.form.name}' row {row} (line {block.lines[index]}): a quoted value contains what looks "
-                    f"like {block.breaks[index]} more rows, so its quotation marks are probably text; double them "
-                    f"inside a quoted value, or {self.form.setting('quoting: none', 'remove them')}."
+                    f"{where}: {block.values[index]} values for {width} columns, in {more + 1} lines that a quotation "
+                    f"mark joins; double each quotation mark inside a quoted value, or {text} if it is text."
+                )
+            if _joins_rows(block, index, width, form):
+                real = f"set '{form.key}.quoting: standard'" if form.key else "write it in one line"
+                if form.quoting == "backslash":
+                    real = "write a backslash before each of its line breaks"
+                raise InputError(
+                    f"{where}: a quoted value contains what looks like {more} more row{'s' * int(more > 1)}; double "
+                    f"each quotation mark inside it, {text} if it is text, or {real} if the value really has several "
+                    "lines."
                 )
 
-    def _require(self) -> None:
-        """Refuse a file that lacks a column, and name the nearest one, or the delimiter that the file seems to have."""
+    def _refuse_second_heading(self, block: Block) -> None:
+        """Refuse a first line that names columns although the config does so too."""
+        given = self.form.options.heading
+        if given is None:
+            return
+        cells = [cell.strip().casefold() for cell in _first(block, self.form)]
+        known = {name.strip().casefold() for name in (*given, *(self.names or []), *self.columns)}
+        if any(cells) and known.issuperset(filter(None, cells)):
+            raise InputError(
+                f"key '{self.form.key}.heading' names the columns, but so does the first line of '{self.form.name}' "
+                f"({shown(', '.join(cells))}); remove the key or that line."
+            )
+
+    def _places(self) -> list[int]:
+        """The place of each column.
+
+        Raises:
+            InputError: the file lacks one; names the nearest one, or the delimiter that the file seems to have.
+        """
         names, form = self.names or [], self.form
-        for column in self.columns:
-            if column in names:
+        found = [actual(column, names) for column in self.columns]
+        for column, name in zip(self.columns, found):
+            if name is not None:
                 continue
             if len(names) == 1 and form.key:
                 other = next((mark for mark in (",", ";", "\t", "|", "::") if mark in names[0]), form.delimiter)
@@ -160,15 +196,16 @@ class _Reader:
                         f"'{form.key}.delimiter' to {other!r} if that separates its values."
                     )
             raise InputError(
-                f"file '{form.name}' has no column '{column}'; {shown(nearest(column, names), 400, quoted=False)}."
+                f"file '{form.name}' has no column '{column}'; {shown(closest(column, names), 400, quoted=False)}."
             )
+        return [names.index(name) for name in found if name is not None]
 
     def rows(self) -> Rows:
         """All rows of the blocks added."""
         name, notes = self.form.name, []
         if self.names is None:
             raise InputError(f"file '{name}' is empty; give a line of column names, and rows.")
-        self._require()
+        self._places()
         if self.dropped:
             notes.append(
                 f"'{name}': dropped {self.dropped:,} of {self.count:,} rows, which do not have {len(self.names)} "
@@ -216,10 +253,10 @@ def _parsed(data: bytes, width: int, form: Form, at: list[int] | None, longest: 
         raise text.unreadable(form.name, "delimited text", error) from None
 
 
-def _enclosed(column: pa.ChunkedArray) -> int:
-    """How many values begin and end with a quotation mark."""
+def enclosed(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Which values begin and end with a quotation mark; null where the value is."""
     both = pc.and_(pc.starts_with(column, '"'), pc.ends_with(column, '"'))
-    return int(pc.sum(pc.and_(both, pc.greater(pc.binary_length(column), 1))).as_py() or 0)
+    return pc.and_(both, pc.greater(pc.binary_length(column), 1))
 
 
 def _compact(numbers: np.ndarray) -> Sequence[int]:
@@ -228,36 +265,24 @@ def _compact(numbers: np.ndarray) -> Sequence[int]:
     return range(first, end) if end - first == len(numbers) else array("q", numbers.astype(np.int64).tobytes())
 
 
-def _swallows_rows(block: Block, index: int, width: int, form: Form) -> bool:
-    """Whether the lines inside the quoted value of a record are rows: as many values, numbers where it has numbers."""
-    start, end = int(block.starts[index]), int(block.ends[index])
-    mine = slice(*np.searchsorted(block.quoted.opens, [start, end]).tolist())
-    pairs = zip(block.quoted.opens[mine].tolist(), block.quoted.closes[mine].tolist())
-    inside = [(a, b) for a, b in pairs if re.search(rb"[\r\n]", block.data[a:b])]
-    if len(inside) != 1:
-        return False
-    opened, closed = inside[0]
-    left = _split(block.data[start:opened] + b'""', form)
-    right = _split(b'""' + block.data[closed + 1 : end], form)
-    if len(left) + len(right) != width + 1:
-        return False
-    values = [*left[:-1], "", *right[1:]]
-    place = len(left) - 1
-    pieces = [piece.split(form.delimiter) for piece in re.split("\r\n|\r|\n", block.data[opened + 1 : closed].decode())]
-    first = [""] * (place + 1) + pieces[0][1:]
-    last = pieces[-1][:-1] + [""] * (width - place)
-    numbers = [at for at, value in enumerate(values) if at != place and _NUMBER.fullmatch(value)]
-    for number, line in enumerate([first, *pieces[1:-1], last]):
-        ours = slice(place + 1, width) if not number else slice(0, place) if number == len(pieces) - 1 else slice(width)
-        expected = set(numbers) & set(range(width)[ours])
-        if len(line) != width or not all(_NUMBER.fullmatch(line[at]) for at in expected):
-            return False
-    return bool(numbers)
+def _joins_rows(block: Block, index: int, width: int, form: Form) -> bool:
+    """Whether a quoted value of a record has the shape of rows that a stray quotation mark joins.
 
-
-def _split(record: bytes, form: Form) -> list[str]:
-    escape = "\\" if form.quoting == "backslash" else None
-    try:
-        return next(csv.reader([record.decode()], delimiter=form.delimiter, escapechar=escape), [""])
-    except csv.Error:  # values longer than the module's limit
-        return []
+    Of its complete inner lines, at least half have as many values as the table has columns. Without such a line, the
+    two lines are the beginning of one row and the end of another: the second has as many delimiters as there are
+    columns before the value; for the first column, the first line has as many as there are columns after it.
+    """
+    record, start = without_escapes(block.record(index), form), int(block.starts[index])
+    mine = slice(*np.searchsorted(block.quoted.opens, [start, int(block.ends[index])]).tolist())
+    delimiter, place, before = form.delimiter.encode(), 0, 0
+    for opened, closed in zip(block.quoted.opens[mine].tolist(), block.quoted.closes[mine].tolist()):
+        place += record[before : opened - start].count(delimiter)  # outside quoted values
+        before = closed - start
+        first, *more = re.split(rb"\r\n|\r|\n", record[opened - start + 1 : before])
+        inner = [line.count(delimiter) == width - 1 for line in more[:-1] if line]
+        if inner and 2 * sum(inner) >= len(inner):
+            return True
+        ends = place > 0 or first.count(delimiter) == width - 1
+        if more and not inner and ends and more[-1].count(delimiter) == place:
+            return True
+    return False

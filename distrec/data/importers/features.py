@@ -78,9 +78,13 @@ def load_npy(source: Source, name: str) -> np.ndarray:
         InputError: the file is not such an array.
     """
     try:
-        values = np.load(source.local(name), mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        with np.errstate(over="ignore"):
+            values = np.load(source.local(name), mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # a header is a Python literal with a shape of any numbers, so it may raise anything
         raise unreadable(name, "NumPy array", error) from None
+    if not isinstance(values, np.ndarray):
+        values.close()
+        raise InputError(f"file '{name}' is an archive of arrays (.npz); save one array with numpy.save.")
     if values.ndim != 2 or not values.shape[1]:
         raise InputError(f"file '{name}' has shape {list(values.shape)}; features are [items, width].")
     _check_type(f"'{name}'", values.dtype)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import codecs
 import posixpath
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from distrec.config import Section
+from distrec.config import Section, nearest
 from distrec.errors import InputError
 
 Files = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
@@ -20,6 +22,7 @@ Quoting = Literal["standard", "backslash", "none"]
 _DELIMITERS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".item": "\t", ".user": "\t"}
 _ATOMIC = (".inter", ".item", ".user")  # RecBole's atomic files: tabs, no quotes, headings such as `user_id:token`
 _JSON = (".jsonl", ".ndjson", ".json")
+_TYPED = re.compile(r":(token|token_seq|float|float_seq)$")
 _DELIMITED_ONLY = ("delimiter", "quoting", "heading", "bad_rows")
 
 
@@ -33,7 +36,8 @@ class TableFiles(Section):
     )
     quoting: Quoting | None = Field(
         None,
-        description='standard: "" in "…" is a quote; backslash: also \\"; none: " is text; null: none except in .csv',
+        description='standard: "" in "…" is a quote, and values may have several lines; backslash: also \\"; '
+        'none: " is text; null: by ending',
     )
     encoding: str | None = Field(
         None, description="encoding of text files, such as latin-1; null: UTF-8, or UTF-16 with a byte order mark"
@@ -45,6 +49,11 @@ class TableFiles(Section):
         "refuse",
         description="what to do with rows that have too few or too many values: refuse, or drop and count them",
     )
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The columns of ids."""
+        return ()
 
     @field_validator("delimiter")
     @classmethod
@@ -126,6 +135,21 @@ def form(name: str, options: TableFiles, key: str) -> Form:
             "use 'none' or a shorter delimiter."
         )
     return Form(name, kind, packed, delimiter, quoting, ending in _ATOMIC, options, key)
+
+
+def plain_name(column: str) -> str:
+    """A name of a column without RecBole's type: `title` for `title:token_seq`."""
+    return _TYPED.sub("", column)
+
+
+def actual(column: str, names: Sequence[str]) -> str | None:
+    """Which of the `names` of a file a `column` of the config means: the same one, or else the one without its type."""
+    return next((name for name in (column, plain_name(column)) if name in names), None)
+
+
+def closest(column: str, names: Sequence[str]) -> str:
+    """A phrase that suggests a name for a `column` that a file lacks."""
+    return nearest(next((name for name in names if plain_name(name) == column), column), names)
 
 
 def repeated(names: list[str]) -> str | None:

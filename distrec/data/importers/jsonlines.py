@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
@@ -20,6 +21,7 @@ from distrec.errors import InputError, shown
 _ROWS = 100_000  # converted at a time
 _LIST = pa.list_(pa.string())
 _EXACT = 2**53  # integers up to here are floats too
+_CONSTANTS = {"NaN": None, "Infinity": math.inf, "-Infinity": -math.inf}  # what Python reads beyond JSON's numbers
 
 
 def read_json_lines(path: str, form: Form, columns: Sequence[str]) -> Rows:
@@ -27,11 +29,13 @@ def read_json_lines(path: str, form: Form, columns: Sequence[str]) -> Rows:
 
     A column takes the type that fits all its values: Booleans, integers, floats or strings. If some are lists, all
     become lists of strings; nested lists are joined to one. Integers beyond 64 bits, and integers beyond 2**53 in a
-    column with floats, become strings. A number that becomes a string is written as JSON writes it, so `5.0` stays
-    `5.0`. All this depends on the values of the column alone, not on how many lines are converted at a time.
+    column with floats, become strings. A number that becomes a string is written as JSON writes it, but a whole float
+    as an integer: `5.0` becomes `5`. All this depends on the values of the column alone, not on how many lines are
+    converted at a time. `NaN` is null.
 
     Raises:
-        InputError: a line is not a JSON object, a value is an object, or no line has one of the keys.
+        InputError: a line is not a JSON object, a value is an object, an id is a Boolean, an infinite or a fractional
+            number, or no line has one of the keys.
     """
     gathered: dict[str, list[_Part]] = {column: [] for column in columns}
     values: dict[str, list[Any]] = {column: [] for column in columns}
@@ -45,6 +49,8 @@ def read_json_lines(path: str, form: Form, columns: Sequence[str]) -> Rows:
             values[column].clear()
 
     for line, words in _lines(text.blocks(path, form), form):
+        if not lines and words.lstrip().startswith(b"["):
+            raise InputError(f"file '{form.name}' is one JSON array; write one object on each line, without the array.")
         record = _object(words, f"'{form.name}' row {len(lines)} (line {line})")
         seen.update(record)
         lines.append(line)
@@ -85,13 +91,15 @@ def _lines(blocks: Iterator[bytes], form: Form) -> Iterator[tuple[int, bytes]]:
 
 def _object(words: bytes, where: str) -> dict[str, Any]:
     try:
-        record = json.loads(words, object_pairs_hook=_once)
+        record = json.loads(words, object_pairs_hook=_once, parse_constant=_CONSTANTS.get)
     except RecursionError:
         raise InputError(f"{where}: the object is nested too deeply; remove the row.") from None
-    except ValueError as error:  # also a repeated key and an integer of thousands of digits
+    except (json.JSONDecodeError, _Twice) as error:
         raise InputError(
             f"{where}: not a JSON object ({text.first_line(error)}); give one object on each line."
         ) from None
+    except ValueError:  # more digits than Python reads
+        raise InputError(f"{where}: an integer of thousands of digits; write it as a string or shorten it.") from None
     if not isinstance(record, dict):
         raise InputError(f"{where}: holds {shown(record)}, not a JSON object; give one object on each line.")
     return record
@@ -102,8 +110,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(record) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"key '{twice}' appears twice")
+        raise _Twice(f"key '{twice}' appears twice")
     return record
+
+
+class _Twice(Exception):
+    """An object has a key twice."""
 
 
 class _Part(NamedTuple):
@@ -118,6 +130,8 @@ def _part(values: list[Any], column: str, form: Form, before: int, lines: Sequen
     kinds = {type(value) for value in values} - {type(None)}
     if kinds == {int, float} and any(type(value) is int and abs(value) > _EXACT for value in values):
         kinds.add(str)
+    if column in form.options.ids and not kinds.isdisjoint({bool, float}):
+        _refuse_ids(values, column, form, before, lines)
     try:
         if dict in kinds:
             raise _Unfit("an object")
@@ -131,6 +145,17 @@ def _part(values: list[Any], column: str, form: Form, before: int, lines: Sequen
         return _Part(kinds, _words(values))
     except (_Unfit, UnicodeError) as error:
         _refuse(values, column, form, before, lines, error)
+
+
+def _refuse_ids(values: list[Any], column: str, form: Form, before: int, lines: Sequence[int]) -> None:
+    """Refuse Booleans and numbers that are not whole in a column of ids."""
+    for row, value in enumerate(values, before):
+        if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+            what = "a fractional id" if isinstance(value, float) and math.isfinite(value) else "not an id"
+            raise InputError(
+                f"'{form.name}' row {row} (line {lines[row]}): {column} is {json.dumps(value)}, {what}; ids must be "
+                "whole numbers or strings."
+            )
 
 
 class _Unfit(Exception):
@@ -166,6 +191,8 @@ def _flat(value: Any) -> Iterator[str]:
 
 
 def _word(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT:
+        value = int(value)
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -197,5 +224,5 @@ def _lists(values: pa.Array) -> pa.Array:
 
 
 def _strings(values: pa.Array) -> pa.Array:
-    """Values as strings, as `_words` writes them; Arrow would write `5.0` as `5`."""
+    """Values as strings, as `_words` writes them; Arrow would write large ones otherwise."""
     return _words(values.to_pylist()) if pa.types.is_floating(values.type) else values.cast(pa.string())

@@ -40,7 +40,7 @@ def read(source: Source, config: Config) -> RawDataset:
     kinds = [kind for kind in ("image", "text") if source.has(f"{kind}_feat.npy")]
     if not kinds:
         found = interactions(rows, names, None)
-        return RawDataset(found.interactions, found.catalogue_row, notes=rows.notes)
+        return RawDataset(found.interactions, found.catalogue_row, notes=[*rows.notes, *found.notes])
     paths = {
         kind: FeatureFiles(files=[f"{kind}_feat.npy"], zeros_are_missing=config.zeros_are_missing) for kind in kinds
     }
@@ -49,4 +49,4 @@ def read(source: Source, config: Config) -> RawDataset:
     where = f"the {items} rows of '{kinds[0]}_feat.npy'"
     features = {kind: read_feature(source, kind, paths[kind], catalogue, where) for kind in kinds}
     found = interactions(rows, names, Catalogue(catalogue, where))
-    return RawDataset(found.interactions, found.catalogue_row, features=features, notes=rows.notes)
+    return RawDataset(found.interactions, found.catalogue_row, features=features, notes=[*rows.notes, *found.notes])

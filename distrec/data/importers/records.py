@@ -19,6 +19,7 @@ LONGEST = 1 << 28
 """Most bytes of a single record."""
 
 _LF, _CR, _QUOTE = 10, 13, 34
+_NEAR = 1 << 16  # bytes of a faulty value that are looked at for escapes
 STAND_IN = "\x1f"
 """Replaces a delimiter of several bytes, which the parser cannot take."""
 
@@ -95,11 +96,7 @@ def _with_last(text: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
 
 def _scan(data: bytes, form: Form, last: bool, line: int, before: int) -> tuple[Block, int, int]:
     """The whole records of `data`, the number of its bytes that they use, and of the lines in these."""
-    visible = data
-    if form.quoting == "backslash":  # hide escaped characters; the positions of all others stay
-        for escaped in (b"\\\\", b'\\"', b"\\\n", b"\\\r", b"\\" + form.delimiter.encode()):
-            visible = visible.replace(escaped, b"xx")
-    here = np.frombuffer(visible, np.uint8)
+    here = np.frombuffer(without_escapes(data, form), np.uint8)
     delimiter = ord(form.delimiter if len(form.delimiter.encode()) == 1 else STAND_IN)
     ends = _line_ends(np.frombuffer(data, np.uint8), last)
     # CR LF is one line end in `ends`; in `marks` an empty record lies between the two, which does not count.
@@ -112,7 +109,7 @@ def _scan(data: bytes, form: Form, last: bool, line: int, before: int) -> tuple[
     starts, stops = np.concatenate([[0], outside + 1]), np.append(outside, len(data))
     there = stops > starts
     if fault is not None:
-        _refuse(form, fault, starts[there], line + np.searchsorted(ends, starts[there]), before)
+        _refuse(data, form, fault, starts[there], line + np.searchsorted(ends, starts[there]), before)
     there[-1] &= last
     starts, stops = starts[there], stops[there]
     separators = np.flatnonzero(here == delimiter)
@@ -128,6 +125,14 @@ def _scan(data: bytes, form: Form, last: bool, line: int, before: int) -> tuple[
         quoted=quoted,
     )
     return block, used, int(np.searchsorted(ends, used))
+
+
+def without_escapes(data: bytes, form: Form) -> bytes:
+    """`data` with characters after a backslash replaced, if the form has such; the positions of all others stay."""
+    if form.quoting == "backslash":
+        for escaped in (b"\\\\", b'\\"', b"\\\n", b"\\\r", b"\\" + form.delimiter.encode()):
+            data = data.replace(escaped, b"xx")
+    return data
 
 
 def _line_ends(here: np.ndarray, last: bool) -> np.ndarray:
@@ -196,12 +201,19 @@ def _walk(
     return np.array(opens, np.int64), np.array(closes, np.int64), fault
 
 
-def _refuse(form: Form, fault: tuple[int, str], starts: np.ndarray, lines: np.ndarray, before: int) -> None:
+def _refuse(
+    data: bytes, form: Form, fault: tuple[int, str], starts: np.ndarray, lines: np.ndarray, before: int
+) -> None:
     position, kind = fault
     index = int(np.searchsorted(starts, position, side="right")) - 1
     row = before + index - (form.options.heading is None)
     where = "heading" if row < 0 else f"row {row} (line {lines[index]})"
+    remedy = f"double each quotation mark inside a quoted value, or {form.setting('quoting: none', 'remove it')}"
+    rest = data[position : position + _NEAR].splitlines()[0]
+    if form.quoting == "standard" and b'\\"' in rest:
+        other = form.setting("quoting: backslash", "double it")
+        remedy = f'{other} if \\" is a quotation mark inside a value, or {form.setting("quoting: none", "remove it")}'
     raise InputError(
-        f"'{form.name}' {where}: a value begins with a quotation mark whose closing mark {kind}; double each "
-        f"quotation mark inside a quoted value, or {form.setting('quoting: none', 'remove it')} if it is text."
+        f"'{form.name}' {where}: a value begins with a quotation mark whose closing mark {kind}; {remedy} if it is "
+        "text."
     )

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from distrec.config import nearest
 from distrec.data.importers.delimited import column_names, read_delimited
-from distrec.data.importers.formats import Files, Form, TableFiles, form, repeated
+from distrec.data.importers.formats import Files, Form, TableFiles, actual, closest, form, repeated
 from distrec.data.importers.jsonlines import read_json_lines
 from distrec.data.importers.rows import Rows, Span
 from distrec.data.importers.text import first_line, unreadable
@@ -67,6 +67,8 @@ class Source:
             for name in files:
                 self._check_file(name)
             found += files
+        if not found:
+            raise InputError(f"key '{key}' is empty; name at least one file.")
         self._used.update(found)
         return list(dict.fromkeys(found))
 
@@ -170,7 +172,7 @@ class Source:
             raise InputError(f"file '{name}' has two columns named '{twice}'; give each a name of its own.")
         for column in columns:
             if column not in file.schema_arrow.names:
-                raise InputError(f"file '{name}' has no column '{column}'; {nearest(column, file.schema_arrow.names)}.")
+                raise InputError(f"file '{name}' has no column '{column}'; {closest(column, file.schema_arrow.names)}.")
         return file
 
     def columns(self, name: str) -> list[str]:
@@ -224,7 +226,10 @@ class Source:
         if file.kind == "json":
             return read_json_lines(path, file, columns)
         try:
-            table = self.parquet(file.name, columns).read(columns=list(columns))
+            there = self.parquet(file.name, []).schema_arrow.names
+            chosen = [actual(column, there) or column for column in columns]
+            read = self.parquet(file.name, chosen).read(columns=list(dict.fromkeys(chosen)))
+            table = pa.table([read[name] for name in chosen], names=list(columns))
         except (pa.ArrowException, OSError) as error:
             raise unreadable(file.name, "parquet", error) from None
         count = table.num_rows

@@ -28,10 +28,13 @@ from distrec.data.importers.content import (
     template_columns,
     texts,
 )
+from distrec.data.importers.delimited import enclosed
 from distrec.data.importers.features import FeatureFiles, read_feature, with_missing
+from distrec.data.importers.formats import form
 from distrec.data.importers.source import Files, Rows, Source, TableFiles
+from distrec.data.importers.values import first_true
 from distrec.data.manifest import FeatureName
-from distrec.errors import InputError
+from distrec.errors import InputError, shown
 
 
 class InteractionsTable(TableFiles):
@@ -49,6 +52,11 @@ class InteractionsTable(TableFiles):
         description="what happens to rows whose item the items table lacks: refuse, drop, or keep it without content",
     )
 
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The columns of ids."""
+        return self.user, self.item
+
 
 class ItemsTable(TableFiles):
     """Files and columns of the items, with one row per item."""
@@ -65,6 +73,11 @@ class ItemsTable(TableFiles):
     image: str | None = Field(
         None, description='template over columns for an image file, such as "pictures/{item}.jpg"; null: no files'
     )
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The column of ids."""
+        return (self.id,)
 
     @field_validator("text", "image")
     @classmethod
@@ -114,6 +127,7 @@ def read_tables(source: Source, config: Config, prefix: str) -> RawDataset:
     files = source.files(columns.files, "importer.interactions.files")
     key = prefix and f"{prefix}interactions"
     rows = source.table(files, names.names(), columns, key)
+    _refuse_half_quoted(rows, columns, key)
     items, catalogue, where = None, None, "the interactions"
     if config.items is not None:
         items, ids = _items(source, config.items, prefix and f"{prefix}items")
@@ -149,6 +163,7 @@ def _items(source: Source, config: ItemsTable, key: str) -> tuple[Rows, pa.Array
     columns = [config.id, *in_text, *config.text_only_if.values(), *template_columns(config.image)]
     columns += [config.title] if config.title else []
     rows = source.table(source.files(config.files, "importer.items.files"), columns, config, key)
+    _refuse_half_quoted(rows, config, key)
     ids = read_ids(rows, config.id).combine_chunks()
     order = pc.sort_indices(ids)
     in_order = ids.take(order)
@@ -160,6 +175,27 @@ def _items(source: Source, config: ItemsTable, key: str) -> tuple[Rows, pa.Array
             "row per item."
         )
     return rows, ids
+
+
+def _refuse_half_quoted(rows: Rows, config: TableFiles, key: str) -> None:
+    """Refuse ids of which only some are in quotation marks, where these are text."""
+    forms = [form(name, config, key) for name, _ in rows.files]
+    bare = next((one for one in forms if one.kind == "delimited" and one.quoting == "none"), None)
+    for column in config.ids if bare is not None and not rows.typed else ():
+        within = enclosed(rows.table[column])
+        count = pc.sum(within).as_py() or 0
+        if bare is None or rows.table[column].null_count or count in (0, len(within)):
+            continue
+        few = 2 * count <= len(within)
+        row = first_true(within if few else pc.invert(within))
+        remedy = "write all of them without marks"
+        if len(bare.delimiter.encode()) == 1:
+            remedy = bare.setting("quoting: standard", remedy)
+        raise InputError(
+            f"{rows.at(row)}: {column} is {shown(rows.table[column][row], quoted=False)}, but "
+            f"{len(within) - count if few else count:,} of {len(within):,} ids are {'not ' * few}in quotation marks; "
+            f"{remedy}."
+        )
 
 
 def _feature(

@@ -23,6 +23,9 @@ _TIMES: list[tuple[str, str, pa.DataType]] = [
 ]
 """What times written as text may be: in words, as a pattern, and the type to read them as."""
 
+_UNITS = {10: "seconds", 13: "milliseconds", 16: "microseconds"}
+"""Digits that present times have, counted from 1970, by unit."""
+
 
 def numbers(rows: Rows, column: str) -> np.ndarray:
     """A column of finite numbers, `[rows]` float64; `true` and `false` count as 1 and 0.
@@ -54,6 +57,12 @@ def times(rows: Rows, column: str) -> np.ndarray:
     refuse_empty(rows, column, values)
     if is_string(values.type):
         values = _times_from_text(rows, column, _trimmed(values))
+    kind = values.type
+    if pa.types.is_time(kind) or pa.types.is_duration(kind) or pa.types.is_boolean(kind) or pa.types.is_nested(kind):
+        raise InputError(
+            f"file {rows.name}: column '{column}' holds {kind}; a time is an integer, a date, or a date with a time of "
+            "day."
+        )
     if pa.types.is_floating(values.type):
         found = values.cast(pa.float64()).to_numpy()
         broken = ~(found == np.floor(found)) | ~(np.abs(found) < 2.0**53)
@@ -69,7 +78,9 @@ def times(rows: Rows, column: str) -> np.ndarray:
 def _times_from_text(rows: Rows, column: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
     """Times as integers, floats, dates or timestamps, whichever fits all values."""
     try:
-        return values.cast(pa.int64())  # the usual case, quickly
+        found = values.cast(pa.int64())  # the usual case, quickly
+        if not pc.any(pc.match_substring(values, "x", ignore_case=True)).as_py():  # Arrow reads 0x1f
+            return found
     except pa.ArrowException:
         pass
     best, most, fit = 0, -1, values
@@ -92,6 +103,27 @@ def _times_from_text(rows: Rows, column: str, values: pa.ChunkedArray) -> pa.Chu
         f"{rows.at(row)}: {column} is '{value}', but {most:,} of {len(values):,} values are {_TIMES[best][0]} such as "
         f"'{example}'; correct it or remove the row."
     )
+
+
+def mixed_units(rows: Rows, column: str, found: np.ndarray) -> list[str]:
+    """A note if some of the times `found` in a column of numbers look like seconds and others like milliseconds.
+
+    Args:
+        rows: The table.
+        column: The column of times.
+        found: What `times` returned for it.
+    """
+    if pa.types.is_temporal(plain(rows.table[column]).type):
+        return []
+    size, told = np.abs(found), []
+    for digits, unit in _UNITS.items():
+        some = found[(size >= 10 ** (digits - 1)) & (size < 10**digits)]
+        if len(some):
+            values = "value" if len(some) == 1 else "values"
+            told.append(f"{len(some):,} {values} of {digits} digits, like {unit} ({some.min()} to {some.max()})")
+    if len(told) < 2:
+        return []
+    return [f"{rows.name}: {column} holds {', and '.join(told)}; if units are mixed, write all times in one"]
 
 
 def labels(rows: Rows, column: str) -> np.ndarray:
