@@ -67,25 +67,6 @@ def test_names_of_columns_in_templates() -> None:
             parse_template(template)
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".item"])
-def test_typed_headings_in_configs(tmp_path: Path, raw: dict, suffix: str) -> None:
-    names = ["item_id:token", "title:token_seq", "Book: Title!"]
-    table = dict(zip(names, [raw["items"], [f"t{i}" for i in raw["items"]], [f"b{i}" for i in raw["items"]]]))
-    for given, plain in ((table, False), ({n.partition(":token")[0]: c for n, c in table.items()}, True)):
-        write(tmp_path / f"raw/items{suffix}", given)
-        items = {"files": f"items{suffix}", "id": "item_id:token", "title": "title:token_seq"}
-        items["text"] = "{title:token_seq} {Book: Title!}"
-        dataset = tables(tmp_path, out=f"out-{plain}", items=items)
-        found = {row["item"]: row["text"] for batch in dataset.content(["text"]) for row in batch.to_pylist()}
-        ids = original(dataset)
-        assert found == {index: f"t{i} b{i}" for index, i in enumerate(ids)}
-        assert dataset.items_table()["title"].to_pylist() == [f"t{i}" for i in ids]
-    write(tmp_path / f"raw/items{suffix}", table)
-    if suffix != ".item":
-        message = "has no column 'item_id'; did you mean 'item_id:token'"
-        refuse(tmp_path, message, items={"files": f"items{suffix}", "id": "item_id"})
-
-
 def test_texts_of_a_csv_become_content(tmp_path: Path, raw: dict) -> None:
     lines = [f'{i},{i:04d},"a ""quoted"", long\ntext"' for i in raw["items"]]
     (tmp_path / "raw/items.csv").write_text("\n".join(["i,code,words", *lines]) + "\n")

@@ -181,10 +181,12 @@ def _refuse_half_quoted(rows: Rows, config: TableFiles, key: str) -> None:
     """Refuse ids of which only some are in quotation marks, where these are text."""
     forms = [form(name, config, key) for name, _ in rows.files]
     bare = next((one for one in forms if one.kind == "delimited" and one.quoting == "none"), None)
-    for column in config.ids if bare is not None and not rows.typed else ():
+    if bare is None or rows.typed:
+        return
+    for column in config.ids:
         within = enclosed(rows.table[column])
         count = pc.sum(within).as_py() or 0
-        if bare is None or rows.table[column].null_count or count in (0, len(within)):
+        if within.null_count or count in (0, len(within)):  # a missing id is refused later
             continue
         few = 2 * count <= len(within)
         row = first_true(within if few else pc.invert(within))
