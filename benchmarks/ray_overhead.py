@@ -70,12 +70,10 @@ def work(config: RunConfig) -> None:
 
 def launch(config: RunConfig) -> None:
     """Start the one worker of `config` as `distrec train` does."""
-    import ray_overhead  # by name, since Ray's workers cannot unpickle objects of this process's main module
-
     quiet()
     RunFolder.of(config).open_attempt(config, Dataset.open(config.data).hash)
     with workers_for(config) as start:
-        start(ray_overhead.work, config)
+        start("ray_overhead:work")  # this file is found by PYTHONPATH
 
 
 def main() -> None:

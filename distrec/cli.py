@@ -14,7 +14,17 @@ import threading
 import traceback
 from collections.abc import Sequence
 
-from distrec.errors import CLOSED_PIPE, DONE, FAILED, InputError, Interrupted, NonFiniteLoss, exit_status, shown
+from distrec.errors import (
+    CLOSED_PIPE,
+    DONE,
+    FAILED,
+    InputError,
+    Interrupted,
+    NonFiniteLoss,
+    WorkersFailed,
+    exit_status,
+    shown,
+)
 
 _PRINT_CONFIG = "show the config with every setting and its description, and stop"
 
@@ -42,6 +52,11 @@ def _run(arguments: Sequence[str] | None) -> int:
         parsed.run(parsed)
     except (InputError, Interrupted, NonFiniteLoss, KeyboardInterrupt) as error:
         print(f"distrec {parsed.verb}: {str(error) or 'interrupted'}", file=sys.stderr)
+        return exit_status(error)
+    except WorkersFailed as error:
+        if error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)
+        print(f"distrec {parsed.verb}: {error}", file=sys.stderr)
         return exit_status(error)
     except BrokenPipeError:
         raise

@@ -25,6 +25,13 @@ class NonFiniteLoss(Exception):
     """
 
 
+class WorkersFailed(Exception):
+    """Workers were lost, or failed, more often than the config allows. Exit status 1.
+
+    Its cause is what a worker raised; None if all that is known is that workers were lost.
+    """
+
+
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM arrived; the run saved a checkpoint and stopped. Exit status 130."""
 

@@ -1,4 +1,4 @@
-"""Setup of every process before its first tensor: checks packages, silences logs, tunes memory; connects to Ray.
+"""Setup of every process before its first tensor: checks packages, silences logs, tunes memory.
 
 Importing this module imports neither torch nor anything built on it, so that `check_stack` can report packages that do
 not fit together before importing them fails.
@@ -10,15 +10,10 @@ import ctypes
 import logging
 import os
 import platform
-import signal
-import threading
-import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from distrec.errors import InputError
 
@@ -28,8 +23,6 @@ _RECORDED = ("distrec", *FITTING, "torchmetrics", "tensordict", "deepspeed", "ra
 # Ray Train trains in a thread that is not the main one. glibc would give that thread its own heaps of at most 64 MiB,
 # to which the settings of `tune_process` do not apply. A step that allocates a few large outputs took a fifth longer.
 WORKER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
-
-_LOOK_SECONDS = 5.0  # between two checks that the Ray node is alive
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # parameter numbers of glibc's mallopt
 
@@ -142,63 +135,3 @@ def tune_process(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-
-
-@contextmanager
-def ray_cluster(runtime_env: dict[str, Any] | None = None) -> Iterator[None]:
-    """Use the Ray cluster that is connected or that RAY_ADDRESS names, or else a local one that ends with the block.
-
-    Args:
-        runtime_env: Ray's runtime environment for the processes that this one starts; ignored if already connected.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    address = os.environ.get("RAY_ADDRESS")
-    dashboard = None if address else False
-    on_term = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        address or "local",
-        include_dashboard=dashboard,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-        runtime_env=runtime_env,
-    )
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_term)  # Ray's handler would exit with status 1
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def on_cluster(work: Callable[[], object]) -> None:
-    """Run `work` in another thread, so that Ray does not handle this process's signals, and raise what it raises.
-
-    Raises:
-        RuntimeError: the connected Ray node died; Ray's own libraries would wait for it forever.
-    """
-    import ray
-
-    failures: list[BaseException] = []
-
-    def attempt() -> None:
-        try:
-            work()
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=attempt, daemon=True)
-    thread.start()
-    node, looked = ray.get_runtime_context().get_node_id(), time.monotonic()
-    while thread.is_alive():
-        thread.join(0.2)
-        if time.monotonic() - looked > _LOOK_SECONDS:
-            looked = time.monotonic()
-            if not any(found["NodeID"] == node and found["Alive"] for found in ray.nodes()):
-                raise RuntimeError("the Ray node of this process died; the same command continues.")
-    if failures:
-        raise failures[0]

@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).parents[1]
 # From the lowest floor up. Rooms on the same floor do not import from each other.
 FLOORS = [
     {"errors"},
-    {"config", "runtime", "parallel"},
+    {"config", "runtime", "cluster", "parallel"},
     {"data"},
     {"tables", "graph", "encoders"},
     {"methods", "evaluation"},

@@ -23,6 +23,7 @@ MOST_STEPS = 999_999_999  # likewise, by nine digits
 MOST_BATCH = 1 << 30  # rows of a batch are numbered by 32 bits
 MOST_PIECES = 65_536  # micro-batches of a batch; each is a forward and a backward pass of all workers
 MOST_RETRIES = 1_000  # a worker that died a thousand times does so for a reason that a retry does not remove
+MOST_SECONDS = 31 * 86_400  # a wait of a month; timers of some systems end beyond
 MOST_CUTOFF = 10_000  # K; the metrics' discounts are a table of K values, and nobody looks at longer rankings
 MOST_CUTOFFS = 100  # each gives five columns of the table of users
 MOST_TRIALS = 100_000  # a sweep keeps a folder for each trial, and lists all points of a grid

@@ -20,6 +20,7 @@ from distrec.config.bounds import (
     MOST_NAME,
     MOST_PIECES,
     MOST_RETRIES,
+    MOST_SECONDS,
     MOST_SEED,
     MOST_STEPS,
     MOST_WORKERS,
@@ -62,7 +63,10 @@ def _check_cutoffs(ks: Sequence[int | str]) -> None:
 class TrainSection(Section):
     """Length of training, workers, batches, and the metric that selects the best epoch."""
 
-    workers: int = Field(2, ge=0, le=MOST_WORKERS, description="number of Ray Train workers; 0 trains in this process")
+    workers: int | list[int] = Field(
+        2,
+        description="number of Ray Train workers; [least, most]: as many as the cluster has; 0 trains in this process",
+    )
     epochs: int = Field(
         100,
         ge=0,
@@ -109,8 +113,34 @@ class TrainSection(Section):
         3,
         ge=0,
         le=MOST_RETRIES,
-        description="number of times Ray Train restarts failed workers from the last checkpoint",
+        description="number of failures since the last finished epoch after which workers start again",
     )
+    wait_for_cluster: float = Field(
+        600,
+        ge=0,
+        le=MOST_SECONDS,
+        description="seconds to wait for a Ray cluster with room for the workers, also after hosts were lost",
+    )
+
+    @field_validator("workers")
+    @classmethod
+    def _workers(cls, workers: int | list[int]) -> int | list[int]:
+        if isinstance(workers, int):
+            if not 0 <= workers <= MOST_WORKERS:
+                raise ValueError(f"must be from 0 to {MOST_WORKERS:,}")
+        elif len(workers) != 2 or not 1 <= workers[0] <= workers[1] <= MOST_WORKERS:
+            raise ValueError(f"must be a number or [least, most] with 1 <= least <= most <= {MOST_WORKERS:,}")
+        return workers
+
+    @property
+    def least_workers(self) -> int:
+        """The smallest number of workers that may train; 0 if this process does."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """The largest number of workers that may train; 0 if this process does."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
     @field_validator("metric")
     @classmethod

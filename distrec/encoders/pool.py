@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from distrec.cluster.capacity import Ask, wait_for
+from distrec.cluster.connection import ray_cluster
 from distrec.data.storage import open_folder
 from distrec.encoders.base import Encoder
 from distrec.encoders.cache import keep_part
 from distrec.errors import InputError
-from distrec.runtime import ray_cluster
+
+_WAIT = 600.0  # seconds to wait for a cluster with enough CPUs
 
 
 @dataclass(frozen=True)
@@ -128,17 +131,12 @@ class Pool:
     def _start(self) -> list[Any]:
         import ray
 
-        self._cluster.enter_context(ray_cluster())
-        offered = ray.cluster_resources()
-        asked, cpus = self._workers * self._threads, offered.get("CPU", 0)
-        if asked > cpus:
-            raise InputError(
-                f"encode asks for {asked} CPUs ({self._workers} workers x {self._threads} threads) but the cluster "
-                f"offers {cpus:g}; lower --workers."
-            )
+        fixed = self._cluster.enter_context(ray_cluster())
+        what = f"encode has {self._workers} workers with {self._threads} threads"
+        wait_for(Ask(self._workers, self._workers, self._threads, what, "lower --workers or --threads"), _WAIT, fixed)
         actor = ray.remote(_Worker).options(
             num_cpus=self._threads,
-            num_gpus=int(offered.get("GPU", 0) >= self._workers),
+            num_gpus=int(ray.cluster_resources().get("GPU", 0) >= self._workers),
             max_restarts=3,
             max_task_retries=3,
         )

@@ -41,7 +41,8 @@ class Inputs(NamedTuple):
 def banner(config: RunConfig, inputs: Inputs, run: RunFolder) -> str:
     """The lines printed at the start of a run; each degradation is one of them."""
     train, rule, data = config.train, config.evaluate, inputs.data
-    workers = f"{train.workers} Ray Train workers" if train.workers else "in this process"
+    least, most = train.least_workers, train.most_workers
+    workers = f"{least if least == most else f'{least} to {most}'} Ray Train workers" if most else "in this process"
     lines = [
         f"distrec: {inputs.method.title()} on {data.manifest.name} ({data.users:,} users, {data.items:,} items, "
         f"{data.manifest.interactions['train']:,} training rows)",
@@ -70,6 +71,7 @@ class Display:
         self._seconds = 0.5 if run.folder.local else 5.0
         self._done = threading.Event()
         self._shown, self._said_start = 0, False
+        self._said_damaged: set[str] = set()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._bar: tqdm[Any] | None = None
 
@@ -105,17 +107,28 @@ class Display:
         self._bar.set_postfix({**terms, "rows/s": f"{progress['rows_per_second']:,}"}, refresh=False)
         self._bar.refresh()
 
+    def say(self, line: str) -> None:
+        """Print a line, above the progress bar if there is one."""
+        tqdm.write(line)
+        sys.stdout.flush()
+
+    def expect_start(self) -> None:
+        """Workers start again, so that there is a new place to tell where they begin."""
+        self._said_start = False
+
     def _say_start(self) -> None:
         """Say, once, where the workers begin: they know which checkpoint they could read."""
         if self._said_start:
             return
         with suppress(InputError):  # the workers would fail too
             attempt = self._run.record["attempts"][-1]
-            start = attempt.get("start")
+            start = (attempt.get("restarts") or [attempt])[-1].get("start")
             if start is None:
                 return
             for name, defect in attempt.get("damaged_checkpoints", {}).items():
-                tqdm.write(f"checkpoint '{name}' is not used: {defect}")
+                if name not in self._said_damaged:
+                    tqdm.write(f"checkpoint '{name}' is not used: {defect}")
+                    self._said_damaged.add(name)
             self._said_start, ended = True, start.pop("ended")
             if ended:
                 tqdm.write(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from distrec.config.bounds import MOST_WORKERS, check_option
 from distrec.config.paths import PATH_WIDTH, located
@@ -14,7 +12,7 @@ from distrec.config.text import read_file, read_json
 from distrec.config.tree import decode, set_keys
 from distrec.data.dataset import Dataset
 from distrec.data.storage import parquet_bytes
-from distrec.errors import InputError, StorageError, shown
+from distrec.errors import InputError, shown
 from distrec.methods.registry import resolve
 from distrec.runtime import check_stack, quiet
 from distrec.training.hold import require_free
@@ -66,13 +64,8 @@ def evaluate(
     data.users_table(), data.items_table()  # report a damaged file before any worker starts
     if best is not None:
         require_complete(run.checkpoints.folder(best))
-    failed = f"error-{uuid4().hex[:8]}.json"
     with workers_for(config) as start:
-        start(partial(evaluate_worker, path=path, split=split, failed=failed), config)
-    if run.folder.exists("evaluation", failed):
-        message = run.folder.read_json("evaluation", failed)["message"]
-        run.folder.remove("evaluation", failed)
-        raise InputError(message)
+        start("distrec.training.evaluate:evaluate_worker", path=path, split=split)
     result: dict[str, Any] = run.folder.read_json("evaluation", f"{_files_of(split, own, config)}.json")
     print(table(result, path))
     return result
@@ -172,21 +165,12 @@ def _beside(path: str, split: str) -> dict[str, dict[str, float]]:
     return found
 
 
-def evaluate_worker(config: RunConfig, path: str, split: str, failed: str) -> None:
-    """Evaluate as one worker of an initialised process group.
-
-    An `InputError` is not raised, because Ray would retry what cannot be fixed so. It is left for the driver in file
-    `failed` in folder `evaluation/`.
-    """
+def evaluate_worker(config: RunConfig, path: str, split: str) -> None:
+    """Evaluate as one worker of an initialised process group."""
     from distrec.parallel.world import World
 
     world, (run, own) = World.current(), RunFolder.existing(path)
-    try:
-        _evaluate(world, run, own, config, split)
-    except StorageError:  # which a retry may fix
-        raise
-    except InputError as error:
-        run.folder.write_json({"message": str(error)}, "evaluation", failed)
+    _evaluate(world, run, own, config, split)
     world.barrier()  # no rank leaves before rank 0 has written the results
 
 

@@ -5,33 +5,40 @@ from __future__ import annotations
 import gc
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from datetime import timedelta
-from functools import partial
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from distrec.cluster.connection import ray_cluster
 from distrec.config.run import RunConfig, load_run
-from distrec.config.tree import decode
 from distrec.data.check import damaged_file
 from distrec.data.dataset import Dataset, Interactions
 from distrec.data.histories import require_time_order
 from distrec.data.manifest import CONTEXT, SPLITS
 from distrec.data.ordered import distinct
 from distrec.data.storage import open_folder
-from distrec.errors import InputError, Interrupted, NonFiniteLoss, StorageError, exit_status
+from distrec.errors import InputError, Interrupted, StorageError
 from distrec.graph.kept import NOTE
 from distrec.methods.registry import build_method, resolve, stretches
-from distrec.runtime import WORKER_ENVIRONMENT, check_stack, on_cluster, quiet, ray_cluster, tune_process, versions
+from distrec.runtime import check_stack, quiet, tune_process, versions
 from distrec.training.attempts import with_absolute_paths
 from distrec.training.display import Display, Inputs, banner
 from distrec.training.hold import Hold
+from distrec.training.journal import Journal, RunJournal
 from distrec.training.run_folder import RunFolder, TakenOver
 from distrec.training.size import check_memory
 from distrec.training.stop import on_stop_signal
+from distrec.training.supervise import Supervisor
+from distrec.training.worker import named
 
-Work = Callable[[RunConfig], None]
+TRAIN = "distrec.training.worker:train_worker"
+
+
+class Start(Protocol):
+    """Runs work on workers; see `workers_for`."""
+
+    def __call__(self, work: str, journal: Journal | None = None, **arguments: Any) -> None: ...
 
 
 def train(
@@ -67,14 +74,34 @@ def train(
             attempt = len(run.open_attempt(run_config, inputs.data.hash)["attempts"])
             run.update_record(versions=versions(), degradations=inputs.degradations)
             print(banner(run_config, inputs, run), flush=True)
-            with on_stop_signal(run.request_stop), Display(run, on_epoch):
-                start(partial(train_worker, attempt=attempt), run_config)
+            display = Display(run, on_epoch)
+            journal = RunJournal(run, display)
+            try:
+                with on_stop_signal(journal.stop), display:
+                    start(TRAIN, journal, attempt=attempt)
+            except BaseException as error:
+                _note(run, hold, attempt, error)
+                raise
         if hold is not None:
             hold.require()
         if run.taken_over(attempt):
             raise TakenOver(f"run '{run.folder}' was taken over by a later attempt; this one has stopped.")
-        _raise_outcome(run)  # while the run is held: a later attempt writes to the same files
+        run.note_outcome(None)  # while the run is held: a later attempt writes to the same file
         return run.summary()
+
+
+def _note(run: RunFolder, hold: Hold | None, attempt: int, error: BaseException) -> None:
+    """Record how an attempt failed, if the run is still its own; a lost hold explains the error, so it is raised.
+
+    Raises:
+        InputError: another attempt took the run over.
+    """
+    if hold is not None and not isinstance(error, Interrupted | KeyboardInterrupt):
+        with suppress(StorageError):  # it would explain less than the error at hand
+            hold.require()
+    with suppress(OSError, InputError):
+        if not run.taken_over(attempt):
+            run.note_outcome(error)
 
 
 def _check_graphs(config: RunConfig) -> None:
@@ -100,9 +127,9 @@ def check_inputs(config: RunConfig, data: Dataset | None = None) -> Inputs:
         InputError: names the first problem found.
     """
     train = config.train
-    if train.global_batch < max(train.workers, 1):
+    if train.global_batch < max(train.most_workers, 1):
         raise InputError(
-            f"key 'train.global_batch' is {train.global_batch} but there are {train.workers} workers; "
+            f"key 'train.global_batch' is {train.global_batch} but there are {train.most_workers} workers; "
             "give each at least one row."
         )
     cutoff = int(train.metric.partition("@")[2])
@@ -164,62 +191,33 @@ def check_features(data: Dataset, names: Iterable[str]) -> None:
         raise data.error(damage)
 
 
-def train_worker(config: RunConfig, attempt: int) -> None:
-    """Train as one worker of an initialised process group.
-
-    Errors that a retry cannot fix are recorded for the driver in place of being raised, because Ray would retry them.
-
-    Args:
-        attempt: the number of the attempt in `run.json`, from 1.
-    """
-    from distrec.parallel.world import World
-    from distrec.training.loop import fit
-
-    world, run = World.current(), RunFolder.of(config)
-    outcome: dict[str, Any] = {"outcome": "done"}
-    try:
-        fit(world, Dataset.open(config.data, checked=True), config, attempt)
-    except TakenOver:  # the driver finds out by itself
-        return
-    except StorageError:  # which a retry may fix
-        raise
-    except (InputError, Interrupted, NonFiniteLoss) as error:
-        outcome = {"outcome": type(error).__name__, "message": str(error), "exit_status": exit_status(error)}
-    if world.rank == 0:
-        run.note_outcome(outcome)
-
-
-def _raise_outcome(run: RunFolder) -> None:
-    attempt = run.record["attempts"][-1]
-    for kind in (InputError, Interrupted, NonFiniteLoss):
-        if attempt.get("outcome") == kind.__name__:
-            raise kind(attempt["message"])
-
-
 @contextmanager
-def workers_for(config: RunConfig) -> Iterator[Callable[[Work, RunConfig], None]]:
-    """A context with a function that runs `work` on the configured workers.
+def workers_for(config: RunConfig) -> Iterator[Start]:
+    """A context with a function that runs work on the configured workers.
+
+    Its arguments are the work, as "module:name" of a function that every worker calls with the config; a journal, by
+    default one that prints; and further arguments of the work, by name. It raises what the work raises.
 
     Raises:
-        InputError: the workers need more CPUs than the cluster offers.
+        InputError: the cluster has no room for the workers, and cannot get it, or did not in time.
     """
     if config.train.workers == 0:
-        yield _run_here
+
+        def here(work: str, journal: Journal | None = None, **arguments: Any) -> None:
+            _run_here(config, work, arguments)
+
+        yield here
         return
-    with ray_cluster():
-        import ray
+    with ray_cluster() as fixed:
+        workers = Supervisor(config, Journal(), fixed).room()
 
-        asked, offered = config.train.workers * config.train.cpus_per_worker, ray.cluster_resources().get("CPU", 0)
-        if asked > offered:
-            raise InputError(
-                f"key 'train.workers' is {config.train.workers} with 'train.cpus_per_worker' "
-                f"{config.train.cpus_per_worker:g}, which is {asked:g} CPUs, but the cluster offers {offered:g}; "
-                "lower one of them or add nodes."
-            )
-        yield _run_on_ray
+        def start(work: str, journal: Journal | None = None, **arguments: Any) -> None:
+            Supervisor(config, journal or Journal(), fixed).run(workers, work, arguments)
+
+        yield start
 
 
-def _run_here(work: Work, config: RunConfig) -> None:
+def _run_here(config: RunConfig, work: str, arguments: dict[str, Any]) -> None:
     """Run in this process, as a process group of size 1."""
     import torch.distributed as dist
 
@@ -229,40 +227,7 @@ def _run_here(work: Work, config: RunConfig) -> None:
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
         try:
-            work(config)
+            named(work)(config, **arguments)
         finally:
             leave_group()
             gc.collect()  # DeepSpeed's engine is in reference cycles; its tensors would add up over runs in one process
-
-
-def _run_on_ray(work: Work, config: RunConfig) -> None:
-    """Run on Ray Train, which restarts the workers when one dies; they continue from the last checkpoint."""
-    from pyarrow.fs import FSSpecHandler, PyFileSystem
-    from ray.train import FailureConfig, ScalingConfig
-    from ray.train import RunConfig as RayRunConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    run = RunFolder.of(config)
-    trainer = TorchTrainer(
-        _ray_worker,
-        train_loop_config={"config": config.model_dump(), "work": work},
-        torch_config=TorchConfig(backend="gloo", timeout_s=int(timedelta(minutes=30).total_seconds())),
-        scaling_config=ScalingConfig(
-            num_workers=config.train.workers, resources_per_worker={"CPU": config.train.cpus_per_worker}
-        ),
-        run_config=RayRunConfig(
-            name=f"attempt-{run.attempts()}",
-            storage_path=run.folder.folder("ray").path,
-            storage_filesystem=PyFileSystem(FSSpecHandler(run.folder.fs)),
-            failure_config=FailureConfig(max_failures=config.train.max_failures),
-            worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},  # type: ignore[call-arg]  # typed as the old config
-        ),
-    )
-    on_cluster(trainer.fit)  # `on_stop_signal` makes a stop save a checkpoint first
-
-
-def _ray_worker(payload: dict[str, Any]) -> None:
-    quiet()
-    config = decode(RunConfig, payload["config"])
-    tune_process(config.train.threads)
-    payload["work"](config)

@@ -22,6 +22,7 @@ from distrec.parallel.world import World
 from distrec.tables.spec import plan_tables
 from distrec.training.checkpoint import Checkpoints
 from distrec.training.engine import Engine
+from distrec.training.heartbeat import phase
 from distrec.training.ledger import Ledger
 from distrec.training.run_folder import RunFolder, TakenOver, checkpoint_name, checkpoint_place, place_in_words
 from distrec.training.stop import StopWatch
@@ -119,6 +120,7 @@ class Trainer:
                 terms, stopping = engine.train_step(cursor.epoch, cursor.step, samples, stop.requested)
             except NonFiniteLoss as error:
                 raise NonFiniteLoss(f"{error} Last good checkpoint: {self._newest or 'none'}.") from None
+            phase("training")
             self.ledger.mark(self.world, samples.rows)
             for name, value in terms.items():
                 cursor.term_sums[name] = cursor.term_sums.get(name, 0.0) + value * len(samples.rows)
@@ -323,13 +325,10 @@ class Trainer:
             )
 
     def _record_plan(self) -> None:
-        attempts, last = self.run.record["attempts"], self.epochs == self.total
-        if "start" not in attempts[-1]:  # neither an earlier stretch nor a worker that died has written it
-            ended = last and (self.cursor.stopped or self.cursor.epoch >= self.epochs)
-            attempts[-1]["start"] = {**self._place(), "ended": ended}
+        last = self.epochs == self.total
+        self.run.note_start(self._place(), last and (self.cursor.stopped or self.cursor.epoch >= self.epochs))
         partitions = {"user": self.engine.space.users, "item": self.engine.space.items}
         self.run.update_record(
-            attempts=attempts,
             world_size=self.world.size,
             plan=plan_tables(self.engine.method.tables(), partitions, self.config.optimizer),  # type: ignore[arg-type]
             graphs={name: graph.record() for name, graph in self.engine.method.graphs().items()},
@@ -352,7 +351,7 @@ def fit(world: World, data: Dataset, config: RunConfig, attempt: int | None = No
     checkpoints, start = Checkpoints(run.checkpoints, world), 0
     newest, defects = checkpoints.newest_intact()
     if defects and world.rank == 0:
-        run.note_outcome({"damaged_checkpoints": defects})
+        run.note(damaged_checkpoints=defects)
     for stretch in stretches(config):
         end = stretch.train.epochs
         if end == config.train.epochs or newest is None or checkpoint_place(newest)[0] < end:

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import time
+from contextlib import suppress
 from typing import Any
 
 from pydantic import Field
@@ -23,19 +24,22 @@ from distrec.config.run import RunConfig, digest
 from distrec.config.text import read_yaml
 from distrec.config.tree import decode
 from distrec.data.storage import Folder, open_folder
-from distrec.errors import InputError
+from distrec.errors import InputError, Interrupted, NonFiniteLoss, WorkersFailed, exit_status, shown
 from distrec.training.attempts import (
     AttemptFolder,
     Identity,
     Record,
     checked,
     first_difference,
+    now,
     read_record,
     writing_to,
 )
 
 STOP_REQUEST = "stop-request"
+_KILLED = "killed"  # the outcome of an attempt whose driver, or its machine, was gone before it could say more
 _REMOTE_SECONDS = 5.0
+_SHOWN_SECONDS = 20.0
 _CHECKPOINT = r"epoch-([0-9]{6})-step-([0-9]{9})"
 
 
@@ -61,9 +65,17 @@ class _Start(Record):
     ended: bool
 
 
+class _Restart(Record):
+    cause: str
+    workers: int
+    start: _Start | None = None
+
+
 class _Attempt(Record):
     start: _Start | None = None
     damaged_checkpoints: dict[str, str] = Field({})
+    restarts: list[_Restart] = Field([])
+    outcome: str | None = None
 
 
 class _Summary(Record):
@@ -114,7 +126,7 @@ class RunFolder(AttemptFolder):
         *(f"evaluation/{split}{rest}" for split in ("valid", "test")
           for rest in (".json", "-users.parquet", "-examples.json")),
     )  # fmt: skip
-    folders = ("checkpoints", "evaluation", "tensorboard", "ray")
+    folders = ("checkpoints", "evaluation", "tensorboard")
 
     def __init__(self, folder: Folder):
         super().__init__(folder)
@@ -178,6 +190,8 @@ class RunFolder(AttemptFolder):
                     "another 'run.name', or delete the folder to train from the beginning."
                 )
             record["changes"] = changes
+            for attempt in record["attempts"]:
+                attempt.setdefault("outcome", _KILLED)  # whoever notices first says how an attempt ended
             self.folder.remove(STOP_REQUEST)
             self._write_attempt(
                 config,
@@ -260,14 +274,69 @@ class RunFolder(AttemptFolder):
         summary: dict[str, Any] = read_record(self.folder, _Summary, "summary.json", remedy=remedy)
         return summary
 
-    def request_stop(self) -> None:
-        """Ask the run's workers to save a checkpoint and stop."""
-        self.folder.write_bytes(str(os.getpid()).encode(), STOP_REQUEST)
+    def request_stop(self, reason: str = "stop") -> None:
+        """Ask the run's workers to save a checkpoint and end."""
+        self.folder.write_bytes(reason.encode(), STOP_REQUEST)
 
-    def note_outcome(self, outcome: dict[str, Any]) -> None:
-        """Record in `run.json` how the current attempt ended."""
+    def clear_request(self) -> None:
+        """Take back what `request_stop` asked for, before other workers start."""
+        self.folder.remove(STOP_REQUEST)
+
+    def shows_attempt(self, attempt: int) -> bool:
+        """Whether `run.json` has that many attempts, as seen from here. A shared disk may show it some seconds late."""
+        until = time.monotonic() + _SHOWN_SECONDS
+        while True:
+            with suppress(InputError):
+                if self.attempts() >= attempt:
+                    return True
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.5)
+
+    def note(self, **facts: Any) -> None:
+        """Record facts about the current attempt in `run.json`."""
         attempts = self.record["attempts"]
-        attempts[-1].update(outcome)
+        attempts[-1].update(facts)
+        self.update_record(attempts=attempts)
+
+    def note_outcome(self, error: BaseException | None) -> None:
+        """Record how the current attempt ended, unless that is known: with an error, or done."""
+        if self.record["attempts"][-1].get("outcome") is not None:
+            return
+        if error is None:
+            self.note(outcome="done")
+            return
+        known = isinstance(error, InputError | Interrupted | NonFiniteLoss | WorkersFailed)
+        text = str(error).strip() or type(error).__name__
+        self.note(
+            outcome=type(error).__name__ if known else "failed",
+            message=text if known else shown(text.partition("\n")[0], 500, quoted=False),
+            exit_status=exit_status(error),
+        )
+
+    def note_start(self, place: dict[str, int], ended: bool) -> None:
+        """Record where the workers begin, unless workers that began earlier in this attempt have."""
+        attempts = self.record["attempts"]
+        group = (attempts[-1].get("restarts") or attempts[-1:])[-1]
+        if "start" not in group:
+            group["start"] = {**place, "ended": ended}
+            self.update_record(attempts=attempts)
+
+    def note_restart(self, cause: str, workers: int, seconds: float) -> None:
+        """Record that workers start again.
+
+        Args:
+            cause: what happened to the ones before, and whether it counts as a failure.
+            workers: how many start.
+            seconds: how long the cluster had no room for them.
+        """
+        restarts = self.record["attempts"][-1].get("restarts", [])
+        self.note(restarts=[*restarts, {"at": now(), "cause": cause, "workers": workers, "waited": round(seconds, 1)}])
+
+    def note_seconds(self, seconds: dict[str, float]) -> None:
+        """Record how long each phase of the last start of workers took."""
+        attempts = self.record["attempts"]
+        (attempts[-1].get("restarts") or attempts[-1:])[-1]["seconds"] = seconds
         self.update_record(attempts=attempts)
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:

@@ -16,13 +16,14 @@ from distrec.errors import InputError
 from distrec.parallel.world import World
 from distrec.training.run_folder import STOP_REQUEST, RunFolder
 
+_LOOK = 0.25  # seconds between looks: "ray job stop" kills the driver after three seconds
+
 
 class StopWatch:
     """Polls for the stop request in a background thread of rank 0 while the run trains."""
 
     def __init__(self, run: RunFolder, world: World):
         self._run, self._rank = run, world.rank
-        self._seconds = 0.25 if run.folder.local else 5.0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self.requested = False
@@ -36,7 +37,7 @@ class StopWatch:
         self._done.set()
 
     def _watch(self) -> None:
-        while not self._done.wait(self._seconds):
+        while not self._done.wait(_LOOK):
             with suppress(OSError, InputError):  # the storage did not answer; it may at the next look
                 self.requested = self._run.folder.exists(STOP_REQUEST)
             if self.requested:

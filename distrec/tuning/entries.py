@@ -159,6 +159,7 @@ def _entry(sweep: SweepConfig, label: str, section: EntrySection) -> Entry:
         "train.workers": sweep.resources.workers,
         "train.cpus_per_worker": sweep.resources.cpus_per_worker,
         "train.threads": sweep.resources.threads,
+        "train.wait_for_cluster": sweep.resources.wait_for_cluster,
         "train.metric": sweep.metric,
         "evaluate": sweep.evaluate.model_dump(),
         "tracking": TrackingSection(tensorboard=False).model_dump(),  # Ray Tune's callbacks write for all trials

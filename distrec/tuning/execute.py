@@ -21,11 +21,11 @@ from ray.tune.callback import Callback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from distrec.cluster.connection import on_cluster
 from distrec.config.run import RunConfig
 from distrec.config.tree import decode
 from distrec.data.storage import open_folder
 from distrec.errors import InputError, Interrupted, NonFiniteLoss, StorageError
-from distrec.runtime import on_cluster
 from distrec.training.stop import on_stop_signal
 from distrec.tuning.folder import ERROR_FILE, Phase, SweepFolder, Trial
 from distrec.tuning.plan import Next

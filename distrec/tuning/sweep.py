@@ -14,6 +14,7 @@ from distrec.config.bounds import (
     MOST_EPOCHS,
     MOST_NAME,
     MOST_RETRIES,
+    MOST_SECONDS,
     MOST_SEEDS,
     MOST_TRIALS,
     MOST_WIDTH,
@@ -114,6 +115,12 @@ class ResourceSection(Section):
     )
     cpus_per_worker: float = Field(1.0, gt=0, le=MOST_CPUS, description="CPUs that Ray reserves for each worker")
     threads: int = Field(1, ge=1, le=MOST_CPUS, description="CPU threads for tensor operations in each worker")
+    wait_for_cluster: float = Field(
+        600,
+        ge=0,
+        le=MOST_SECONDS,
+        description="seconds to wait for a Ray cluster with room for a trial, also after hosts were lost",
+    )
 
 
 class PrepareSection(Section):

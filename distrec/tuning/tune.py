@@ -15,11 +15,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from distrec.cluster.capacity import Ask, current_offer, fitting, wait_for
+from distrec.cluster.connection import ray_cluster
 from distrec.config.run import RunConfig
 from distrec.data.dataset import Dataset
 from distrec.data.storage import open_folder
 from distrec.errors import InputError
-from distrec.runtime import WORKER_ENVIRONMENT, check_stack, quiet, ray_cluster, versions
+from distrec.runtime import WORKER_ENVIRONMENT, check_stack, quiet, versions
 from distrec.training.attempts import now, with_absolute_paths
 from distrec.training.hold import Hold
 from distrec.training.launch import check_features, check_inputs
@@ -54,8 +56,8 @@ def tune(config: SweepConfig | str | Path, overrides: Sequence[str] = ()) -> Swe
             prepare_data(sweep.prepare, sweep.data)
         data = Dataset.open(sweep.data)
         described = _check_data(entries, data)
-        with ray_cluster({"env_vars": WORKER_ENVIRONMENT}):
-            cpus, concurrent = _concurrent(sweep)
+        with ray_cluster({"env_vars": WORKER_ENVIRONMENT}) as fixed:
+            cpus, concurrent = _concurrent(sweep, fixed)
             new = folder.open_attempt(sweep, entries, data.hash)
             folder.update_record(
                 data=_about(data), entries=described, versions=versions(), cpus=cpus,
@@ -105,22 +107,25 @@ def _check_data(entries: dict[str, Entry], data: Dataset) -> dict[str, Any]:
     return described
 
 
-def _concurrent(sweep: SweepConfig) -> tuple[float, int]:
-    """The number of CPUs of the cluster, and how many trials can run at once.
+def _concurrent(sweep: SweepConfig, fixed: bool) -> tuple[float, int]:
+    """The number of CPUs of the cluster, and how many trials can run at once, after the cluster has room for one.
+
+    Args:
+        sweep: the sweep config.
+        fixed: whether no other host can join the cluster.
 
     Raises:
         InputError: the cluster has too few CPUs for one trial.
     """
-    import ray
-
     resources = sweep.resources
-    offered, asked = ray.cluster_resources().get("CPU", 0), max(resources.workers, 1) * resources.cpus_per_worker
-    if asked > offered:
-        raise InputError(
-            f"section 'resources' asks for {asked:g} CPUs per trial, but the cluster offers {offered:g}; lower "
-            "'workers' or 'cpus_per_worker', or add nodes."
-        )
-    return offered, int(offered // asked)
+    workers, cpus = max(resources.workers, 1), resources.cpus_per_worker
+    ask = Ask(
+        workers, workers, cpus, f"section 'resources' asks for {workers} times {cpus:g} CPUs per trial",
+        "lower 'workers' or 'cpus_per_worker'",
+    )  # fmt: skip
+    wait_for(ask, resources.wait_for_cluster, fixed)
+    hosts = current_offer(fixed).total
+    return sum(hosts), fitting(cpus, hosts) // workers
 
 
 def _about(data: Dataset) -> dict[str, Any]:

@@ -169,7 +169,7 @@ def everything(data: str, storage: str) -> list[list[list[int]]]:
         ranking.ITEMS_PER_CHUNK = whole
     quiet()
     tree = {"data": data, "run": {"name": "r", "storage": storage}, "method": {"name": "popularity"}}
-    evaluate_worker(resolve(decode(RunConfig, tree)), f"{storage}/r", "test", "error.json")
+    evaluate_worker(resolve(decode(RunConfig, tree)), f"{storage}/r", "test")
     return found
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -13,8 +13,11 @@ import psutil
 import pytest
 
 from distrec.cli import main
+from distrec.training import group
+from distrec.training.run_folder import place_in_words
 from tests.training import small
 
+HOST = socket.gethostname()
 pytestmark = pytest.mark.multiprocess
 
 
@@ -26,13 +29,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 class Killer(threading.Thread):
     """Kills a Ray Train worker of this process's cluster with signal 9, once in or after each of `epochs` (from 1).
 
-    The worker is stopped first, so that the run's progress can be read: it must not be at a checkpoint.
+    The worker is stopped first, so that the run's progress can be read: it must not be at a checkpoint. With `freeze`
+    it stays stopped and is not killed.
     """
 
-    def __init__(self, run: Path, epochs: list[int], every: int):
+    def __init__(self, run: Path, epochs: list[int], every: int, freeze: bool = False):
         super().__init__(daemon=True)
-        self._run, self._epochs, self._every = run, epochs, every
+        self._run, self._epochs, self._every, self._freeze = run, epochs, every, freeze
         self.killed_at: list[dict[str, Any]] = []
+        self.killed: list[int] = []
 
     def run(self) -> None:
         deadline = time.monotonic() + 500
@@ -51,8 +56,10 @@ class Killer(threading.Thread):
         progress = self._progress()
         if progress["step"] % self._every and progress["step"] < progress["steps"]:
             self.killed_at.append(progress)
-            worker.kill()
-            worker.wait(10)
+            self.killed.append(worker.pid)
+            if not self._freeze:
+                worker.kill()
+                worker.wait(10)
             return True
         worker.send_signal(signal.SIGCONT)
         return False
@@ -74,9 +81,9 @@ def title(process: psutil.Process) -> str:
 
 @pytest.mark.parametrize("last", [0, pytest.param(3, marks=pytest.mark.wide)])
 def test_workers_killed_at_two_go_on_at_two_and_end_at_other_sizes(
-    tmp_path: Path, data: str, cluster: None, last: int
+    tmp_path: Path, data: str, cluster: None, last: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The first command recovers from one kill and ends after the second; later commands use other worker counts."""
+    """The first command recovers from two kills, between which it finished epochs; later ones use other sizes."""
     config = small.write_config(
         tmp_path / "run.yaml", data, tmp_path, "alignrec",
         train={"global_batch": 16, "epochs": 12, "checkpoint_every": 10, "max_failures": 1},
@@ -85,34 +92,81 @@ def test_workers_killed_at_two_go_on_at_two_and_end_at_other_sizes(
     assert main(["train", config, "run.name=whole"]) == 0
     killer = Killer(run, epochs=[2, 5], every=10)
     killer.start()
-    assert main(["train", config, "train.workers=2"]) == 1
+    capsys.readouterr()
+    assert main(["train", config, "train.workers=2", "train.epochs=8"]) == 0
     killer.join(30)
+    told = capsys.readouterr().out.splitlines()
     first, second = (progress["epoch"] for progress in killer.killed_at)
-    assert main(["train", config, "train.workers=0", f"train.epochs={second + 1}", "dense.zero_stage=1"]) == 0
+    assert main(["train", config, "train.workers=0", "train.epochs=10", "dense.zero_stage=1"]) == 0
     assert main(["train", config, f"train.workers={last}", "dense.zero_stage=3"]) == 0
 
     small.same_losses(tmp_path / "whole", run, rtol=1e-5)
     tables = small.tensors(tmp_path / "whole"), small.tensors(run)
     small.same_tensors(*tables, lr=1e-3, steps=12 * killer.killed_at[0]["steps"])
     epochs = small.metrics(run)
-    assert [epoch["epoch"] for epoch in epochs if epoch["replayed"]] == sorted({first, second})
-    assert [epoch["workers"] for epoch in epochs] == [2] * (second - 1) + [1] * 2 + [max(last, 1)] * (11 - second)
+    assert [epoch["epoch"] for epoch in epochs if epoch["replayed"]] == [first, second]
+    assert [epoch["workers"] for epoch in epochs] == [2] * 8 + [1] * 2 + [max(last, 1)] * 2
     attempts = small.read(run, "run.json")["attempts"]
     assert [(attempt["workers"], attempt["zero_stage"]) for attempt in attempts] == [(2, 0), (0, 1), (last, 3)]
-    assert [attempt.get("outcome") for attempt in attempts] == [None, "done", "done"]
+    assert [attempt["outcome"] for attempt in attempts] == ["done"] * 3
+    for restart, worker in zip(attempts[0]["restarts"], killer.killed, strict=True):
+        assert f"(process {worker} on host {HOST}) died; failure 1 of 1" in restart["cause"]
+        assert f"{restart['cause']}; starting again from the newest checkpoint" in told
+        ended = restart["start"].pop("ended")
+        assert not ended
+        assert f"continuing {place_in_words(**restart['start'])}" in told
+        assert list(restart["seconds"]) == ["processes", "imports", "restore"]
     assert main(["evaluate", str(run)]) == 0
+
+
+def test_workers_that_fail_too_often_end_the_run_with_one_sentence(
+    tmp_path: Path, data: str, cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = small.write_config(
+        tmp_path / "run.yaml", data, tmp_path, train={"global_batch": 8, "epochs": 100, "max_failures": 0}
+    )
+    killer = Killer(tmp_path / "run", epochs=[2], every=1000)
+    killer.start()
+    assert main(["train", config, "train.workers=1"]) == 1
+    killer.join(30)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"distrec train: worker 0 (process {killer.killed[0]} on host {HOST}) died; ")
+    (attempt,) = small.read(tmp_path / "run", "run.json")["attempts"]
+    assert (attempt["outcome"], attempt["exit_status"]) == ("WorkersFailed", 1)
+    assert line.endswith(attempt["message"])
+
+
+def test_a_frozen_worker_is_named_and_replaced(
+    tmp_path: Path, data: str, cluster: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group, "SILENT", 3.0)
+    config = small.write_config(tmp_path / "run.yaml", data, tmp_path, train={"global_batch": 8, "epochs": 12})
+    killer = Killer(tmp_path / "run", epochs=[2], every=1000, freeze=True)
+    killer.start()
+    assert main(["train", config, "train.workers=2"]) == 0
+    killer.join(30)
+    (restart,) = small.read(tmp_path / "run", "run.json")["attempts"][0]["restarts"]
+    assert f"(process {killer.killed[0]} on host {HOST}) did not answer for" in restart["cause"]
+    assert restart["cause"] in capsys.readouterr().out
+    assert not psutil.pid_exists(killer.killed[0])
+    assert [epoch["ledger"]["lost"] + epoch["ledger"]["duplicated"] for epoch in small.metrics(tmp_path / "run")] == [
+        0
+    ] * 12
 
 
 def test_more_cpus_than_the_cluster_offers_are_refused(
     tmp_path: Path, data: str, cluster: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = small.write_config(tmp_path / "run.yaml", data, tmp_path)
-    for overrides, asked in ((["train.workers=5"], "2.5"), (["train.workers=3", "train.cpus_per_worker=1"], "3")):
+    for overrides, told in (
+        (["train.workers=5"], ["room for 4 of 5", "1 host with 2 CPUs"]),
+        (["train.workers=[3,4]", "train.cpus_per_worker=1"], ["'train.workers' is [3, 4]", "room for 2 of 3"]),
+        (["train.workers=1", "train.cpus_per_worker=4"], ["4 of them on one host", "largest host", "has 2"]),
+    ):
         capsys.readouterr()
-        assert main(["train", config, *overrides]) == 2
+        assert main(["train", config, "train.wait_for_cluster=0", *overrides]) == 2
         (message,) = capsys.readouterr().err.splitlines()
-        told = ("'train.workers'", "'train.cpus_per_worker'", f"{asked} CPUs", "offers 2")
-        assert [part for part in told if part not in message] == []
+        assert [part for part in (*told, "'train.cpus_per_worker'", "lower one of them") if part not in message] == []
     assert not (tmp_path / "run").exists()
 
 
@@ -122,7 +176,7 @@ def test_a_loss_that_overflows_on_workers_ends_with_status_3_at_once(
     config = small.write_config(tmp_path / "run.yaml", data, tmp_path, optimizer={"name": "sgd", "lr": 1e30})
     assert main(["train", config, "train.workers=1"]) == 3
     assert "loss term 'bpr'" in capsys.readouterr().err
-    assert len(os.listdir(tmp_path / "run/ray")) == 1  # not tried again
+    assert "restarts" not in small.read(tmp_path / "run", "run.json")["attempts"][0]  # not tried again
 
 
 def test_a_damaged_best_checkpoint_is_bad_input_on_workers_too(

@@ -1,0 +1,120 @@
+"""Heartbeats of Ray Train workers: who is alive, how far each has come, and whether the driver still is.
+
+The driver starts one `Monitor`, a Ray actor beside it. Every worker reports to it twice per second from a thread of its
+own. A worker that is silent for long is frozen, or its host cannot be reached; the driver then ends all workers, and
+they start again. A worker that cannot reach the monitor has lost its driver, so nobody waits for its work: it ends
+itself, before another attempt at the run can begin elsewhere.
+
+Ray Train itself notices a frozen worker after ten minutes, and workers of a lost driver after a minute or never.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+BEAT = 0.5  # seconds between two heartbeats
+ORPHAN = 25.0  # seconds without an answer after which a worker has lost its driver; a short cut of a link is survived
+
+_PHASES: dict[str, float] = {}  # when this process began each phase of its start
+
+
+class Beat(NamedTuple):
+    """What the monitor knows of a worker.
+
+    Attributes:
+        host: name of its host.
+        node: Ray's id of its host.
+        process: number of its process there.
+        silent: seconds since its last heartbeat.
+        phases: seconds since it began each phase of its start, by name and in order.
+    """
+
+    host: str
+    node: str
+    process: int
+    silent: float
+    phases: dict[str, float]
+
+
+class Monitor:
+    """Collects heartbeats; a Ray actor. Its times are those of its own clock."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, dict[str, Any]] = {}
+        self._heard: dict[int, float] = {}
+
+    def beat(self, rank: int, facts: dict[str, Any]) -> None:
+        """Take a heartbeat of the worker of `rank`."""
+        self._known[rank], self._heard[rank] = facts, time.monotonic()
+
+    def read(self) -> dict[int, Beat]:
+        """What is known of each worker, by rank."""
+        now = time.monotonic()
+        found = {}
+        for rank, facts in self._known.items():
+            silent = now - self._heard[rank]
+            phases = {name: ago + silent for name, ago in facts["phases"].items()}
+            found[rank] = Beat(facts["host"], facts["node"], facts["process"], silent, phases)
+        return found
+
+    def kill_workers(self) -> None:
+        """End the process of every worker at once."""
+        import ray
+
+        for facts in self._known.values():
+            with suppress(Exception):  # it is gone already
+                ray.kill(facts["actor"])
+
+
+class Heartbeat:
+    """Reports this worker to the monitor from a thread until the block ends, and ends the process of an orphan.
+
+    Args:
+        monitor: handle of the monitor.
+        rank: this worker's rank.
+    """
+
+    def __init__(self, monitor: Any, rank: int):
+        self._monitor, self._rank = monitor, rank
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._report, daemon=True)
+
+    def __enter__(self) -> Heartbeat:
+        import ray
+
+        context = ray.get_runtime_context()
+        self._facts = {
+            "host": socket.gethostname(), "node": context.get_node_id(), "process": os.getpid(),
+            "actor": context.current_actor,
+        }  # fmt: skip
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._done.set()
+
+    def _report(self) -> None:
+        import ray
+
+        answered = time.monotonic()
+        while not self._done.is_set():
+            with suppress(Exception):  # whatever Ray raises while the driver's host cannot be reached
+                now = time.monotonic()
+                phases = {name: now - began for name, began in _PHASES.items()}
+                ray.get(self._monitor.beat.remote(self._rank, {**self._facts, "phases": phases}), timeout=5)
+                answered = time.monotonic()
+            if time.monotonic() - answered > ORPHAN and not self._done.is_set():
+                print(f"worker {self._rank} has lost its driver and ends", file=sys.stderr, flush=True)
+                os._exit(1)
+            self._done.wait(BEAT)
+
+
+def phase(name: str) -> None:
+    """Note that this process begins a phase of its start, unless it has begun it before."""
+    _PHASES.setdefault(name, time.monotonic())
