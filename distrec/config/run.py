@@ -122,14 +122,19 @@ class TrainSection(Section):
         description="seconds to wait for a Ray cluster with room for the workers, also after hosts were lost",
     )
 
-    @field_validator("workers")
+    @field_validator("workers", mode="before")
     @classmethod
-    def _workers(cls, workers: int | list[int]) -> int | list[int]:
-        if isinstance(workers, int):
-            if not 0 <= workers <= MOST_WORKERS:
-                raise ValueError(f"must be from 0 to {MOST_WORKERS:,}")
-        elif len(workers) != 2 or not 1 <= workers[0] <= workers[1] <= MOST_WORKERS:
-            raise ValueError(f"must be a number or [least, most] with 1 <= least <= most <= {MOST_WORKERS:,}")
+    def _workers(cls, workers: Any) -> Any:
+        ends = workers if isinstance(workers, list) else [workers]
+        whole = all(type(end) is int for end in ends)
+        if isinstance(workers, list):
+            fits = whole and len(ends) == 2 and 1 <= ends[0] <= ends[1] <= MOST_WORKERS
+        else:
+            fits = whole and 0 <= workers <= MOST_WORKERS
+        if not fits:
+            raise ValueError(
+                f"must be a whole number from 0 to {MOST_WORKERS:,}, or [least, most] with 1 <= least <= most"
+            )
         return workers
 
     @property
