@@ -53,7 +53,7 @@ def least_bytes(config: RunConfig, data: Dataset, method: Method) -> dict[str, i
     with torch.device("meta"):  # shapes without values
         dense = method.dense()
     values = 0 if dense is None else sum(parameter.numel() for parameter in dense.parameters())
-    workers = max(config.train.workers, 1)
+    workers = max(config.train.most_workers, 1)
     features = [data.feature(name) for name in method.features()]
     return {
         "tables": sum(4 * rows[table.side] * table.dim * copies for table in method.tables()),
