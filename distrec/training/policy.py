@@ -15,6 +15,8 @@ Reason = Literal["stop", "resize", "preempted"]
 """Why workers were asked to save a checkpoint and end: the user stops the run, the cluster has room for more workers,
 or hosts will be taken away."""
 
+_ASKED = {"resize": "the cluster has room for more of them", "preempted": "hosts will be taken away"}
+
 GROW_AFTER = 30.0  # seconds that workers have trained before more of them are considered: every start costs time
 SILENT = 40.0  # seconds without a heartbeat after which a worker counts as frozen
 
@@ -88,8 +90,8 @@ def decide(end: End, failures: Failures, most: int) -> Decision:
         return Decision("raise", failures, error=final)
     interrupted = [error for error in end.errors.values() if isinstance(error, Interrupted)]
     if interrupted:
-        if end.asked in ("resize", "preempted"):
-            return Decision("again", failures, end.what)
+        if end.asked in _ASKED:
+            return Decision("again", failures, f"workers saved a checkpoint, because {_ASKED[end.asked]}")
         return Decision("raise", failures, error=interrupted[0])
     if end.taken or end.asked == "preempted":
         return Decision("again", failures, f"{end.what}; this was announced, so it does not count as a failure")

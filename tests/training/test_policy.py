@@ -33,7 +33,9 @@ def test_a_stop_is_passed_on_and_a_resize_goes_on_without_counting() -> None:
     for asked in (None, "stop"):
         assert decide(End(stopped, asked=asked), Failures(2, 0), 3).error is stopped[0]
     for asked in ("resize", "preempted"):
-        assert decide(End(stopped, "w", asked=asked), Failures(2, 0), 3) == Decision("again", Failures(2, 0), "w")
+        decision = decide(End(stopped, "w", asked=asked), Failures(2, 0), 3)
+        assert (decision.action, decision.failures) == ("again", Failures(2, 0))
+        assert decision.why.startswith("workers saved a checkpoint, because ")
 
 
 def test_hosts_that_were_announced_to_leave_do_not_count() -> None:
