@@ -6,11 +6,12 @@ in `run.json`, and the tracker is off from then on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from distrec.config.run import RunConfig
-from distrec.errors import shown
+from distrec.errors import InputError, shown
 from distrec.training.run_folder import RunFolder
 
 
@@ -18,12 +19,14 @@ class Trackers:
     """Writes the numbers of each epoch to the configured trackers; does nothing unless `enabled` (on rank 0)."""
 
     def __init__(self, run: RunFolder, config: RunConfig, enabled: bool):
-        self._run, self._config = run, config
-        self._on: dict[str, Any] = {}
+        self._run = run
+        self._on: dict[str, _Board | _MLflow] = {}
         if enabled and config.tracking.tensorboard:
-            self._try("TensorBoard", lambda: _Board(str(run.folder.folder("tensorboard"))))
+            with self._harmless("TensorBoard"):
+                self._on["TensorBoard"] = _Board(str(run.folder.folder("tensorboard")))
         if enabled and config.tracking.mlflow:
-            self._try("MLflow", lambda: _MLflow(config))
+            with self._harmless("MLflow"):
+                self._on["MLflow"] = _MLflow(config)
 
     def epoch(self, record: dict[str, Any]) -> None:
         """Write one epoch's record."""
@@ -32,22 +35,29 @@ class Trackers:
         numbers |= {f"seconds/{name}": value for name, value in record["seconds"].items()}
         numbers["rows_per_second"] = record["rows_per_second"]
         for name, tracker in [*self._on.items()]:
-            self._try(name, lambda tracker=tracker: tracker.epoch(numbers, record["epoch"]))
+            with self._harmless(name):
+                tracker.epoch(numbers, record["epoch"])
 
     def close(self, summary: dict[str, Any] | None = None) -> None:
         """Write the summary, if the run has finished, and close the trackers."""
         test = {f"test/{name}": value for name, value in (summary or {}).get("test", {}).items()}
         for name, tracker in [*self._on.items()]:
-            self._try(name, lambda tracker=tracker: tracker.close(test))
+            with self._harmless(name):
+                tracker.close(test)
 
-    def _try(self, name: str, action: Callable[[], Any]) -> None:
-        """Set or keep tracker `name` if `action` succeeds; otherwise turn it off with a warning."""
+    @contextmanager
+    def _harmless(self, name: str) -> Iterator[None]:
+        """A context that uses a tracker. Any error in it turns the tracker off, with a warning in `run.json`."""
         try:
-            self._on[name] = action() or self._on.get(name)
-        except Exception as error:  # anything: each library, and each of its stores, has its own
+            yield
+        except Exception as error:  # each library, and each of its stores, has its own
             self._on.pop(name, None)
             reason = shown(str(error) or type(error).__name__, 200, quoted=False)
-            self._run.warn(f"{name} is off for the rest of this attempt ({reason}); training goes on without it.")
+            warning = f"{name} is off for the rest of this attempt ({reason}); training goes on without it"
+            with suppress(OSError, InputError):  # the disk may be full for the record, too
+                before = self._run.record.get("warnings", [])
+                if warning not in before:
+                    self._run.update_record(warnings=[*before, warning])
 
 
 class _Board:
