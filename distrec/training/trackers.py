@@ -6,6 +6,7 @@ in `run.json`, and the tracker is off from then on.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -52,7 +53,8 @@ class Trackers:
             yield
         except Exception as error:  # each library, and each of its stores, has its own
             self._on.pop(name, None)
-            reason = shown(str(error) or type(error).__name__, 200, quoted=False)
+            text = re.sub("//[^/@ ]*@", "//", str(error))  # a URI may hold a password
+            reason = shown(text or type(error).__name__, 200, quoted=False)
             warning = f"{name} is off for the rest of this attempt ({reason}); training goes on without it"
             with suppress(OSError, InputError):  # the disk may be full for the record, too
                 before = self._run.record.get("warnings", [])
