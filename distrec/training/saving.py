@@ -72,6 +72,8 @@ class Saver:
         self._error: Exception | None = None
         self._saved = time.monotonic()
         self._slowest = 0.0
+        self.at_once = checkpoints.folder.local
+        """Whether `save` writes before it returns."""
 
     def __enter__(self) -> Saver:
         return self
@@ -123,9 +125,8 @@ class Saver:
             Exception: what ended the save before, in the background; the same on every rank.
         """
         self.wait()
-        local = self._checkpoints.folder.local
-        job = _Job(name, self._checkpoints.mine(tensors, copy=not local), state, needed, started, then)
-        if local:
+        job = _Job(name, self._checkpoints.mine(tensors, copy=not self.at_once), state, needed, started, then)
+        if self.at_once:
             self._write(job, self._checkpoints.world, None)
             return
         stopped = time.perf_counter() - started
