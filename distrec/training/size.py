@@ -44,6 +44,7 @@ _REMEDY = {
     "tables": "lower the method's widths, or use a cluster",
     "features": "encode into narrower vectors, or use a cluster",
     "dense module": "lower the method's widths and layers or 'train.workers', or raise 'dense.zero_stage'",
+    "checkpoint being written": "lower the method's widths, use a local 'run.storage', or a cluster",
     "metrics of all users": "shorten 'evaluate.ks'",
 }
 
@@ -64,6 +65,8 @@ def least_bytes(config: RunConfig, data: Dataset, method: Method) -> dict[str, i
         "features": sum(2 * data.items * feature.tokens * feature.width for feature in features),  # float16 at least
         # Weights are on every worker; gradients and moments too, unless ZeRO partitions them.
         "dense module": 4 * values * (workers * (1 + extra) if config.dense.zero_stage == 0 else workers + extra),
+        # While a save to an object store is in flight, training goes on with the tensors that it copied.
+        "checkpoint being written": 0 if RunFolder.of(config).folder.local else checkpoint_bytes(config, data, method),
         "metrics of all users": 8 * _METRICS * len(config.evaluate.ks) * min(data.users, _held_out(data)),
     }
 
@@ -93,7 +96,7 @@ def check_disk(config: RunConfig, data: Dataset, method: Method, samples: int) -
         )
 
 
-def checkpoint_bytes(config: RunConfig, data: Dataset, method: Method, samples: int) -> int:
+def checkpoint_bytes(config: RunConfig, data: Dataset, method: Method, samples: int = 0) -> int:
     """The bytes of one checkpoint: tables and dense weights with their moments, and a count per sample of an epoch.
 
     The other tensors that some methods keep, and the JSON files, come on top.
