@@ -51,10 +51,11 @@ class _Job:
 class Saver:
     """Saves the checkpoints of a run while it trains, and deletes those that it does not need any more. Collective.
 
-    On a local disk, `save` returns when the checkpoint is complete: it goes to the page cache, and a copy in memory
-    would take as long. For an object store, `save` copies this rank's tensors and returns, and a thread writes the
-    copy while training goes on. One save at a time is in flight: the next one waits for it, and so does the end of the
-    block. The thread's collectives have a process group of their own, and its errors are the same on every rank.
+    On a local disk, `save` returns when the checkpoint is complete: the copy that a later write needs would take half
+    as long (benchmarks/2026-11-30-checkpoint.md). For an object store, `save` copies this rank's tensors and returns,
+    and a thread writes the copy while training goes on. One save at a time is in flight: the next one waits for it, and
+    so does the end of the block. The thread's collectives have a process group of their own, and its errors are the
+    same on every rank.
 
     Args:
         checkpoints: those of the run.
