@@ -20,6 +20,7 @@ MOST_WORKERS = 10_000  # the largest Ray clusters have a few thousand nodes
 MOST_CPUS = 4_096  # CPUs and threads of one worker; the largest machines have about 2,000 hardware threads
 MOST_EPOCHS = 999_999  # checkpoints are named by six digits, so that their names sort in training order
 MOST_STEPS = 999_999_999  # likewise, by nine digits
+MOST_MINUTES = 525_600  # between checkpoints; a year
 MOST_BATCH = 1 << 30  # rows of a batch are numbered by 32 bits
 MOST_PIECES = 65_536  # micro-batches of a batch; each is a forward and a backward pass of all workers
 MOST_RETRIES = 1_000  # a worker that died a thousand times does so for a reason that a retry does not remove

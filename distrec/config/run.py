@@ -17,6 +17,7 @@ from distrec.config.bounds import (
     MOST_CUTOFF,
     MOST_CUTOFFS,
     MOST_EPOCHS,
+    MOST_MINUTES,
     MOST_NAME,
     MOST_PIECES,
     MOST_RETRIES,
@@ -107,7 +108,13 @@ class TrainSection(Section):
         0,
         ge=0,
         le=MOST_STEPS,
-        description="steps between checkpoints within an epoch; 0 saves at the end of epochs only",
+        description="steps between checkpoints within an epoch, beside 'checkpoint_minutes'; 0: no such checkpoints",
+    )
+    checkpoint_minutes: float = Field(
+        10.0,
+        ge=0,
+        le=MOST_MINUTES,
+        description="minutes after a checkpoint until the next one is saved within an epoch; 0: no such checkpoints",
     )
     max_failures: int = Field(
         3,

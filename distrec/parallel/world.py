@@ -14,10 +14,11 @@ from distrec.parallel.partition import Partition
 
 @dataclass(frozen=True)
 class World:
-    """My rank in the default process group of `size` processes."""
+    """My rank in a process group of `size` processes: the default group, or `group`, which has the same processes."""
 
     rank: int
     size: int
+    group: dist.ProcessGroup | None = None
 
     @classmethod
     def current(cls) -> World:
@@ -26,22 +27,31 @@ class World:
             return cls(dist.get_rank(), dist.get_world_size())
         return cls(0, 1)
 
+    def apart(self) -> World:
+        """The same processes in a gloo group of their own, for the collectives of another thread. Collective.
+
+        The collectives of two threads may interleave differently on each rank, so they must not share a group.
+        """
+        if self.size == 1:
+            return self
+        return World(self.rank, self.size, dist.new_group(backend="gloo"))
+
     def sum_(self, values: torch.Tensor) -> torch.Tensor:
         """Replace `values` by their sum over ranks, in place; no gradient."""
         if self.size > 1:
-            dist.all_reduce(values)
+            dist.all_reduce(values, group=self.group)
         return values
 
     def max_(self, values: torch.Tensor) -> torch.Tensor:
         """Replace `values` by their maximum over ranks, in place; no gradient."""
         if self.size > 1:
-            dist.all_reduce(values, op=dist.ReduceOp.MAX)
+            dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.group)
         return values
 
     def barrier(self) -> None:
         """Wait for every rank."""
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(group=self.group)
 
     def total(self, value: torch.Tensor) -> torch.Tensor:
         """The sum of every rank's `value`, on every rank, with gradient."""
@@ -61,7 +71,7 @@ class World:
         if self.size == 1:
             return rows
         out = rows.new_empty(sum(receive), *rows.shape[1:])
-        dist.all_to_all_single(out, rows.contiguous(), list(receive), list(send))
+        dist.all_to_all_single(out, rows.contiguous(), list(receive), list(send), group=self.group)
         return out
 
     def gather_blocks(self, block: torch.Tensor, partition: Partition) -> torch.Tensor:
@@ -110,9 +120,9 @@ class World:
         for distance in range(1, self.size):
             source, target = (self.rank - distance) % self.size, (self.rank + distance) % self.size
             if receiving[source].numel():
-                messages.append(dist.P2POp(dist.irecv, receiving[source], source))
+                messages.append(dist.P2POp(dist.irecv, receiving[source], source, group=self.group))
             if sending[target].numel():
-                messages.append(dist.P2POp(dist.isend, sending[target], target))
+                messages.append(dist.P2POp(dist.isend, sending[target], target, group=self.group))
         for work in dist.batch_isend_irecv(messages) if messages else []:
             work.wait()
 
@@ -120,7 +130,7 @@ class World:
         """Rows `start:stop` of `rank`'s block, on every rank; all ranks' rows must have the same shape and type."""
         out = block[start:stop].contiguous() if rank == self.rank else block.new_empty(stop - start, *block.shape[1:])
         if self.size > 1:
-            dist.broadcast(out, rank)
+            dist.broadcast(out, rank, group=self.group)
         return out
 
     def chunk(self, block: torch.Tensor, partition: Partition, start: int, stop: int) -> torch.Tensor:

@@ -14,6 +14,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import torch
@@ -24,8 +28,10 @@ from distrec.data.storage import Folder, sha256
 from distrec.errors import InputError, StorageError
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
+from distrec.training.alike import alike
 from distrec.training.attempts import Record, checked
 from distrec.training.run_folder import checkpoint_name, checkpoint_place, is_checkpoint
+from distrec.training.space import StorageFull, filling, require_room
 from distrec.training.tensor_file import read_rows, stored_tensors, write_tensors
 
 FORMAT = 1
@@ -49,6 +55,23 @@ class _Complete(Record):
     files: Annotated[dict[Annotated[str, Field(pattern="^[a-z0-9.-]+$")], _File], Field(min_length=1)]
 
 
+@dataclass(frozen=True)
+class Mine:
+    """What one rank writes of a checkpoint.
+
+    Attributes:
+        parts: its tensors by name, by the kind of file; each rank has the same kinds.
+        first_rows: the number of the first row of each tensor of which other ranks hold other rows.
+    """
+
+    parts: dict[str, dict[str, torch.Tensor]]
+    first_rows: dict[str, int]
+
+    def bytes(self) -> int:
+        """The size of all tensors in bytes."""
+        return sum(value.nbytes for held in self.parts.values() for value in held.values())
+
+
 class Checkpoints:
     """The checkpoints of one run, in `folder`. `save`, `load`, `defect` and `newest_intact` are collective."""
 
@@ -56,44 +79,92 @@ class Checkpoints:
         self.folder, self.world = folder, world
         self._intact: set[str] = set()  # verified here, and not written again since
 
+    @cached_property
+    def apart(self) -> World:
+        """The world for writing in a thread of its own; see `World.apart`. Collective when it is first read."""
+        return self.world.apart()
+
     def save(self, name: str, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         """Write checkpoint `name`. When this returns on any rank, the checkpoint is complete.
 
         Args:
             tensors: by name, tensors sharded by global row (`DTensor`), and others that are equal on every rank.
             state: the content of `state.json`.
+
+        Raises:
+            StorageFull: on every rank, if the disk has no room for it; what was written of it is removed.
         """
+        self.write(name, self.mine(tensors), state)
+
+    def mine(self, tensors: dict[str, torch.Tensor], copy: bool = False) -> Mine:
+        """What this rank writes of `tensors`; with `copy` in memory of its own, so that they may change meanwhile."""
+        rows = {key: value for key, value in tensors.items() if isinstance(value, DTensor)}
+        whole = _share_of(self.world, tensors.keys() - rows.keys(), tensors)
+        parts = {
+            "rows": {key: value.to_local().detach().to("cpu", copy=copy) for key, value in rows.items()},
+            "whole": {key: tensors[key].to("cpu", copy=copy) for key in whole},
+        }
+        return Mine(parts, {key: self._partition(value).start(self.world.rank) for key, value in rows.items()})
+
+    def write(
+        self,
+        name: str,
+        mine: Mine,
+        state: dict[str, Any],
+        require: Callable[[], None] = lambda: None,
+        world: World | None = None,
+    ) -> int:
+        """Write checkpoint `name` from what each rank holds of it. Collective.
+
+        Args:
+            require: called on rank 0 before anything is written, and again before the checkpoint is completed. If it
+                raises an error, so does this.
+            world: for the collectives, in place of the own one.
+
+        Returns:
+            The size of all files in bytes.
+        """
+        world = world or self.world
         inside = self.folder.folder(name)
         self._intact.discard(name)
-        if self.world.rank == 0:
-            inside.remove()  # an incomplete checkpoint may have the same name
-            inside.make()
-        self.world.barrier()
-        rows = {key: value for key, value in tensors.items() if isinstance(value, DTensor)}
-        parts = {
-            "rows": {key: value.to_local() for key, value in rows.items()},
-            "whole": {key: tensors[key] for key in _share_of(self.world, tensors.keys() - rows.keys(), tensors)},
+        with alike(world):
+            if world.rank == 0:
+                require()
+                inside.remove()  # an incomplete checkpoint may have the same name
+                inside.make()
+        try:
+            return self._write(inside, mine, json.dumps(state).encode(), require, world)
+        except StorageFull:
+            if world.rank == 0:
+                with suppress(OSError, InputError):
+                    inside.remove()
+            raise
+
+    def _write(self, inside: Folder, mine: Mine, state: bytes, require: Callable[[], None], world: World) -> int:
+        needed = int(world.sum_(torch.tensor(mine.bytes()))) + len(state)
+        with alike(world):
+            require_room(inside, needed)
+        facts = torch.zeros(len(mine.parts), 8 + _DIGEST, dtype=torch.uint8)
+        with alike(world), filling(inside, needed):
+            for number, (kind, held) in enumerate(mine.parts.items()):
+                if held:
+                    starts = {key: mine.first_rows[key] for key in held.keys() & mine.first_rows.keys()}
+                    size, digest = write_tensors(inside, _file(kind, world.rank), held, starts)
+                    facts[number] = torch.frombuffer(bytearray(size.to_bytes(8, "little") + digest), dtype=torch.uint8)
+        every = world.gather_rows(facts, [len(facts)] * world.size).numpy()
+        names = [_file(kind, rank) for rank in range(world.size) for kind in mine.parts]
+        files = {
+            file: {"bytes": int.from_bytes(fact[:8].tobytes(), "little"), "sha256": fact[8:].tobytes().hex()}
+            for file, fact in zip(names, every, strict=True)
+            if fact.any()
         }
-        first_rows = {key: self._partition(value).start(self.world.rank) for key, value in rows.items()}
-        facts = torch.zeros(len(parts), 8 + _DIGEST, dtype=torch.uint8)
-        for number, (kind, held) in enumerate(parts.items()):
-            if held:
-                starts = {key: first_rows[key] for key in held.keys() & first_rows.keys()}
-                size, digest = write_tensors(inside, _file(kind, self.world.rank), held, starts)
-                facts[number] = torch.frombuffer(bytearray(size.to_bytes(8, "little") + digest), dtype=torch.uint8)
-        every = self.world.gather_rows(facts, [len(parts)] * self.world.size).numpy()
-        if self.world.rank == 0:
-            names = [_file(kind, rank) for rank in range(self.world.size) for kind in parts]
-            files = {
-                file: {"bytes": int.from_bytes(fact[:8].tobytes(), "little"), "sha256": fact[8:].tobytes().hex()}
-                for file, fact in zip(names, every, strict=True)
-                if fact.any()
-            }
-            text = json.dumps(state).encode()
-            inside.write_bytes(text, _STATE)
-            files[_STATE] = {"bytes": len(text), "sha256": sha256(text)}
-            inside.write_json({"format": FORMAT, "workers": self.world.size, "files": files}, _COMPLETE)
-        self.world.barrier()
+        files[_STATE] = {"bytes": len(state), "sha256": sha256(state)}
+        with alike(world), filling(inside, needed):
+            if world.rank == 0:
+                inside.write_bytes(state, _STATE)
+                require()
+                inside.write_json({"format": FORMAT, "workers": world.size, "files": files}, _COMPLETE)
+        return sum(entry["bytes"] for entry in files.values())
 
     def load(self, name: str, tensors: dict[str, torch.Tensor]) -> None:
         """Fill `tensors` from checkpoint `name`. They have the names and global shapes that `save` was given.
@@ -223,12 +294,17 @@ class Checkpoints:
         state: dict[str, Any] = self.folder.read_json(name, _STATE)
         return state
 
+    def remove_torn(self) -> None:
+        """Delete the checkpoints that were never completed: the processes that wrote them died. For one rank."""
+        for name in self.names():
+            if not self.folder.exists(name, _COMPLETE):
+                self.folder.remove(name)
+
     def keep_only(self, names: set[str]) -> None:
-        """Delete all checkpoints except `names`."""
-        if self.world.rank == 0:
-            for name in self.names():
-                if name not in names:
-                    self.folder.remove(name)
+        """Delete all checkpoints except `names`. For one rank."""
+        for name in self.names():
+            if name not in names:
+                self.folder.remove(name)
 
     def _partition(self, value: DTensor) -> Partition:
         return Partition(value.shape[0], self.world.size)

@@ -91,11 +91,11 @@ class Engine:
         self._lr = lr
         self.tables.set_sparse_lr(lr)
 
-    def train_step(self, epoch: int, step: int, samples: Samples, flag: bool = False) -> tuple[dict[str, float], bool]:
+    def train_step(self, epoch: int, step: int, samples: Samples, flag: int = 0) -> tuple[dict[str, float], int]:
         """Train a whole step on a global batch: `forward_backward`, then `update`. Collective.
 
         Returns:
-            Every loss term over the whole batch, and whether any rank raised `flag`.
+            Every loss term over the whole batch, and the sum over ranks of `flag`.
 
         Raises:
             NonFiniteLoss: a term or the gradient is NaN or infinite; no weight has changed, except sparse tables, which
@@ -105,28 +105,28 @@ class Engine:
         self.update()
         return result
 
-    def forward_backward(
-        self, epoch: int, step: int, samples: Samples, flag: bool = False
-    ) -> tuple[dict[str, float], bool]:
+    def forward_backward(self, epoch: int, step: int, samples: Samples, flag: int = 0) -> tuple[dict[str, float], int]:
         """Run the forward and backward pass of every micro-batch. Collective.
 
         Until `update`, the gradients are then those of the whole loss.
 
         Returns:
-            Every loss term over the whole batch, and whether any rank raised `flag`.
+            Every loss term over the whole batch, and the sum over ranks of `flag`.
 
         Raises:
             NonFiniteLoss: a term is NaN or infinite; no weight has changed.
         """
         whole: dict[str, float] = {}
+        flags = 0
         batches = [self.batch(epoch, step, piece) for piece in cut(samples, self.config.train.accumulate)]
         for part, batch in enumerate(batches):
             batch.size, batch.part = len(samples.users), part
-            share, terms, flag = self._forward(batch, flag)
+            share, terms, raised = self._forward(batch, 0 if part else flag)
+            flags += raised
             whole = {name: whole.get(name, 0.0) + value for name, value in terms.items()}
             self.dense.backward(share, last=batch is batches[-1])
         self.tables.average_gradients()
-        return whole, flag
+        return whole, flags
 
     def update(self) -> None:
         """Clip the gradient if the config asks for it, then make one step with every optimizer. Collective.
@@ -146,8 +146,8 @@ class Engine:
         self.dense.step(self._lr)  # first, since it may raise NonFiniteLoss
         self.tables.step(self._lr)
 
-    def _forward(self, batch: Batch, flag: bool) -> tuple[torch.Tensor, dict[str, float], bool]:
-        """My share of the total loss, every term over the whole batch, and whether any rank raised `flag`."""
+    def _forward(self, batch: Batch, flag: int) -> tuple[torch.Tensor, dict[str, float], int]:
+        """My share of the total loss, every term over the whole batch, and the sum over ranks of `flag`."""
         # Modules draw random numbers themselves (dropout). A seed that depends on the step makes a resumed run draw the
         # same ones. These are the only draws that depend on the number of workers.
         torch.manual_seed(keyed.number(("dropout", batch.seed, batch.epoch, batch.step, batch.part, self.world.rank)))
@@ -164,7 +164,7 @@ class Engine:
                     f"loss term '{name}' is {value} at epoch {batch.epoch + 1}, step {batch.step + 1}; weights were "
                     "not touched. Lower 'optimizer.lr' or check the features."
                 )
-        return torch.stack(list(terms.values())).sum(), whole, values[-1] > 0
+        return torch.stack(list(terms.values())).sum(), whole, int(values[-1])
 
     @torch.no_grad()
     def representations(self, split: Split = "valid") -> Representations:

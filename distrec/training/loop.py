@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import resource
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -20,31 +22,15 @@ from distrec.evaluation.ranking import Evaluator, Ranked
 from distrec.methods.registry import stretches
 from distrec.parallel.world import World
 from distrec.tables.spec import plan_tables
+from distrec.training.alike import alike
 from distrec.training.checkpoint import Checkpoints
 from distrec.training.engine import Engine
 from distrec.training.heartbeat import phase
 from distrec.training.ledger import Ledger
 from distrec.training.run_folder import RunFolder, TakenOver, checkpoint_name, checkpoint_place, place_in_words
+from distrec.training.saving import SAVE, STOP, Cursor, Saver
 from distrec.training.stop import StopWatch
 from distrec.training.trackers import Trackers
-
-
-@dataclass
-class Cursor:
-    """How far training has come, and its results so far; saved as `state.json` of a checkpoint."""
-
-    epoch: int = 0
-    step: int = 0
-    optimizer_steps: int = 0
-    term_sums: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-    replayed: int = 0
-    best_epoch: int | None = None
-    best_value: float = -1.0
-    best_checkpoint: str | None = None
-    evaluations_since_best: int = 0
-    stopped: bool = False
-    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Trainer:
@@ -79,8 +65,7 @@ class Trainer:
         self.cursor = Cursor()
         self.ledger = Ledger(self.engine.samples_per_epoch)
         self.epochs = config.train.epochs if self.engine.method.trainable else 0
-        self._newest: str | None = None  # the newest checkpoint
-        self._kept: set[str] = set()  # the checkpoints that it needs
+        self._saver = Saver(checkpoints, self.run, self._require_run)
         self._evaluators: dict[str, Evaluator] = {}
         self._trackers = Trackers(self.run, config, enabled=world.rank == 0)
 
@@ -100,13 +85,13 @@ class Trainer:
         self._restore(newest)
         if self.world.rank == 0:
             self._record_plan()
-        with StopWatch(self.run, self.world) as stop:
+        with StopWatch(self.run, self.world) as stop, self._saver:
             while self.cursor.epoch < self.epochs and not self.cursor.stopped:
                 self._train_epoch(stop)
                 self._end_epoch()
         last = self.config.train.epochs == self.total
         self._trackers.close(self._summarise() if last else None)
-        return self._newest
+        return self._saver.newest
 
     def _train_epoch(self, stop: StopWatch) -> None:
         config, cursor, engine = self.config.train, self.cursor, self.engine
@@ -117,9 +102,9 @@ class Trainer:
         while cursor.step < steps:
             samples = engine.samples(cursor.epoch, cursor.step)
             try:
-                terms, stopping = engine.train_step(cursor.epoch, cursor.step, samples, stop.requested)
+                terms, asked = engine.train_step(cursor.epoch, cursor.step, samples, self._ask(stop))
             except NonFiniteLoss as error:
-                raise NonFiniteLoss(f"{error} Last good checkpoint: {self._newest or 'none'}.") from None
+                raise NonFiniteLoss(f"{error} {self._last_good()}") from None
             phase("training")
             self.ledger.mark(self.world, samples.rows)
             for name, value in terms.items():
@@ -129,13 +114,25 @@ class Trainer:
             cursor.seconds = before + time.perf_counter() - started
             self._progress(terms, len(samples.rows), steps)
             if cursor.step < steps and (
-                stopping or (config.checkpoint_every and cursor.step % config.checkpoint_every == 0)
+                asked or (config.checkpoint_every and cursor.step % config.checkpoint_every == 0)
             ):
                 self._checkpoint()
-            if stopping:
+            if asked == STOP:
                 if cursor.step == steps:
                     self._end_epoch()
+                self._saver.wait()
                 raise Interrupted(f"stopped {place_in_words(**self._place())}; the same command continues from there.")
+
+    def _ask(self, stop: StopWatch) -> int:
+        """What I ask of all ranks with the next step. Only rank 0 asks, so that one clock and one watch decide."""
+        if self.world.rank != 0:
+            return 0
+        return STOP if stop.requested else SAVE if self._saver.due(self.config.train.checkpoint_minutes) else 0
+
+    def _last_good(self) -> str:
+        with suppress(Exception):  # of the storage; the caller's error says more
+            self._saver.wait()
+        return f"Last good checkpoint: {self._saver.newest or 'none'}."
 
     def _place(self) -> dict[str, int]:
         """How far training has come, as `place_in_words` takes it."""
@@ -166,12 +163,14 @@ class Trainer:
         record["peak_memory_bytes"] = self._peak_memory()
         cursor.history.append(record)
         cursor.epoch, cursor.step, cursor.term_sums, cursor.seconds, cursor.replayed = epoch + 1, 0, {}, 0.0, 0
-        started = time.perf_counter()
-        self._checkpoint()
-        record["seconds"]["checkpoint"] = time.perf_counter() - started
-        if self.world.rank == 0:
-            self.run.write_metrics(cursor.history)
+        history = list(cursor.history)
+
+        def complete(seconds: float) -> None:  # perhaps while the next epoch trains, and appends to the cursor's list
+            record["seconds"]["checkpoint"] = seconds
+            self.run.write_metrics(history)
             self._trackers.epoch(record)
+
+        self._checkpoint(complete)
 
     def _compare(self, value: float, epoch: int) -> None:
         cursor = self.cursor
@@ -193,7 +192,7 @@ class Trainer:
         except FloatingPointError as error:  # on every rank: the last update overflowed, and no loss followed it
             raise NonFiniteLoss(
                 f"{error} after epoch {self.cursor.epoch + 1}. Lower 'optimizer.lr' or check the features. "
-                f"Last good checkpoint: {self._newest or 'none'}."
+                f"{self._last_good()}"
             ) from None
 
     def _summarise(self) -> dict[str, Any]:
@@ -214,36 +213,31 @@ class Trainer:
             "peak_memory_bytes": self._peak_memory(),
             **{split: found.metrics() for split, found in ranked.items()},
         }
-        self._require_run()
-        if self.world.rank == 0:
-            self.run.write_metrics(cursor.history)
-            self.run.folder.write_json(summary, "summary.json")
-        self.world.barrier()
+        with alike(self.world):
+            if self.world.rank == 0:
+                self._require_run()
+                self.run.write_metrics(cursor.history)
+                self.run.folder.write_json(summary, "summary.json")
         return summary
 
     def _require_run(self) -> None:
-        """Check, before anything is written or deleted, that no later attempt has taken over the run. Collective.
+        """Check, on rank 0 and before anything is written or deleted, that no later attempt has taken over the run.
 
         Raises:
             TakenOver: one has.
         """
-        taken = self.world.rank == 0 and self.attempt is not None and self.run.taken_over(self.attempt)
-        if self.world.max_(torch.tensor(int(taken))):
+        if self.attempt is not None and self.run.taken_over(self.attempt):
             raise TakenOver(f"run '{self.run.folder}' was taken over by a later attempt.")
 
-    def _checkpoint(self) -> str:
-        self._require_run()
-        cursor = self.cursor
+    def _checkpoint(self, then: Callable[[float], None] = lambda seconds: None) -> None:
+        """Save the state; on an object store, in the background. `then` is as in `Saver.save`."""
+        started, cursor = time.perf_counter(), self.cursor
         name = checkpoint_name(cursor.epoch, cursor.step)
         # Every rank passes the whole ledger: any one of them may write it.
         tensors = {**self.engine.state(), "ledger": self.ledger.merge(self.world)}
         self._check_finite(tensors)
-        self.checkpoints.save(name, tensors, {**asdict(cursor), "data": self.data.hash})
-        # The one before and its best epoch stay, to continue from it should this one be damaged.
-        needed = self._needed(name)
-        self.checkpoints.keep_only(needed | self._kept)
-        self._newest, self._kept = name, needed
-        return name
+        state = {**asdict(cursor), "data": self.data.hash}
+        self._saver.save(name, tensors, state, self._needed(name), started, then)
 
     def _needed(self, name: str) -> set[str]:
         """The checkpoints that a run needs to continue from `name`, with the cursor that it holds."""
@@ -258,13 +252,12 @@ class Trainer:
         if self.world.max_(torch.tensor(len(broken))):
             raise NonFiniteLoss(
                 f"'{broken[0] if broken else 'a tensor'}' is NaN or infinite at epoch {self.cursor.epoch + 1}, step "
-                f"{self.cursor.step}, though the loss was not. "
-                f"Last good checkpoint: {self._newest or 'none'}."
+                f"{self.cursor.step}, though the loss was not. {self._last_good()}"
             )
 
     def _restore(self, name: str | None) -> None:
-        self._newest = name
         if name is None:
+            self._saver.resume(None, set())
             self._count_replayed()
             return
         state = self.checkpoints.state(name)
@@ -285,12 +278,13 @@ class Trainer:
                 f"checkpoint '{name}' in '{self.run.folder}' is of another epoch or step than its name says; restore "
                 "it, or train again under another 'run.name'."
             )
-        best, self._kept = self.cursor.best_checkpoint, self._needed(name)
+        best = self.cursor.best_checkpoint
         if best not in (None, name) and (defect := self.checkpoints.defect(best)):
             raise InputError(
                 f"checkpoint '{best}' of the best epoch in '{self.run.folder}' is damaged ({defect}); restore it, or "
                 "train again under another 'run.name'."
             )
+        self._saver.resume(name, self._needed(name))
         self.ledger.counts = load_weights(self.engine, self.checkpoints, name)
         if self.world.rank != 0:
             self.ledger.counts.zero_()

@@ -1,10 +1,18 @@
-"""Experiment trackers: TensorBoard and, if configured, MLflow, each through its own library."""
+"""Experiment trackers: TensorBoard and, if configured, MLflow, each through its own library.
+
+They are beside the run: what goes wrong in one never ends it. A full disk or a server that does not answer is a warning
+in `run.json`, and the tracker is off from then on.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from distrec.config.run import RunConfig
+from distrec.errors import InputError, shown
 from distrec.training.run_folder import RunFolder
 
 
@@ -12,20 +20,14 @@ class Trackers:
     """Writes the numbers of each epoch to the configured trackers; does nothing unless `enabled` (on rank 0)."""
 
     def __init__(self, run: RunFolder, config: RunConfig, enabled: bool):
-        self._board: Any = None
-        self._mlflow: Any = None
+        self._run = run
+        self._on: dict[str, _Board | _MLflow] = {}
         if enabled and config.tracking.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(run.folder.folder("tensorboard")))
+            with self._harmless("TensorBoard"):
+                self._on["TensorBoard"] = _Board(str(run.folder.folder("tensorboard")))
         if enabled and config.tracking.mlflow:
-            import mlflow
-
-            mlflow.set_tracking_uri(config.tracking.mlflow)
-            mlflow.set_experiment("distrec")
-            mlflow.start_run(run_name=config.run.name)
-            mlflow.log_params({f"method.{key}": value for key, value in config.method.items()})
-            self._mlflow = mlflow
+            with self._harmless("MLflow"):
+                self._on["MLflow"] = _MLflow(config)
 
     def epoch(self, record: dict[str, Any]) -> None:
         """Write one epoch's record."""
@@ -33,22 +35,66 @@ class Trackers:
         numbers |= {f"valid/{name}": value for name, value in record.get("valid", {}).items()}
         numbers |= {f"seconds/{name}": value for name, value in record["seconds"].items()}
         numbers["rows_per_second"] = record["rows_per_second"]
-        if self._board is not None:
-            for name, value in numbers.items():
-                self._board.add_scalar(name, value, record["epoch"])
-        if self._mlflow is not None:
-            self._mlflow.log_metrics({_plain(name): value for name, value in numbers.items()}, step=record["epoch"])
+        for name, tracker in [*self._on.items()]:
+            with self._harmless(name):
+                tracker.epoch(numbers, record["epoch"])
 
     def close(self, summary: dict[str, Any] | None = None) -> None:
         """Write the summary, if the run has finished, and close the trackers."""
-        if self._board is not None:
-            self._board.close()
-        if self._mlflow is not None:
-            self._mlflow.log_metrics(
-                {_plain(f"test/{name}"): value for name, value in (summary or {}).get("test", {}).items()}
-            )
-            self._mlflow.end_run()
+        test = {f"test/{name}": value for name, value in (summary or {}).get("test", {}).items()}
+        for name, tracker in [*self._on.items()]:
+            with self._harmless(name):
+                tracker.close(test)
+
+    @contextmanager
+    def _harmless(self, name: str) -> Iterator[None]:
+        """A context that uses a tracker. Any error in it turns the tracker off, with a warning in `run.json`."""
+        try:
+            yield
+        except Exception as error:  # each library, and each of its stores, has its own
+            self._on.pop(name, None)
+            text = re.sub("//[^/@ ]*@", "//", str(error))  # a URI may hold a password
+            reason = shown(text or type(error).__name__, 200, quoted=False)
+            warning = f"{name} is off for the rest of this attempt ({reason}); training goes on without it"
+            with suppress(OSError, InputError):  # the disk may be full for the record, too
+                before = self._run.record.get("warnings", [])
+                if warning not in before:
+                    self._run.update_record(warnings=[*before, warning])
 
 
-def _plain(name: str) -> str:
-    return name.replace("@", "_at_")  # MLflow refuses '@'
+class _Board:
+    def __init__(self, folder: str):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(folder)
+
+    def epoch(self, numbers: dict[str, float], epoch: int) -> None:
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, epoch)
+
+    def close(self, test: dict[str, float]) -> None:
+        self._writer.close()
+
+
+class _MLflow:
+    """One MLflow run. It is named in each call: epochs are written by another thread, which has no current run."""
+
+    def __init__(self, config: RunConfig):
+        import mlflow
+
+        mlflow.set_tracking_uri(config.tracking.mlflow)
+        mlflow.set_experiment("distrec")
+        self._run = mlflow.start_run(run_name=config.run.name).info.run_id
+        mlflow.log_params({f"method.{key}": value for key, value in config.method.items()})
+        self._mlflow = mlflow
+
+    def epoch(self, numbers: dict[str, float], epoch: int) -> None:
+        self._log(numbers, step=epoch)
+
+    def close(self, test: dict[str, float]) -> None:
+        self._log(test)
+        self._mlflow.end_run()
+
+    def _log(self, numbers: dict[str, float], **step: int) -> None:
+        plain = {name.replace("@", "_at_"): value for name, value in numbers.items()}  # MLflow refuses '@'
+        self._mlflow.log_metrics(plain, run_id=self._run, **step)

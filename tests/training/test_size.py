@@ -48,6 +48,17 @@ def test_the_parts_of_every_method_are_counted(name: str, data: Dataset):
     assert config.optimizer.name == "adam"
 
 
+def test_on_an_object_store_the_copy_of_a_checkpoint_counts(data: Dataset):
+    parts = {}
+    for storage in ("runs", "s3://bucket/runs"):
+        config = bare.run_config({"name": "bprmf", "dim": 4}, run={"name": "r", "storage": storage})
+        parts[storage] = least_bytes(config, data, build_method(config, data))
+    copy = parts["s3://bucket/runs"].pop("checkpoint being written")
+    assert copy == 3 * 4 * 4 * (USERS + ITEMS)
+    assert parts["runs"].pop("checkpoint being written") == 0
+    assert parts["runs"] == parts["s3://bucket/runs"]
+
+
 def test_zero_and_sgd_take_less(data: Dataset):
     method = {"name": "sasrec", "dim": 4}
     parts = {}

@@ -1,0 +1,60 @@
+"""Room on a local disk: what a checkpoint needs is compared with what is free, and a full disk is one sentence.
+
+Nothing is known about the room of an object store.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import distrec.errors as errors
+from distrec.data.storage import Folder
+
+# The class comes with the storage branch; an `InputError` of its own stands in until both are merged.
+StorageFull: type[errors.InputError] = getattr(
+    errors, "StorageFull", type("StorageFull", (errors.InputError,), {"__doc__": "A disk is full."})
+)
+
+
+def free_bytes(folder: Folder) -> int:
+    """Bytes that this user may still write to the disk of a local folder, which need not exist yet."""
+    path = folder.path
+    while not os.path.isdir(path):
+        path = os.path.dirname(path) or "/"
+    return shutil.disk_usage(path).free
+
+
+def require_room(folder: Folder, needed: int) -> None:
+    """Check that `needed` more bytes fit on the disk of checkpoint `folder`.
+
+    Raises:
+        StorageFull: they do not.
+    """
+    if folder.local and (free := free_bytes(folder)) < needed:
+        raise _full(folder, needed, free)
+
+
+@contextmanager
+def filling(folder: Folder, needed: int) -> Iterator[None]:
+    """A context that writes to checkpoint `folder`, which takes `needed` bytes in all.
+
+    Raises:
+        StorageFull: the disk became full, or the quota on it was reached.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not folder.local:
+            raise
+        raise _full(folder, needed, free_bytes(folder)) from None
+
+
+def _full(folder: Folder, needed: int, free: int) -> errors.InputError:
+    return StorageFull(
+        f"checkpoint '{folder}' needs {needed:,} bytes, but its disk is full ({free:,} bytes free); delete what is not "
+        "needed there, then run the same command again, which continues the run."
+    )
