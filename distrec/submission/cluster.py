@@ -107,9 +107,10 @@ class Cluster:
         try:
             self.client = within(_ANSWER, lambda: JobSubmissionClient(address))
         except (NoAnswer, ConnectionError) as error:
+            why = f"{error}" if isinstance(error, NoAnswer) else "no connection"
             raise InputError(
-                f"{there} cannot be reached ({_first_line(error)}); start the cluster, or give the address of its "
-                "dashboard, which must be reachable from here."
+                f"{there} cannot be reached ({why}); start the cluster, or give the address of its dashboard, which "
+                "must be reachable from here."
             ) from None
         except Exception as error:
             self._refuse_token(error)

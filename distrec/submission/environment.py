@@ -1,7 +1,7 @@
 """The environment variables that travel with a job, and secrets, which never do.
 
-Ray shows a job's runtime environment and command in clear to everyone who may ask the head, and writes them to log files
-on every host. Therefore only settings that are no secrets travel; the hosts must have credentials of their own.
+Ray shows a job's runtime environment and command in clear to everyone who may ask the head, and writes them to log
+files on every host. Therefore only settings that are no secrets travel; the hosts must have credentials of their own.
 """
 
 from __future__ import annotations
