@@ -102,8 +102,9 @@ class Cluster:
         import ray
         from ray.job_submission import JobSubmissionClient
 
-        os.environ[ADDRESS] = address  # Ray's client prefers the environment to its argument
         there = f"address '{address}'"
+        before = os.environ.get(ADDRESS)
+        os.environ[ADDRESS] = address  # Ray's client prefers the environment to its argument
         try:
             self.client = within(_ANSWER, lambda: JobSubmissionClient(address))
         except (NoAnswer, ConnectionError) as error:
@@ -118,6 +119,9 @@ class Cluster:
                 f"{there} does not answer like a Ray dashboard ({_first_line(error)}); give the address that "
                 "'ray start --head' prints for the dashboard."
             ) from None
+        finally:
+            del os.environ[ADDRESS]
+            os.environ.update({} if before is None else {ADDRESS: before})
         if (version := cluster_version(self.client)) != ray.__version__:
             raise InputError(
                 f"the cluster at {there} runs Ray {version}, but this environment has {ray.__version__}; install the "
@@ -148,7 +152,7 @@ class Cluster:
                 self._refuse_token(error)
                 if f"{name}-{number} already exists" in str(error):
                     number += 1  # another submission was faster
-                elif "No available agent" in str(error) and time.monotonic() < until:
+                elif re.search("No available agent|head node agent", str(error)) and time.monotonic() < until:
                     if not told:
                         print("waiting for the cluster, which has just started, to accept jobs", flush=True)
                     told = True

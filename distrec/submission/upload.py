@@ -136,7 +136,8 @@ class Upload:
 
 def pattern(path: str) -> str:
     """The pattern of a .gitignore that matches exactly `path`, which is relative to its folder."""
-    return "/" + re.sub(r"([\\*?\[\] ])", r"\\\1", path)
+    escaped = re.sub(r"([\\*?\[\]])", r"\\\1", path)
+    return "/" + escaped.replace(" ", "[ ]")  # a space at the end would be stripped, escaped or not
 
 
 def size(count: int) -> str:

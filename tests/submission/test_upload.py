@@ -156,7 +156,7 @@ def test_names_that_cannot_be_sent_are_refused(tmp_path: Path) -> None:
 
 
 def test_patterns_and_sizes_for_people() -> None:
-    assert pattern("a [b]*?\\") == "/a\\ \\[b\\]\\*\\?\\\\"
+    assert pattern("a [b]*?\\") == "/a[ ]\\[b\\]\\*\\?\\\\"
     assert [size(n) for n in (0, 1023, 1024, 5 * 2**20, 3 * 2**30)] == [
         "0 bytes", "1023 bytes", "1.0 KiB", "5.0 MiB", "3.0 GiB",
     ]  # fmt: skip
