@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distrec.config.paths import REMOTE, located
+from distrec.config.paths import PATH_WIDTH, REMOTE, located
 from distrec.errors import InputError, shown
 from distrec.submission.environment import refuse_secrets, texts_in
 from distrec.submission.upload import Upload
@@ -74,11 +74,11 @@ class Job:
         if verb == "encode":
             job.places += list(_encoders(parsed))
         elif verb == "prepare":
-            job._read_data_config(parsed)
+            _read_data_config(parsed)
         elif verb == "train":
-            job._read_run_config(parsed, environment)
+            _read_run_config(job, parsed, environment)
         elif verb == "tune":
-            job._read_sweep_config(parsed, environment)
+            _read_sweep_config(job, parsed, environment)
         return job
 
     @property
@@ -119,53 +119,58 @@ class Job:
             located(path, what)
             if path.startswith(REMOTE):
                 continue
+            given = f"{what} is {shown(path, PATH_WIDTH)}"
             if not Path(path).expanduser().is_absolute():
                 raise InputError(
-                    f"{what} is {shown(path)}, a relative path, which for a job begins in a private copy of this "
-                    "folder that is deleted after it; give an s3:// URL, or an absolute path that all hosts share."
+                    f"{given}, a relative path, which for a job begins in a private copy of this folder that is "
+                    "deleted after it; give an s3:// URL, or an absolute path that all hosts share."
                 )
-            lines.append(f"{what} is {shown(path)}, a local path: every host of the cluster must see the same there")
+            lines.append(f"{given}, a local path: every host of the cluster must see the same there")
         return list(dict.fromkeys(lines))
 
-    def _read_run_config(self, parsed: argparse.Namespace, environment: Mapping[str, str]) -> None:
-        from distrec.config import load_run
-        from distrec.methods.registry import resolve
 
-        config = resolve(load_run(parsed.config, parsed.overrides))
-        self._take(config.model_dump(), config.run.name, environment)
-        if config.run.graphs is not None:
-            self.places.append(("key 'run.graphs'", config.run.graphs))
+def _read_run_config(job: Job, parsed: argparse.Namespace, environment: Mapping[str, str]) -> None:
+    from distrec.config import load_run
+    from distrec.methods.registry import resolve
 
-    def _read_sweep_config(self, parsed: argparse.Namespace, environment: Mapping[str, str]) -> None:
-        from distrec.tuning.entries import SEARCH_FILE, resolve_entries
-        from distrec.tuning.sweep import load_sweep
+    config = resolve(load_run(parsed.config, parsed.overrides))
+    _take(job, config.model_dump(), config.run.name, environment)
+    if config.run.graphs is not None:
+        job.places.append(("key 'run.graphs'", config.run.graphs))
 
-        sweep = load_sweep(parsed.config, parsed.overrides)
-        resolve_entries(sweep)
-        self._take(sweep.model_dump(), sweep.run.name, environment)
-        for label, entry in sweep.methods.items():
-            self.files.append((f"config file of 'methods.{label}'", entry.config))
-            if entry.spaces:
-                search = Path(entry.config).with_name(SEARCH_FILE).as_posix()
-                self.files.append((f"file of the spaces of 'methods.{label}'", search))
-        if sweep.prepare is not None:
-            self.files.append(("config file of 'prepare'", sweep.prepare.config))
-            if sweep.prepare.source != "demo":
-                self.places.append(("key 'prepare.source'", sweep.prepare.source))
 
-    def _read_data_config(self, parsed: argparse.Namespace) -> None:
-        from distrec.config import apply_overrides, decode, load_file
-        from distrec.data.prepare import DataConfig
+def _read_sweep_config(job: Job, parsed: argparse.Namespace, environment: Mapping[str, str]) -> None:
+    from distrec.tuning.entries import SEARCH_FILE, resolve_entries
+    from distrec.tuning.sweep import load_sweep
 
-        decode(DataConfig, apply_overrides(load_file(parsed.config), parsed.overrides))
+    sweep = load_sweep(parsed.config, parsed.overrides)
+    resolve_entries(sweep)
+    _take(job, sweep.model_dump(), sweep.run.name, environment)
+    for label, entry in sweep.methods.items():
+        job.files.append((f"config file of 'methods.{label}'", entry.config))
+        if entry.spaces:
+            search = Path(entry.config).with_name(SEARCH_FILE).as_posix()
+            job.files.append((f"file of the spaces of 'methods.{label}'", search))
+    if sweep.prepare is not None:
+        job.files.append(("config file of 'prepare'", sweep.prepare.config))
+        if sweep.prepare.source != "demo":
+            job.places.append(("key 'prepare.source'", sweep.prepare.source))
 
-    def _take(self, tree: dict[str, Any], name: str, environment: Mapping[str, str]) -> None:
-        refuse_secrets(texts_in(tree), "the config", environment)
-        self.name = name
-        self.places += [("key 'data'", tree["data"]), ("key 'run.storage'", tree["run"]["storage"])]
-        mlflow = tree["tracking"]["mlflow"]
-        if mlflow is not None and "/" in mlflow and "://" not in mlflow:  # a folder, as MLflow reads it
-            self.places.append(("key 'tracking.mlflow'", mlflow))
+
+def _read_data_config(parsed: argparse.Namespace) -> None:
+    from distrec.config import apply_overrides, decode, load_file
+    from distrec.data.prepare import DataConfig
+
+    decode(DataConfig, apply_overrides(load_file(parsed.config), parsed.overrides))
+
+
+def _take(job: Job, tree: dict[str, Any], name: str, environment: Mapping[str, str]) -> None:
+    refuse_secrets(texts_in(tree), "the config", environment)
+    job.name = name
+    job.places += [("key 'data'", tree["data"]), ("key 'run.storage'", tree["run"]["storage"])]
+    mlflow = tree["tracking"]["mlflow"]
+    if mlflow is not None and "/" in mlflow and "://" not in mlflow:  # a folder, as MLflow reads it
+        job.places.append(("key 'tracking.mlflow'", mlflow))
 
 
 def _named(parsed: argparse.Namespace, names: Sequence[str]) -> Iterator[tuple[str, str]]:

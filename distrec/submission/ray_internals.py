@@ -25,15 +25,15 @@ def quiet_client() -> None:
 
 
 def most_bytes() -> int:
-    """Bytes that the package of a working directory must stay below.
+    """The largest package of a working directory, in bytes.
 
-    Ray documents the limit of the message that stores the package on the head, 512 MiB. The dashboard, through which
-    the package is sent, reads no request that large.
+    Ray documents the limit of the message that stores the package on the head, which must stay below 512 MiB. The
+    dashboard, through which the package is sent, does not read requests that large.
     """
     from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
     from ray._private.runtime_env.packaging import GCS_STORAGE_MAX_SIZE
 
-    return int(min(DASHBOARD_CLIENT_MAX_SIZE, GCS_STORAGE_MAX_SIZE))
+    return int(min(DASHBOARD_CLIENT_MAX_SIZE, GCS_STORAGE_MAX_SIZE - 1))
 
 
 def packed(folder: Path, excludes: Sequence[str], left_out: Callable[[Path], bool]) -> list[Path]:

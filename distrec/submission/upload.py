@@ -94,11 +94,11 @@ class Upload:
         Raises:
             InputError: the package is too large; the message names the largest files.
         """
-        if self.bytes >= (most := most_bytes()):
+        if self.bytes > (most := most_bytes()):
             largest = sorted(self.files, key=self.files.__getitem__, reverse=True)
             names = (f"{shown(name, 100)} ({size(self.files[name])})" for name in largest)
             raise InputError(
-                f"the upload of '{self.folder}' is {size(self.bytes)}, but the cluster takes less than {size(most)}; "
+                f"the upload of '{self.folder}' is {size(self.bytes)}, but the cluster takes at most {size(most)}; "
                 "name what the job does not need in a file .rayignore there, and put data on storage that all hosts "
                 f"share; the largest files: {first_few(names, len(largest), _MOST_NAMED)}."
             )

@@ -1,7 +1,8 @@
 """Stands in for `jobs/check.py` in these tests: a job that starts at once and does what its argument says.
 
-The argument is `/<lines>/<seconds between them>/<end>`, where the end is an exit status, `killed` for a signal, or
-`orphaned` for the death of the process by which Ray runs the job. On SIGTERM it says so, and ends with status 130.
+The argument is `/<lines>/<seconds between them>/<end>/<anything>`, where the end is an exit status, `killed` for a
+signal, or `orphaned` for the death of the process by which Ray runs the job. On SIGTERM it takes as long as a
+checkpoint might.
 """
 
 import os
@@ -20,7 +21,8 @@ def saved(signum: int, frame: object) -> None:
 
 
 signal.signal(signal.SIGTERM, saved)
-lines, seconds, end = sys.argv[1].strip("/").split("/")
+print(f"argument {sys.argv[1]}", flush=True)
+lines, seconds, end, _ = sys.argv[1].removeprefix("/").split("/", 3)
 for number in range(int(lines)):
     print(f"line {number}", flush=True)
     time.sleep(float(seconds))
