@@ -49,7 +49,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, until training handles both
     try:
-        parsed.run(parsed)
+        return parsed.run(parsed) or DONE
     except (InputError, Interrupted, NonFiniteLoss, KeyboardInterrupt) as error:
         print(f"distrec {parsed.verb}: {str(error) or 'interrupted'}", file=sys.stderr)
         return exit_status(error)
@@ -63,7 +63,6 @@ def _run(arguments: Sequence[str] | None) -> int:
     except Exception as error:
         traceback.print_exc()
         return exit_status(error)
-    return DONE
 
 
 def _output_is_closed() -> bool:
@@ -77,6 +76,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the arguments. Overrides `key=value` may be anywhere, which argparse does not support for positionals."""
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)
+    if parsed.verb == "submit":
+        parsed.job = rest  # in the order in which they were given
+        return parsed
     overrides = [word for word in rest if not word.startswith("-")]
     if rest and (len(overrides) < len(rest) or not hasattr(parsed, "overrides")):
         parser.error(f"distrec {parsed.verb} has no argument {shown(rest[0])}; see 'distrec {parsed.verb} --help'.")
@@ -197,6 +199,29 @@ def _parser() -> argparse.ArgumentParser:
         "licensed data can be published",
     )
     report.set_defaults(run=_report)
+
+    submit = verbs.add_parser(
+        "submit",
+        help="run a verb as a job of a Ray cluster, and follow it",
+        usage="distrec submit VERB [ARGUMENT ...] [--address URL] [--env NAME=VALUE] [--no-wait]",
+        description="Send the current folder to a Ray cluster, run a verb there with its own arguments, show its log, "
+        "and end with its exit status.",
+        allow_abbrev=False,  # what is not an option of submit is an argument of the verb
+    )
+    submit.add_argument(
+        "--address",
+        metavar="URL",
+        help="address of the cluster's dashboard, such as http://head:8265; by default RAY_API_SERVER_ADDRESS",
+    )
+    submit.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="environment variable of the job, not a secret; may be given several times",
+    )
+    submit.add_argument("--no-wait", action="store_true", help="print the job's id and do not follow it")
+    submit.set_defaults(run=_submit)
     return parser
 
 
@@ -294,6 +319,18 @@ def _report(arguments: argparse.Namespace) -> None:
     from distrec.tuning.report import report
 
     report(arguments.sweep, examples=not arguments.no_examples)
+
+
+def _submit(arguments: argparse.Namespace) -> int:
+    verb, *given = arguments.job or [""]
+    if verb == "submit" or not verb or verb.startswith("-"):
+        raise InputError(
+            f"{shown(verb)} is no verb that a job can run; name one first, as in 'distrec submit train CONFIG'."
+        )
+    parsed = _parse(arguments.job)
+    from distrec.submission.submit import submit
+
+    return submit(parsed, given, arguments.address, arguments.env, wait=not arguments.no_wait)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`distrec check` as a Ray job: `ray job submit --working-dir . -- python jobs/check.py ARGUMENTS`."""
+"""`distrec check` as a Ray job: the script that `distrec submit` runs."""
 
 import sys
 

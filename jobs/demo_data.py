@@ -1,4 +1,4 @@
-"""`distrec demo-data` as a Ray job: `ray job submit --working-dir . -- python jobs/demo_data.py ARGUMENTS`."""
+"""`distrec demo-data` as a Ray job: the script that `distrec submit` runs."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`distrec encode` as a Ray job: `ray job submit --working-dir . -- python jobs/encode.py ARGUMENTS`."""
+"""`distrec encode` as a Ray job: the script that `distrec submit` runs."""
 
 import sys
 

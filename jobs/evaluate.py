@@ -1,4 +1,4 @@
-"""`distrec evaluate` as a Ray job: `ray job submit --working-dir . -- python jobs/evaluate.py ARGUMENTS`."""
+"""`distrec evaluate` as a Ray job: the script that `distrec submit` runs."""
 
 import sys
 

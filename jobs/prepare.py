@@ -1,4 +1,4 @@
-"""`distrec prepare` as a Ray job: `ray job submit --working-dir . -- python jobs/prepare.py ARGUMENTS`."""
+"""`distrec prepare` as a Ray job: the script that `distrec submit` runs."""
 
 import sys
 

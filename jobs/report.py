@@ -1,4 +1,4 @@
-"""`distrec report` as a Ray job: `ray job submit --working-dir . -- python jobs/report.py ARGUMENTS`."""
+"""`distrec report` as a Ray job: the script that `distrec submit` runs."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`distrec synth` as a Ray job: `ray job submit --working-dir . -- python jobs/synth.py ARGUMENTS`."""
+"""`distrec synth` as a Ray job: the script that `distrec submit` runs."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`distrec train` as a Ray job: `ray job submit --working-dir . -- python jobs/train.py ARGUMENTS`."""
+"""`distrec train` as a Ray job: the script that `distrec submit` runs."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`distrec tune` as a Ray job: `ray job submit --working-dir . -- python jobs/tune.py ARGUMENTS`."""
+"""`distrec tune` as a Ray job: the script that `distrec submit` runs."""
 
 import sys
 

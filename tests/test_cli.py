@@ -15,7 +15,8 @@ from distrec.cli import main
 from tests.training import small
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-VERBS = ["demo-data", "synth", "prepare", "check", "encode", "train", "tune", "evaluate", "report"]
+JOBS = ["demo-data", "synth", "prepare", "check", "encode", "train", "tune", "evaluate", "report"]
+VERBS = [*JOBS, "submit"]
 
 
 def start(*command: str) -> subprocess.Popen[str]:
@@ -74,10 +75,10 @@ def test_overrides_stand_before_or_after_options(tmp_path: Path, capsys: pytest.
 
 
 def test_every_verb_has_a_job_script() -> None:
-    assert {path.stem.replace("_", "-") for path in (REPOSITORY / "jobs").glob("*.py")} == set(VERBS)
+    assert {path.stem.replace("_", "-") for path in (REPOSITORY / "jobs").glob("*.py")} == set(JOBS)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", JOBS)
 def test_a_job_script_takes_the_arguments_of_its_verb(verb: str, tmp_path: Path) -> None:
     script = str(REPOSITORY / "jobs" / f"{verb.replace('-', '_')}.py")
     bad = {"prepare": ["absent.yaml", "--source", "s", "--out", str(tmp_path / "o")], "demo-data": ["--seed", "x"]}

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "distrec"
-ADAPTERS = {"training/deepspeed_internals.py", "tables/torchrec_internals.py", "cluster/ray_internals.py"}
+ADAPTERS = {
+    "training/deepspeed_internals.py", "tables/torchrec_internals.py", "cluster/ray_internals.py",
+    "submission/ray_internals.py",
+}  # fmt: skip
 PACKAGES = {"deepspeed", "torchrec", "fbgemm_gpu", "ray"}
 # Encoders are exempt: they need layers of models from other packages, which have no public names for them.
 PATHS = [path for path in sorted(ROOT.rglob("*.py")) if path.parent != ROOT / "encoders"]
@@ -64,6 +67,7 @@ def test_only_the_adapters_use_internals(path: str):
         "getattr(optimizer, 'single_partition_of_fp32_groups')",
         "from torchrec.distributed import _secret",
         "import deepspeed.ops._ops",
+        "from ray._private import services",
     ],
 )
 def test_uses_of_internals_are_found(source: str):

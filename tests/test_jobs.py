@@ -6,37 +6,22 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 
 import distrec
+from tests.ray_head import RAY, ray_head
 from tests.training import small
 
 pytestmark = pytest.mark.multiprocess
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-RAY = str(Path(sys.executable).parent / "ray")
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 @dataclass(frozen=True)
@@ -65,53 +50,15 @@ class Cluster:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A head node with 3 CPUs on its own ports, and a copy of the parts of the repository that jobs need."""
     folder = tmp_path_factory.mktemp("head")
-    port, dashboard, client, agent = free_ports(4)
-    environment = {
-        **os.environ, "HOME": str(folder),
-        "OMP_NUM_THREADS": "1", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }  # fmt: skip
-    environment.pop("RAY_ADDRESS", None)
     working_dir = folder / "repository"
     working_dir.mkdir()
     for name in ("distrec", "jobs", "configs"):
         shutil.copytree(REPOSITORY / name, working_dir / name, ignore=shutil.ignore_patterns("__pycache__"))
-    with open(folder / "log", "wb") as log:
-        head = subprocess.Popen(
-            [RAY, "start", "--head", "--block", "--num-cpus=3", "--node-ip-address=127.0.0.1", f"--port={port}",
-             "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
-             f"--dashboard-agent-listen-port={agent}",  # another cluster on this host may use the default
-             "--object-store-memory=100000000", "--disable-usage-stats"],
-            env=environment, stdout=log, stderr=log, cwd=folder, start_new_session=True,
-        )  # fmt: skip
-    try:
-        address = f"http://127.0.0.1:{dashboard}"
-        wait_until_answering(head, f"{address}/api/version", folder / "log")
-        started = Cluster(address, environment, working_dir)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
+    with ray_head(folder, 3, environment) as head:
+        started = Cluster(head.address, head.environment, working_dir)
         wait_until_accepting(started)
         yield started
-    finally:
-        processes = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
-        for process in processes:
-            with suppress(psutil.NoSuchProcess):
-                process.terminate()
-        for process in psutil.wait_procs(processes, timeout=5)[1]:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        head.kill()
-        head.wait(10)
-
-
-def wait_until_answering(head: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        assert head.poll() is None, log.read_text()
-        try:
-            urllib.request.urlopen(url, timeout=2)
-            return
-        except OSError:
-            time.sleep(0.2)
-    pytest.fail(f"the head node did not answer in time:\n{log.read_text()}")
 
 
 def wait_until_accepting(cluster: Cluster) -> None:

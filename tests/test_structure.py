@@ -21,6 +21,7 @@ FLOORS = [
     {"methods", "evaluation"},
     {"training"},
     {"tuning"},
+    {"submission"},
     {"cli", ""},  # "": the package itself, which has `distrec.train`
 ]
 
