@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -16,7 +16,9 @@ from distrec.config.paths import located
 from distrec.config.run import PlaceSection, TrackingSection
 from distrec.config.text import write_yaml
 from distrec.data.storage import Folder, open_folder
-from distrec.errors import InputError
+from distrec.errors import InputError, Interrupted, NonFiniteLoss, WorkersFailed, exit_status, shown
+
+_SHOWN_SECONDS = 20.0  # that a shared disk may take to show one host what another has written
 
 C = TypeVar("C", bound="Config")
 F = TypeVar("F", bound="AttemptFolder")
@@ -109,6 +111,42 @@ class AttemptFolder:
     def update_record(self, **fields: Any) -> None:
         """Set fields of the record."""
         self.folder.write_json({**self.record, **fields}, self.record_file)
+
+    def attempts(self) -> int:
+        """How many attempts the record counts."""
+        return len(self.record["attempts"])
+
+    def shows_attempt(self, attempt: int) -> bool:
+        """Whether the record has that many attempts, as seen from here. A shared disk may show it some seconds late."""
+        until = time.monotonic() + _SHOWN_SECONDS
+        while True:
+            with suppress(InputError):
+                if self.attempts() >= attempt:
+                    return True
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.5)
+
+    def note(self, **facts: Any) -> None:
+        """Record facts about the current attempt in the record."""
+        attempts = self.record["attempts"]
+        attempts[-1].update(facts)
+        self.update_record(attempts=attempts)
+
+    def note_outcome(self, error: BaseException | None) -> None:
+        """Record how the current attempt ended, unless that is known: with an error, or done."""
+        if self.record["attempts"][-1].get("outcome") is not None:
+            return
+        if error is None:
+            self.note(outcome="done")
+            return
+        known = isinstance(error, InputError | Interrupted | NonFiniteLoss | WorkersFailed)
+        text = str(error).strip() or type(error).__name__
+        self.note(
+            outcome=type(error).__name__ if known else "failed",
+            message=text if known else shown(text.partition("\n")[0], 500, quoted=False),
+            exit_status=exit_status(error),
+        )
 
     def _opened(self) -> dict[str, Any] | None:
         """Create the folder if needed. Returns its record, or None if there is none yet."""

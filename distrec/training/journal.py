@@ -26,6 +26,9 @@ class Journal:
     def started(self, seconds: Mapping[str, float]) -> None:
         """The workers of a group have begun their work; the seconds that each phase of their start took."""
 
+    def ended(self) -> None:
+        """No worker is at work any more, and none will start."""
+
     def request_stop(self, reason: Reason) -> None:
         """Ask the workers to save a checkpoint and end."""
 
@@ -48,6 +51,7 @@ class RunJournal(Journal):
     def __init__(self, run: RunFolder, display: Display):
         self._run, self._display = run, display
         self._stopped = False
+        self._seconds: dict[str, float] = {}  # of the last start
 
     def stop(self) -> None:
         """The user stops the run."""
@@ -61,11 +65,15 @@ class RunJournal(Journal):
         return len(self._run.read_metrics())
 
     def restarting(self, cause: str, workers: int, seconds: float) -> None:
-        self._run.note_restart(cause, workers, seconds)
+        self._run.note_groups(self._seconds, cause=cause, workers=workers, waited=round(seconds, 1))
+        self._seconds = {}
         self._display.expect_start()
 
     def started(self, seconds: Mapping[str, float]) -> None:
-        self._run.note_seconds({name: round(value, 1) for name, value in seconds.items()})
+        self._seconds = {name: round(value, 1) for name, value in seconds.items()}
+
+    def ended(self) -> None:
+        self._run.note_groups(self._seconds)
 
     def request_stop(self, reason: Reason) -> None:
         self._run.request_stop(reason)

@@ -27,7 +27,7 @@ from distrec.training.display import Display, Inputs, banner
 from distrec.training.hold import Hold
 from distrec.training.journal import Journal, RunJournal
 from distrec.training.run_folder import RunFolder, TakenOver
-from distrec.training.size import check_memory
+from distrec.training.size import check_disk, check_memory
 from distrec.training.stop import on_stop_signal
 from distrec.training.supervise import Supervisor
 from distrec.training.worker import named
@@ -164,6 +164,7 @@ def check_inputs(config: RunConfig, data: Dataset | None = None) -> Inputs:
                 f"data '{config.data}' has no user with a training history long enough for {method.title()}; prepare "
                 "it with a larger 'k_core.users'."
             )
+        check_disk(config, data, method, len(sampler))
     degradations = ["no CUDA device is used: tensors and exchanges run on the CPU over gloo"]
     if config.optimizer.tables == "sparse":
         degradations.append(

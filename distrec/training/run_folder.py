@@ -15,7 +15,6 @@ import json
 import os
 import re
 import time
-from contextlib import suppress
 from typing import Any
 
 from pydantic import Field
@@ -24,7 +23,7 @@ from distrec.config.run import RunConfig, digest
 from distrec.config.text import read_yaml
 from distrec.config.tree import decode
 from distrec.data.storage import Folder, open_folder
-from distrec.errors import InputError, Interrupted, NonFiniteLoss, WorkersFailed, exit_status, shown
+from distrec.errors import InputError
 from distrec.training.attempts import (
     AttemptFolder,
     Identity,
@@ -39,7 +38,6 @@ from distrec.training.attempts import (
 STOP_REQUEST = "stop-request"
 _KILLED = "killed"  # the outcome of an attempt whose driver, or its machine, was gone before it could say more
 _REMOTE_SECONDS = 5.0
-_SHOWN_SECONDS = 20.0
 _CHECKPOINT = r"epoch-([0-9]{6})-step-([0-9]{9})"
 
 
@@ -249,10 +247,6 @@ class RunFolder(AttemptFolder):
                     print(f"'{self.folder.folder(name)}' was damaged ({error}): {what}", flush=True)
                     self.folder.remove(name)
 
-    def attempts(self) -> int:
-        """How many attempts `run.json` counts."""
-        return len(self.record["attempts"])
-
     def taken_over(self, attempt: int) -> bool:
         """Whether another attempt was made after number `attempt`; no if the record cannot be read now."""
         try:
@@ -282,38 +276,6 @@ class RunFolder(AttemptFolder):
         """Take back what `request_stop` asked for, before other workers start."""
         self.folder.remove(STOP_REQUEST)
 
-    def shows_attempt(self, attempt: int) -> bool:
-        """Whether `run.json` has that many attempts, as seen from here. A shared disk may show it some seconds late."""
-        until = time.monotonic() + _SHOWN_SECONDS
-        while True:
-            with suppress(InputError):
-                if self.attempts() >= attempt:
-                    return True
-            if time.monotonic() > until:
-                return False
-            time.sleep(0.5)
-
-    def note(self, **facts: Any) -> None:
-        """Record facts about the current attempt in `run.json`."""
-        attempts = self.record["attempts"]
-        attempts[-1].update(facts)
-        self.update_record(attempts=attempts)
-
-    def note_outcome(self, error: BaseException | None) -> None:
-        """Record how the current attempt ended, unless that is known: with an error, or done."""
-        if self.record["attempts"][-1].get("outcome") is not None:
-            return
-        if error is None:
-            self.note(outcome="done")
-            return
-        known = isinstance(error, InputError | Interrupted | NonFiniteLoss | WorkersFailed)
-        text = str(error).strip() or type(error).__name__
-        self.note(
-            outcome=type(error).__name__ if known else "failed",
-            message=text if known else shown(text.partition("\n")[0], 500, quoted=False),
-            exit_status=exit_status(error),
-        )
-
     def note_start(self, place: dict[str, int], ended: bool) -> None:
         """Record where the workers begin, unless workers that began earlier in this attempt have."""
         attempts = self.record["attempts"]
@@ -322,21 +284,21 @@ class RunFolder(AttemptFolder):
             group["start"] = {**place, "ended": ended}
             self.update_record(attempts=attempts)
 
-    def note_restart(self, cause: str, workers: int, seconds: float) -> None:
-        """Record that workers start again.
+    def note_groups(self, seconds: dict[str, float], **restart: Any) -> None:
+        """Record how long the last start of workers took, and that workers start again.
+
+        Only while no worker is at work: they write to the record too.
 
         Args:
-            cause: what happened to the ones before, and whether it counts as a failure.
-            workers: how many start.
-            seconds: how long the cluster had no room for them.
+            seconds: of each phase of the last start; empty if it was not seen.
+            restart: facts about the restart; none if there is none.
         """
-        restarts = self.record["attempts"][-1].get("restarts", [])
-        self.note(restarts=[*restarts, {"at": now(), "cause": cause, "workers": workers, "waited": round(seconds, 1)}])
-
-    def note_seconds(self, seconds: dict[str, float]) -> None:
-        """Record how long each phase of the last start of workers took."""
         attempts = self.record["attempts"]
-        (attempts[-1].get("restarts") or attempts[-1:])[-1]["seconds"] = seconds
+        restarts = attempts[-1].get("restarts", [])
+        if seconds:
+            (restarts or attempts[-1:])[-1]["seconds"] = seconds
+        if restart:
+            attempts[-1]["restarts"] = [*restarts, {"at": now(), **restart}]
         self.update_record(attempts=attempts)
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:

@@ -67,10 +67,12 @@ class Supervisor:
             ended = time.monotonic()
             decision = decide(end, failures, self._config.train.max_failures)
             failures = decision.failures
-            if decision.action == "finish":
-                return
+            if decision.action != "again":
+                self._journal.ended()
             if decision.error is not None:
                 raise decision.error
+            if decision.action == "finish":
+                return
             self._journal.say(f"{decision.why}; starting again from the newest checkpoint")
             self._journal.clear_request()
             workers = self.room()

@@ -345,7 +345,7 @@ def test_how_a_run_ended_is_read_while_it_is_held(tmp_path: Path, data: str, mon
     """A later attempt may write to the same files as soon as the hold ends."""
     read: list[list[str]] = []
     monkeypatch.setattr(launch, "_run_here", lambda *_: None)
-    monkeypatch.setattr(launch, "_raise_outcome", lambda run: read.append(holders(run.folder)))
+    monkeypatch.setattr(RunFolder, "note_outcome", lambda run, error: read.append(holders(run.folder)))
     monkeypatch.setattr(RunFolder, "summary", lambda run: read.append(holders(run.folder)))
     launch.train(small.write_config(tmp_path / "run.yaml", data, tmp_path))
     assert read == [["holder-000001.json"]] * 2
