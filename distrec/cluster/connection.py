@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from distrec.errors import WorkersFailed
+
 _LOOK_SECONDS = 5.0  # between two checks that the Ray node is alive
 
 
@@ -56,7 +58,7 @@ def on_cluster(work: Callable[[], object], meanwhile: Callable[[], object] | Non
         meanwhile: called here about five times per second while `work` runs.
 
     Raises:
-        RuntimeError: the connected Ray node died; Ray's own libraries would wait for it forever.
+        WorkersFailed: the connected Ray node died; Ray's own libraries would wait for it forever.
     """
     import ray
 
@@ -78,6 +80,6 @@ def on_cluster(work: Callable[[], object], meanwhile: Callable[[], object] | Non
         if time.monotonic() - looked > _LOOK_SECONDS:
             looked = time.monotonic()
             if not any(found["NodeID"] == node and found["Alive"] for found in ray.nodes()):
-                raise RuntimeError("the Ray node of this process died; the same command continues.")
+                raise WorkersFailed("the Ray node of this process died; the same command continues.")
     if failures:
         raise failures[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
@@ -13,9 +14,9 @@ from typing import Any
 from distrec.cluster.capacity import Ask, current_offer, fitting
 from distrec.cluster.connection import on_cluster
 from distrec.config.run import RunConfig
-from distrec.errors import shown
+from distrec.errors import WorkersFailed, shown
 from distrec.runtime import WORKER_ENVIRONMENT
-from distrec.training.heartbeat import Beat, Monitor
+from distrec.training.heartbeat import NAMESPACE, Beat, Monitor
 from distrec.training.journal import Journal
 from distrec.training.policy import SILENT, End, Reason, frozen, may_grow
 from distrec.training.worker import ray_worker
@@ -62,12 +63,16 @@ class Group:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor = ray.remote(num_cpus=0, max_restarts=-1)(Monitor)
-        self._monitor = actor.options(scheduling_strategy=here).remote()
+        options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": here}
+        if (name := self._journal.name()) is not None:  # a new one each time: the last one may be ending still
+            options |= {"name": f"{name}-{uuid.uuid4().hex[:8]}", "namespace": NAMESPACE}
+        self._monitor = ray.remote(Monitor).options(**options).remote()
         config, errors = self._config.model_dump(), dict[int, BaseException]()
         payload = {"config": config, "work": work, "arguments": dict(arguments), "monitor": self._monitor}
         try:
             on_cluster(lambda: self._fit(payload), self._look)
+        except WorkersFailed:  # this process has lost the cluster
+            raise
         except Exception as error:
             errors = _by_rank(error)
         finally:

@@ -19,6 +19,7 @@ import time
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+NAMESPACE = "distrec"  # of Ray, in which monitors have names
 BEAT = 0.5  # seconds between two heartbeats
 ORPHAN = 25.0  # seconds without an answer after which a worker has lost its driver; a short cut of a link is survived
 

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from distrec.config.run import digest
 from distrec.training.display import Display
 from distrec.training.policy import Reason
 from distrec.training.run_folder import RunFolder
 
 
+def monitor_name(run: RunFolder) -> str:
+    """What the names of the monitors of a run's workers begin with."""
+    return f"monitor-{digest(str(run.folder))[:16]}"
+
+
 class Journal:
     """What a supervisor tells about its work, and what it asks about it. This one only prints."""
+
+    def name(self) -> str | None:
+        """A name for the workers' monitor, by which `distrec drill` finds it; None: nobody looks for it."""
+        return None
 
     def say(self, line: str) -> None:
         """Show a line to the user."""
@@ -57,6 +67,9 @@ class RunJournal(Journal):
         """The user stops the run."""
         self._stopped = True
         self._run.request_stop("stop")
+
+    def name(self) -> str | None:
+        return monitor_name(self._run)
 
     def say(self, line: str) -> None:
         self._display.say(line)
