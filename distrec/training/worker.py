@@ -35,7 +35,6 @@ def ray_worker(payload: dict[str, Any]) -> None:
         config = decode(RunConfig, payload["config"])
         tune_process(config.train.threads)
         work = named(payload["work"])
-        phase("restore")
         work(config, **payload["arguments"])
 
 
@@ -57,9 +56,11 @@ def train_worker(config: RunConfig, attempt: int) -> None:
     """
     from distrec.data.dataset import Dataset
     from distrec.parallel.world import World
+    from distrec.training.heartbeat import phase
     from distrec.training.loop import fit
     from distrec.training.run_folder import RunFolder
 
+    phase("restore")
     world, run = World.current(), RunFolder.of(config)
     _require_shared(config, run, attempt)
     try:
