@@ -22,6 +22,9 @@ from distrec.methods.base import Method
 from distrec.training.run_folder import RunFolder, place_in_words
 
 
+_LONG_SAVE = 1.0  # seconds that a checkpoint takes above which a stop needs to be given time
+
+
 class Inputs(NamedTuple):
     """What a run is made from, checked.
 
@@ -72,6 +75,8 @@ class Display:
         self._done = threading.Event()
         self._shown, self._said_start = 0, False
         self._said_damaged: set[str] = set()
+        self._said: set[str] = set()
+        self._said_seconds = 0.0
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._bar: tqdm[Any] | None = None
 
@@ -138,12 +143,31 @@ class Display:
             elif start["epoch"] or start["step"]:
                 tqdm.write(f"continuing {place_in_words(**start)}")
 
+    def _say_notes(self) -> None:
+        """Say what the workers have noted in the record: trackers that failed, and how long a stop takes."""
+        with suppress(InputError):  # the workers would fail too
+            record = self._run.record
+            for warning in record.get("warnings", []):
+                if warning not in self._said:
+                    self._said.add(warning)
+                    tqdm.write(f"warning: {warning}")
+            seconds = record.get("checkpoint", {}).get("seconds", 0.0)
+            if seconds > 2 * self._said_seconds and seconds >= _LONG_SAVE:
+                self._said_seconds = seconds
+                tqdm.write(
+                    f"a checkpoint takes {seconds:.0f} s: give a stop at least {2 * seconds + 5:.0f} s before the "
+                    "process is killed (docs/cluster.md, section 4)"
+                )
+
     def _show_epochs(self) -> None:
         self._say_start()
-        for record in self._run.read_metrics(self._shown):
+        records = self._run.read_metrics(self._shown)
+        for record in records:
             tqdm.write(epoch_line(record))
             self._shown += 1
             self._report(record)
+        if records:
+            self._say_notes()
 
     def _report(self, record: dict[str, Any]) -> None:
         if self._on_epoch is not None:
