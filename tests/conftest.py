@@ -24,7 +24,10 @@ os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 SHARED_CLUSTER = SharedCluster()
-CLUSTER_FILES = ("tests/tuning/test_kills.py", "tests/tuning/test_tune.py", "tests/training/test_on_ray.py")
+CLUSTER_FILES = (
+    "tests/tuning/test_kills.py", "tests/tuning/test_tune.py", "tests/training/test_on_ray.py",
+    "tests/training/test_heartbeat.py", "tests/cluster/test_ray_internals.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

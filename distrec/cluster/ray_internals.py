@@ -32,3 +32,21 @@ def node_types() -> list[float] | None:
     if config is None or not config.node_group_configs:
         return None
     return [float(group.resources.get("CPU", 0)) for group in config.node_group_configs if group.max_count != 0]
+
+
+def lean_trainer(*arguments: Any, **options: Any) -> Any:
+    """A `TorchTrainer` without two of its helpers, each of which is one more process for every start of workers.
+
+    One hands out shards of Ray's datasets, which are not used here, and makes every worker import `ray.data`. The other
+    removes reservations of CPUs after its controller was killed; they also end with the driver.
+    """
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    class LeanTrainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            unused = (DatasetsCallback, PlacementGroupCleanerCallback)
+            return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)]
+
+    return LeanTrainer(*arguments, **options)

@@ -21,7 +21,6 @@ from distrec.evaluation.report import ranking_words
 from distrec.methods.base import Method
 from distrec.training.run_folder import RunFolder, place_in_words
 
-
 _LONG_SAVE = 1.0  # seconds that a checkpoint takes above which a stop needs to be given time
 
 

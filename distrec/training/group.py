@@ -92,13 +92,15 @@ class Group:
     def _fit(self, payload: dict[str, Any]) -> None:
         from ray.train import FailureConfig, ScalingConfig
         from ray.train import RunConfig as RayRunConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.torch import TorchConfig
+
+        from distrec.cluster.ray_internals import lean_trainer
 
         os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # hosts that leave are looked at here
         if self._workers <= _FEW:
             os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
         with tempfile.TemporaryDirectory() as folder:  # for Ray's own files: nothing is reported to Ray Train
-            TorchTrainer(
+            lean_trainer(
                 ray_worker,
                 train_loop_config=payload,
                 torch_config=TorchConfig(backend="gloo", timeout_s=int(timedelta(minutes=30).total_seconds())),
