@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from botocore.exceptions import BotoCoreError, EndpointConnectionError, NoCredentialsError
+from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 
+from distrec.data.refusals import Unanswered
 from distrec.data.storage import Folder, open_folder, open_parquet, parquet_bytes, sha256
-from distrec.errors import InputError
+from distrec.errors import InputError, StorageError
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.multiprocess)])
@@ -134,33 +135,38 @@ class Failing:
     def _raise(self, *arguments: Any, **options: Any) -> Any:
         raise self.error
 
-    exists = ls = open = cat_file = isfile = pipe_file = _raise
+    info = ls = open = cat_file = pipe_file = _raise
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "what", "reason"),
     [
-        (PermissionError("Access Denied"), r"cannot be read \(Access Denied\); check the address and the rights"),
-        (OSError(5, "Input/output error"), r"cannot be read \(Input/output error\)"),
-        (EndpointConnectionError(endpoint_url="http://x"), r"cannot be reached \(.*http://x.*\); check the endpoint"),
-        (NoCredentialsError(), r"cannot be reached \(Unable to locate credentials\)"),
-        (TimeoutError(), r"cannot be read \(TimeoutError\)"),
-        (RuntimeError("Connection dropped"), r"cannot be reached \(Connection dropped\)"),
+        (PermissionError("Access Denied"), "read", r"Access Denied\); check the address and the rights"),
+        (OSError(5, "Input/output error"), "read", r"Input/output error"),
+        (EndpointConnectionError(endpoint_url="http://x"), "reached", r'Could not .*http://x.*"\); check the endpoint'),
+        (NoCredentialsError(), "reached", r"Unable to locate credentials\); give an access key"),
+        (TimeoutError(), "read", r"TimeoutError"),
+        (RuntimeError("Connection dropped"), "reached", r"Connection dropped"),
+        (Unanswered("503 SlowDown, for 120 s"), "reached", r"503 SlowDown, for 120 s\); see whether the store is up"),
     ],
 )
-def test_what_an_object_store_raises_is_one_sentence(error: Exception, told: str):
+def test_what_an_object_store_raises_is_one_sentence(error: Exception, what: str, reason: str):
     folder = Folder(Failing(error), "bucket/data", local=False)
     for call in (folder.exists, folder.names, folder.is_file, lambda: folder.open("x"), lambda: folder.sha256("x")):
-        with pytest.raises(InputError, match=f"'s3://bucket/data.*{told}"):
+        with pytest.raises(StorageError, match=rf"^'s3://bucket/data.*cannot be {what} \({reason}.*\.$"):
             call()
-    if isinstance(error, BotoCoreError):
-        with pytest.raises(OSError, match=r"'s3://bucket/data' cannot be reached"):
-            folder.write_bytes(b"", "x")
-        with pytest.raises(InputError, match=r"'s3://bucket/data/x' cannot be reached"):
-            folder.create(b"", "x")
-        folder.fs.exists = lambda path: False  # the endpoint was gone for a moment
-        with pytest.raises(OSError, match=r"'s3://bucket/data' cannot be reached"):
-            folder.create(b"", "x")
+    if isinstance(error, RuntimeError):
+        return
+    told = rf"{reason.partition(chr(92))[0]}.*'s3://bucket/data/x'"
+    with pytest.raises(OSError, match=told):
+        folder.write_bytes(b"", "x")
+
+    def absent(path: str) -> None:
+        raise FileNotFoundError(path)
+
+    folder.fs.info = absent  # the store answers again
+    with pytest.raises(OSError, match=told):
+        folder.create(b"", "x")
 
 
 def test_what_a_local_disk_raises_is_one_sentence(tmp_path: Path):
