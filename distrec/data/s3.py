@@ -36,7 +36,7 @@ _BEGAN = "distrec_first_failure"  # a key of botocore's context, which the attem
 
 
 class _Session(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore has no types
-    """Limits the time of uploads, which aiohttp does not: it waits without end for "100 Continue" and for the socket."""
+    """Limits the time of uploads. aiohttp does not: it waits without end for "100 Continue" and to fill the socket."""
 
     async def send(self, request: Any) -> Any:
         if "Expect" not in request.headers:  # an upload's content; a reading has its limit between bytes
@@ -125,11 +125,11 @@ def wait(
     began = request_dict["context"].setdefault(_BEGAN, time.monotonic())
     passed = time.monotonic() - began
     pause = min(_FIRST_WAIT * 2.0 ** min(attempts - 1, 16), _LONGEST_WAIT) * _JITTER.uniform(0.5, 1.0)
-    if passed + pause > PATIENCE:
+    if passed >= PATIENCE:
         raise Unanswered(f"{what}, for {PATIENCE:g} s")
     if passed + pause > SILENCE:
         _OUTAGE.say(request_dict["url"], what)
-    return pause
+    return min(pause, PATIENCE - passed)  # the last attempt is at the end of the patience
 
 
 class _Outage:

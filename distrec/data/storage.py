@@ -65,7 +65,7 @@ class Folder:
             return self._type() == "file"
 
     def _type(self, *parts: str) -> str | None:
-        """"file", "directory" or "other"; None if there is nothing. fsspec's `exists` and `isfile` hide errors."""
+        """The kind of what is there, such as "file" or "directory"; None if nothing is. Unlike fsspec's `exists`, it raises."""
         try:
             return str(self.fs.info(self.at(*parts))["type"])
         except (FileNotFoundError, NotADirectoryError):
@@ -301,7 +301,7 @@ class Folder:
                 return self._create_local(data, target)
             try:
                 self.fs.pipe_file(target, data, mode="create")
-            except Unanswered:
+            except (Unanswered, PermissionError):
                 raise
             except (OSError, BotoCoreError) as error:  # which one says that the object exists depends on the store
                 if self.exists(*parts):
