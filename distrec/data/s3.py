@@ -29,7 +29,7 @@ from distrec.data.refusals import Unanswered, mendable
 PATIENCE = 120.0  # seconds for which a request is sent again
 SILENCE = 10.0  # seconds after which one line says so
 BLOCK = 32 << 20  # bytes of a part of an upload; there may be 10,000 parts
-SLOWEST = 256 << 10  # bytes per second of an upload that we wait for
+SLOWEST = 512 << 10  # bytes per second of an upload that we wait for
 _FIRST_WAIT, _LONGEST_WAIT = 0.2, 10.0  # seconds
 _JITTER = random.Random()  # of its own, so that no seeded sequence moves
 _BEGAN = "distrec_first_failure"  # a key of botocore's context, which the attempts of one request share

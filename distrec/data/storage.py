@@ -65,7 +65,7 @@ class Folder:
             return self._type() == "file"
 
     def _type(self, *parts: str) -> str | None:
-        """The kind of what is there, such as "file" or "directory"; None if nothing is. Unlike fsspec's `exists`, it raises."""
+        """The kind of what is there, such as "file"; None if nothing is. Unlike fsspec's `exists`, it hides no errors."""
         try:
             return str(self.fs.info(self.at(*parts))["type"])
         except (FileNotFoundError, NotADirectoryError):
@@ -127,7 +127,7 @@ class Folder:
             yield
         except FileNotFoundError as error:
             if code_of(error) == "NoSuchBucket":
-                raise StorageError(f"'{where}' cannot be read (no such bucket); {remedy_of(error, 'read')}.") from None
+                raise StorageError(f"'{where}' cannot be read ({reason_of(error)}); {remedy_of(error, '')}.") from None
             raise
         except (InputError, pa.ArrowException):
             raise
