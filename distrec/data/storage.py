@@ -65,7 +65,7 @@ class Folder:
             return self._type() == "file"
 
     def _type(self, *parts: str) -> str | None:
-        """The kind of what is there, such as "file"; None if nothing is. Unlike fsspec's `exists`, it hides no errors."""
+        """The kind of what is there, such as "file"; None if nothing is. Unlike fsspec's `exists`, it raises."""
         try:
             return str(self.fs.info(self.at(*parts))["type"])
         except (FileNotFoundError, NotADirectoryError):
@@ -107,11 +107,17 @@ class Folder:
         if not self.exists(name):
             return
         source = self.at(name)
-        for path in self.fs.find(source):  # fs.copy would treat '[' and '*' in paths as patterns
-            copied = target.at(name) + path[len(source) :]
-            if self.local:
-                os.makedirs(os.path.dirname(copied), exist_ok=True)
-            self.fs.cp_file(path, copied)
+        with target._writing(name):
+            for path in self.fs.find(source):  # fs.copy would treat '[' and '*' in paths as patterns
+                copied = target.at(name) + path[len(source) :]
+                if self.local:
+                    os.makedirs(os.path.dirname(copied), exist_ok=True)
+                try:
+                    self.fs.cp_file(path, copied)
+                except OSError:
+                    if self.local:
+                        os.remove(copied)
+                    raise
 
     @contextmanager
     def reading(self, *parts: str) -> Iterator[None]:
@@ -176,7 +182,11 @@ class Folder:
             number = getattr(error, "errno", None)
             if number in _ROOMLESS or is_full(error):
                 asked = "" if needed is None else f"; {needed:,} bytes are needed"
-                free = f"{',' if asked else ';'} {self._free():,} are free" if self.local else ""
+                free = (
+                    f"{',' if asked else ';'} {self._free():,} {'are' if asked else 'bytes are'} free"
+                    if self.local
+                    else ""
+                )
                 reason = _ROOMLESS.get(number or 0, "the store has no room left")
                 told = f"'{path}' cannot be written, because {reason}{asked}{free}; make room there."
                 raise StorageFull(told) from None

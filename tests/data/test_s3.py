@@ -25,7 +25,7 @@ from tests.faulty_s3 import FaultyS3
 pytestmark = pytest.mark.multiprocess
 
 PART = 5 << 20  # bytes: the least that the protocol allows, in place of `client.BLOCK`
-BIG = 3 * PART // 2
+BIG = 7 << 20  # bytes: two parts
 BUSY = {"answer": 503, "code": "SlowDown"}
 
 

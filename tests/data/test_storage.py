@@ -1,4 +1,8 @@
 import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +106,57 @@ def test_a_local_write_that_fails_leaves_the_old_content(tmp_path: Path, monkeyp
     with pytest.raises(OSError, match="No space"):
         folder.write_bytes(b"new content", "file")
     assert folder.read_bytes("file") == b"old"
+    assert folder.names() == ["file"], "no draft is left behind"
+
+
+ON_A_FULL_DISK = """
+import os, sys, torch
+from distrec.data.storage import open_folder
+from distrec.errors import StorageFull, exit_status
+from distrec.training.tensor_file import write_tensors
+
+folder = open_folder(sys.argv[1]).folder("run")
+folder.write_bytes(b"old", "file")
+big = bytes(2 << 20)
+writes = {
+    "write_bytes": lambda: folder.write_bytes(big, "file"),
+    "create": lambda: folder.create(big, "new"),
+    "tensors": lambda: write_tensors(folder, "weights", {"w": torch.zeros(1 << 19)}, {}),
+    "copy": lambda: open_folder(sys.argv[2]).copy(folder, "big"),
+}
+for name, write in writes.items():
+    try:
+        write()
+    except StorageFull as error:
+        assert exit_status(error) == 2
+        print(name, error)
+    assert folder.names() == ["file"], folder.names()
+assert folder.read_bytes("file") == b"old"
+"""
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_draft(tmp_path: Path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "big").write_bytes(bytes(2 << 20))
+    shell = 'mount -t tmpfs -o size=1m none "$1" || exit 77; exec "$2" -c "$3" "$1" "$4"'
+    words = ["unshare", "-m", "sh", "-c", shell, "sh", str(tmp_path / "disk"), sys.executable, ON_A_FULL_DISK]
+    if not shutil.which("unshare"):
+        pytest.skip("there is no 'unshare' to mount a small disk with")
+    ran = subprocess.run([*words, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    if ran.returncode == 77 or "unshare failed" in ran.stderr:
+        pytest.skip("only root may mount a small disk")
+    assert ran.returncode == 0, ran.stderr
+    told = dict(line.split(" ", 1) for line in ran.stdout.splitlines())
+    path = re.escape(str(tmp_path / "disk" / "run"))
+    for name, file, needed in (
+        ("write_bytes", "file", "; 2,097,152 bytes are needed, "),
+        ("create", "new", "; 2,097,152 bytes are needed, "),
+        ("tensors", "weights", "; 2,097,152 bytes are needed, "),
+        ("copy", "big", "; "),
+    ):
+        sentence = rf"'{path}/{file}' cannot be written, because the disk is full{needed}[0-9,]+ (bytes )?are free; make room there\."
+        assert re.fullmatch(sentence, told.pop(name))
+    assert not told
 
 
 def test_sha256_is_the_known_one():
