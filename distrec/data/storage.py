@@ -116,7 +116,8 @@ class Folder:
                     self.fs.cp_file(path, copied)
                 except OSError:
                     if self.local:
-                        os.remove(copied)
+                        with suppress(OSError):
+                            os.remove(copied)
                     raise
 
     @contextmanager
