@@ -6,7 +6,7 @@ HTTP on a second port, so that any process can: `python -m tests.faulty_s3 --lis
 
     curl -d '{"answer": 503, "code": "SlowDown", "seconds": 60}' HOST:PORT/fault   # one more fault
     curl -d '' HOST:PORT/heal                                                      # no faults, counts at 0
-    curl HOST:PORT/counts                                                          # requests by kind, faults by action
+    curl HOST:PORT/counts                                                          # requests by kind, fault and access key
 
 `FaultyS3` does the same from Python.
 """
@@ -17,6 +17,7 @@ import argparse
 import asyncio
 import json
 import random
+import re
 import socket
 import struct
 import subprocess
@@ -133,6 +134,8 @@ class Proxy:
     async def _forward(self, request: web.BaseRequest) -> web.StreamResponse:
         kind = _kind(request)
         self.counts[kind] += 1
+        if signed := re.search(r"Credential=([^/]+)/", request.headers.get("Authorization", "")):
+            self.counts[f"key {signed[1]}"] += 1
         fault = next((fault for fault in self.faults if fault.meets(kind)), None)
         if fault is not None:
             self.counts[f"fault {fault.action}"] += 1
@@ -224,7 +227,7 @@ class FaultyS3:
         self._call("heal", {})
 
     def counts(self) -> Counter[str]:
-        """Requests by kind since the last `heal`, and requests met by faults as "fault <action>"."""
+        """Requests since the last `heal`: by kind, met by faults as "fault <action>", signed as "key <access key>"."""
         return Counter(self._call("counts"))
 
     def _call(self, path: str, value: Any = None) -> Any:

@@ -35,7 +35,7 @@ _JITTER = random.Random()  # of its own, so that no seeded sequence moves
 _BEGAN = "distrec_first_failure"  # a key of botocore's context, which the attempts of one request share
 
 
-class _Session(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore has no types
+class _Session(AIOHTTPSession):
     """Limits the time of uploads. aiohttp does not: it waits without end for "100 Continue" and to fill the socket."""
 
     async def send(self, request: Any) -> Any:
@@ -49,7 +49,7 @@ class _Session(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore has no type
             raise ReadTimeoutError(endpoint_url=request.url, error=f"no answer within {limit:.0f} s") from None
 
 
-class S3(S3FileSystem):  # type: ignore[misc]  # s3fs has no types
+class S3(S3FileSystem):
     """s3fs with one attempt per request by itself, and `wait` in place of its other attempts.
 
     Credentials, region and endpoint come from where botocore looks: `AWS_…` variables, the profile that `AWS_PROFILE`

@@ -107,7 +107,7 @@ class Folder:
         if not self.exists(name):
             return
         source = self.at(name)
-        with target._writing(name):
+        with target.storing(name):
             for path in self.fs.find(source):  # fs.copy would treat '[' and '*' in paths as patterns
                 copied = target.at(name) + path[len(source) :]
                 if self.local:
@@ -147,7 +147,7 @@ class Folder:
         except OSError as error:
             if type(error) is OSError and error.errno is None:
                 raise  # pyarrow raises this about the content of a file
-            told = error if self.local else where._told(error)
+            told = error if self.local else self._told(error, *parts)
             place = "path and its permissions" if self.local else "address and the rights of the credentials"
             remedy = remedy_of(told, "list and read") or f"check the {place}"
             raise StorageError(f"'{where}' cannot be read ({reason_of(told)}); {remedy}.") from None
@@ -158,17 +158,17 @@ class Folder:
             remedy = remedy_of(error, "read") or "check the endpoint and credentials in AWS_… variables"
             raise StorageError(f"'{where}' cannot be reached ({reason_of(error)}); {remedy}.") from None
 
-    def _told(self, error: OSError) -> OSError:
+    def _told(self, error: OSError, *parts: str) -> OSError:
         """The error with the store's reason. The answer to a HEAD request has none, so this reads a byte to get it."""
         if code_of(error) in _DENIED:
             try:
-                self.fs.cat_file(self.path, start=0, end=1)
+                self.fs.cat_file(self.at(*parts), start=0, end=1)
             except OSError as told:
                 return told if code_of(told) else error
         return error
 
     @contextmanager
-    def _writing(self, *parts: str, needed: int | None = None) -> Iterator[None]:
+    def storing(self, *parts: str, needed: int | None = None) -> Iterator[None]:
         """A context that writes a path inside the folder, for which `needed` bytes are needed.
 
         Raises:
@@ -252,7 +252,7 @@ class Folder:
             with self.writing(*parts, needed=len(data)) as file:
                 file.write(data)
             return
-        with self._writing(*parts, needed=len(data)):
+        with self.storing(*parts, needed=len(data)):
             self.fs.pipe_file(self.at(*parts), data)  # a PUT of one object is atomic
 
     @contextmanager
@@ -268,7 +268,7 @@ class Folder:
             OSError: the file cannot be written.
         """
         target = self.at(*parts)
-        with self._writing(*parts, needed=needed):
+        with self.storing(*parts, needed=needed):
             if not self.local:
                 with self.fs.uploading(target) as file:
                     yield file
@@ -307,7 +307,7 @@ class Folder:
             StorageError: as `exists`, after a failed write to an object store.
         """
         target = self.at(*parts)
-        with self._writing(*parts, needed=len(data)):
+        with self.storing(*parts, needed=len(data)):
             if self.local:
                 return self._create_local(data, target)
             try:

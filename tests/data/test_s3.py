@@ -176,7 +176,7 @@ def test_a_slow_answer_is_not_taken_for_a_stall(
     faulty_s3.heal()
     faulty_s3.fault(rate=1 << 18)  # 3 seconds
     assert open_folder(str(folder)).read_bytes("slow") == data
-    assert faulty_s3.counts() == {"GetObject": 1, "fault rate": 1}
+    assert faulty_s3.counts() == {"GetObject": 1, "fault rate": 1, "key test": 1}
 
 
 @pytest.mark.parametrize(
@@ -375,6 +375,36 @@ def test_a_profile_is_enough(faulty_s3: FaultyS3, tmp_path: Path, monkeypatch: p
     without_keys(monkeypatch, {"AWS_ENDPOINT_URL": faulty_s3.url})
     with pytest.raises(StorageError, match=r"cannot be reached \(Unable to locate credentials\); give an access key"):
         open_folder(f"{faulty_s3.bucket}/x").names()
+
+
+def test_which_keys_are_renewed_in_a_running_process(
+    faulty_s3: FaultyS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_keys(monkeypatch, profile(tmp_path, faulty_s3.url, "first"))
+    folder = open_folder(f"{faulty_s3.bucket}/x")
+    folder.write_bytes(b"1", "a")
+    profile(tmp_path, faulty_s3.url, "second")
+    assert open_folder(str(folder)).read_bytes("a") == b"1"
+    assert faulty_s3.counts()["key first"] == 2, "keys in a file are read once per process"
+
+    program = tmp_path / "keys.py"
+    program.write_text(
+        "import datetime, json, pathlib, sys\n"
+        "until = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(minutes=5)\n"
+        "key = pathlib.Path(sys.argv[1]).read_text()\n"
+        "print(json.dumps({'Version': 1, 'AccessKeyId': key, 'SecretAccessKey': 's', 'SessionToken': 't',"
+        " 'Expiration': until.isoformat()}))\n"
+    )
+    (key := tmp_path / "key").write_text("third")
+    (tmp_path / "credentials").unlink()
+    with open(tmp_path / "config", "a") as config:
+        config.write(f"credential_process = {sys.executable} {program} {key}\n")
+    client.S3.clear_instance_cache()
+    assert open_folder(str(folder)).read_bytes("a") == b"1"
+    key.write_text("fourth")
+    assert open_folder(str(folder)).read_bytes("a") == b"1"
+    counts = faulty_s3.counts()
+    assert counts["key third"] == counts["key fourth"] == 1, "what expires in a few minutes is asked for again"
 
 
 @pytest.mark.wide
