@@ -6,7 +6,7 @@ HTTP on a second port, so that any process can: `python -m tests.faulty_s3 --lis
 
     curl -d '{"answer": 503, "code": "SlowDown", "seconds": 60}' HOST:PORT/fault   # one more fault
     curl -d '' HOST:PORT/heal                                                      # no faults, counts at 0
-    curl HOST:PORT/counts                                                          # requests by kind, fault and access key
+    curl HOST:PORT/counts                                                          # requests by kind, fault and key
 
 `FaultyS3` does the same from Python.
 """
