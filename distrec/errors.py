@@ -17,6 +17,10 @@ class StorageError(InputError):
     """A path cannot be read or reached now: rights, a lost connection. Exit status 2; trying again may help."""
 
 
+class StorageFull(InputError):
+    """A disk or a quota has no room for a file. Exit status 2; trying again does not help."""
+
+
 class NonFiniteLoss(Exception):
     """A loss term, the gradient, a weight or a score is NaN or infinite. Exit status 3.
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.distributed import SharedCluster
+from tests.faulty_s3 import FaultyS3, running
 
 # For the whole process: Ray reads the authentication mode only once, so a later cluster with another mode would never
 # start an actor.
@@ -117,14 +118,33 @@ def _s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def s3(_s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The URL of a new, empty bucket. Environment variables give clients access to it, also in child processes."""
-    import s3fs
+    from distrec.data.s3 import S3
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", _s3_server)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    s3fs.S3FileSystem.clear_instance_cache()
+    S3.clear_instance_cache()
     bucket = f"test-{uuid.uuid4().hex[:12]}"
-    s3fs.S3FileSystem().mkdir(bucket)
+    S3().mkdir(bucket)
     yield f"s3://{bucket}"
-    s3fs.S3FileSystem.clear_instance_cache()
+    S3.clear_instance_cache()
+
+
+@pytest.fixture(scope="session")
+def _faulty_s3(_s3_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyS3]:
+    with running(_s3_server.removeprefix("http://"), tmp_path_factory.mktemp("faulty_s3") / "log") as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def faulty_s3(_faulty_s3: FaultyS3, s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
+    """A healthy proxy before the S3 server, with a new bucket; clients go through it until the test ends."""
+    from distrec.data.s3 import S3
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", _faulty_s3.url)
+    S3.clear_instance_cache()
+    _faulty_s3.heal()
+    _faulty_s3.bucket = s3
+    yield _faulty_s3
+    _faulty_s3.heal()

@@ -16,7 +16,7 @@ from distrec.config.paths import located
 from distrec.config.run import PlaceSection, TrackingSection
 from distrec.config.text import write_yaml
 from distrec.data.storage import Folder, open_folder
-from distrec.errors import InputError, Interrupted, NonFiniteLoss, WorkersFailed, exit_status, shown
+from distrec.errors import InputError, Interrupted, NonFiniteLoss, StorageError, WorkersFailed, exit_status, shown
 
 _SHOWN_SECONDS = 20.0  # that a shared disk may take to show one host what another has written
 
@@ -213,10 +213,12 @@ def writing_to(storage: str) -> Iterator[None]:
     """Turn errors of the file system into an `InputError` about key `run.storage`, whose value is `storage`.
 
     Raises:
-        InputError: the file system raised an error.
+        InputError: the file system raised an error. StorageError: an object store did not answer in time.
     """
     try:
         yield
+    except TimeoutError as error:
+        raise StorageError(f"key 'run.storage' is '{storage}', which cannot be written now ({error}).") from None
     except OSError as error:
         raise InputError(
             f"key 'run.storage' is '{storage}', which cannot be written ({error}); give a writable folder."

@@ -72,6 +72,7 @@ def train(
     with nullcontext() if held else Hold(run.folder, "run", run_config.run.storage) as hold:
         with workers_for(run_config) as start:
             attempt = len(run.open_attempt(run_config, inputs.data.hash)["attempts"])
+            run.folder.abort_uploads()  # of attempts that died; nobody else may write here
             run.update_record(versions=versions(), degradations=inputs.degradations)
             print(banner(run_config, inputs, run), flush=True)
             display = Display(run, on_epoch)

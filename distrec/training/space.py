@@ -5,19 +5,13 @@ Nothing is known about the room of an object store.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import distrec.errors as errors
 from distrec.data.storage import Folder
-
-# The class comes with the storage branch; an `InputError` of its own stands in until both are merged.
-StorageFull: type[errors.InputError] = getattr(
-    errors, "StorageFull", type("StorageFull", (errors.InputError,), {"__doc__": "A disk is full."})
-)
+from distrec.errors import StorageFull
 
 
 def free_bytes(folder: Folder) -> int:
@@ -47,13 +41,13 @@ def filling(folder: Folder, needed: int) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not folder.local:
+    except StorageFull:
+        if not folder.local:
             raise
         raise _full(folder, needed, free_bytes(folder)) from None
 
 
-def _full(folder: Folder, needed: int, free: int) -> errors.InputError:
+def _full(folder: Folder, needed: int, free: int) -> StorageFull:
     return StorageFull(
         f"checkpoint '{folder}' needs {needed:,} bytes, but its disk is full ({free:,} bytes free); delete what is not "
         "needed there, then run the same command again, which continues the run."

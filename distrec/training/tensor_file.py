@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +52,7 @@ class Stored:
 def write_tensors(
     folder: Folder, name: str, tensors: Mapping[str, torch.Tensor], first_rows: Mapping[str, int]
 ) -> tuple[int, bytes]:
-    """Write file `name` in `folder`.
+    """Write file `name` in `folder`; it appears when it is complete.
 
     Args:
         tensors: the tensors by name.
@@ -64,7 +62,7 @@ def write_tensors(
         The size of the file in bytes, and its SHA-256 `[32]`.
     """
     hasher, size = hashlib.sha256(), 0
-    with _writable(folder, name) as file:
+    with folder.writing(name, needed=sum(map(_bytes, tensors.values()))) as file:
         for piece in _pieces(tensors, first_rows):
             file.write(piece)
             hasher.update(piece)
@@ -72,23 +70,15 @@ def write_tensors(
     return size, hasher.digest()
 
 
-@contextmanager
-def _writable(folder: Folder, name: str) -> Iterator[Any]:
-    if not folder.local:
-        with folder.fs.open(folder.at(name), "wb") as file:
-            yield file
-        return
-    with open(folder.at(name), "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def _pieces(tensors: Mapping[str, torch.Tensor], first_rows: Mapping[str, int]) -> Iterator[bytes | memoryview]:
     header: dict[str, Any] = {"__metadata__": {"first_rows": json.dumps(dict(first_rows))}}
     end = 0
     for name, tensor in tensors.items():
-        start, end = end, end + tensor.numel() * tensor.element_size()
+        start, end = end, end + _bytes(tensor)
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the format asks for tensors at multiples of 8 bytes

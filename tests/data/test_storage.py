@@ -1,14 +1,19 @@
 import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from botocore.exceptions import BotoCoreError, EndpointConnectionError, NoCredentialsError
+from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 
+from distrec.data.refusals import Unanswered
 from distrec.data.storage import Folder, open_folder, open_parquet, parquet_bytes, sha256
-from distrec.errors import InputError
+from distrec.errors import InputError, StorageError
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.multiprocess)])
@@ -101,6 +106,59 @@ def test_a_local_write_that_fails_leaves_the_old_content(tmp_path: Path, monkeyp
     with pytest.raises(OSError, match="No space"):
         folder.write_bytes(b"new content", "file")
     assert folder.read_bytes("file") == b"old"
+    assert folder.names() == ["file"], "no draft is left behind"
+
+
+ON_A_FULL_DISK = """
+import os, sys, torch
+from distrec.data.storage import open_folder
+from distrec.errors import StorageFull, exit_status
+from distrec.training.tensor_file import write_tensors
+
+folder = open_folder(sys.argv[1]).folder("run")
+folder.write_bytes(b"old", "file")
+big = bytes(2 << 20)
+writes = {
+    "write_bytes": lambda: folder.write_bytes(big, "file"),
+    "create": lambda: folder.create(big, "new"),
+    "tensors": lambda: write_tensors(folder, "weights", {"w": torch.zeros(1 << 19)}, {}),
+    "copy": lambda: open_folder(sys.argv[2]).copy(folder, "big"),
+}
+for name, write in writes.items():
+    try:
+        write()
+    except StorageFull as error:
+        assert exit_status(error) == 2
+        print(name, error)
+    assert folder.names() == ["file"], folder.names()
+assert folder.read_bytes("file") == b"old"
+"""
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_draft(tmp_path: Path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "big").write_bytes(bytes(2 << 20))
+    shell = 'mount -t tmpfs -o size=1m none "$1" || exit 77; exec "$2" -c "$3" "$1" "$4"'
+    words = ["unshare", "-m", "sh", "-c", shell, "sh", str(tmp_path / "disk"), sys.executable, ON_A_FULL_DISK]
+    if not shutil.which("unshare"):
+        pytest.skip("there is no 'unshare' to mount a small disk with")
+    ran = subprocess.run([*words, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    if ran.returncode == 77 or "unshare failed" in ran.stderr:
+        pytest.skip("only root may mount a small disk")
+    assert ran.returncode == 0, ran.stderr
+    told = dict(line.split(" ", 1) for line in ran.stdout.splitlines())
+    path = re.escape(str(tmp_path / "disk" / "run"))
+    for name, file, needed in (
+        ("write_bytes", "file", "; 2,097,152 bytes are needed, "),
+        ("create", "new", "; 2,097,152 bytes are needed, "),
+        ("tensors", "weights", "; 2,097,152 bytes are needed, "),
+        ("copy", "big", "; "),
+    ):
+        sentence = (
+            rf"'{path}/{file}' cannot be written, because the disk is full{needed}[0-9,]+ (bytes )?are free; make ro"
+        )
+        assert re.match(sentence, told.pop(name))
+    assert not told
 
 
 def test_sha256_is_the_known_one():
@@ -134,33 +192,38 @@ class Failing:
     def _raise(self, *arguments: Any, **options: Any) -> Any:
         raise self.error
 
-    exists = ls = open = cat_file = isfile = pipe_file = _raise
+    info = ls = open = cat_file = pipe_file = _raise
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "what", "reason"),
     [
-        (PermissionError("Access Denied"), r"cannot be read \(Access Denied\); check the address and the rights"),
-        (OSError(5, "Input/output error"), r"cannot be read \(Input/output error\)"),
-        (EndpointConnectionError(endpoint_url="http://x"), r"cannot be reached \(.*http://x.*\); check the endpoint"),
-        (NoCredentialsError(), r"cannot be reached \(Unable to locate credentials\)"),
-        (TimeoutError(), r"cannot be read \(TimeoutError\)"),
-        (RuntimeError("Connection dropped"), r"cannot be reached \(Connection dropped\)"),
+        (PermissionError("Access Denied"), "read", r"Access Denied\); check the address and the rights"),
+        (OSError(5, "Input/output error"), "read", r"Input/output error"),
+        (EndpointConnectionError(endpoint_url="http://x"), "reached", r'Could not .*http://x.*"\); check the endpoint'),
+        (NoCredentialsError(), "reached", r"Unable to locate credentials\); give an access key"),
+        (TimeoutError(), "read", r"TimeoutError"),
+        (RuntimeError("Connection dropped"), "reached", r"Connection dropped"),
+        (Unanswered("503 SlowDown, for 120 s"), "reached", r"503 SlowDown, for 120 s\); see whether the store is up"),
     ],
 )
-def test_what_an_object_store_raises_is_one_sentence(error: Exception, told: str):
+def test_what_an_object_store_raises_is_one_sentence(error: Exception, what: str, reason: str):
     folder = Folder(Failing(error), "bucket/data", local=False)
     for call in (folder.exists, folder.names, folder.is_file, lambda: folder.open("x"), lambda: folder.sha256("x")):
-        with pytest.raises(InputError, match=f"'s3://bucket/data.*{told}"):
+        with pytest.raises(StorageError, match=rf"^'s3://bucket/data.*cannot be {what} \({reason}.*\.$"):
             call()
-    if isinstance(error, BotoCoreError):
-        with pytest.raises(OSError, match=r"'s3://bucket/data' cannot be reached"):
-            folder.write_bytes(b"", "x")
-        with pytest.raises(InputError, match=r"'s3://bucket/data/x' cannot be reached"):
-            folder.create(b"", "x")
-        folder.fs.exists = lambda path: False  # the endpoint was gone for a moment
-        with pytest.raises(OSError, match=r"'s3://bucket/data' cannot be reached"):
-            folder.create(b"", "x")
+    if isinstance(error, RuntimeError):
+        return
+    told = rf"{reason.partition(chr(92))[0]}.*'s3://bucket/data/x'"
+    with pytest.raises(OSError, match=told):
+        folder.write_bytes(b"", "x")
+
+    def absent(path: str) -> None:
+        raise FileNotFoundError(path)
+
+    folder.fs.info = absent  # the store answers again
+    with pytest.raises(OSError, match=told):
+        folder.create(b"", "x")
 
 
 def test_what_a_local_disk_raises_is_one_sentence(tmp_path: Path):

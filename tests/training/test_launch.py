@@ -256,18 +256,18 @@ def test_a_bucket_that_does_not_exist_is_refused(
 def test_an_object_store_without_credentials_is_refused(
     tmp_path: Path, data: str, place: str, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import s3fs
+    from distrec.data.s3 import S3
 
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("HOME", str(tmp_path))
-    s3fs.S3FileSystem.clear_instance_cache()
+    S3.clear_instance_cache()
     config = small.write_config(tmp_path / "run.yaml", data, tmp_path / "runs")
     message = refused("train", config, f"{place}=s3://bucket/folder")
     assert "s3://bucket/folder" in message
     assert "credentials" in message
-    s3fs.S3FileSystem.clear_instance_cache()
+    S3.clear_instance_cache()
 
 
 def test_evaluate_refuses_what_is_no_finished_run(tmp_path: Path, data: str, refused: Callable[..., str]) -> None:

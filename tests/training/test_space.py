@@ -13,7 +13,7 @@ import torch
 
 from distrec.data.dataset import Dataset
 from distrec.data.storage import open_folder
-from distrec.errors import InputError, StorageError
+from distrec.errors import InputError, StorageError, StorageFull
 from distrec.methods.registry import METHODS, build_method
 from distrec.parallel.world import World
 from distrec.training import checkpoint, size, space
@@ -21,7 +21,6 @@ from distrec.training.alike import alike
 from distrec.training.checkpoint import Checkpoints
 from distrec.training.engine import Engine
 from distrec.training.size import check_disk, checkpoint_bytes
-from distrec.training.space import StorageFull
 from tests.distributed import run_workers
 from tests.methods import bare
 from tests.training import small
@@ -77,7 +76,7 @@ def full_for_one(path: str) -> str:
 
     def broken(*arguments: object) -> tuple[int, bytes]:
         write(*arguments)
-        raise OSError(28, "No space left on device")
+        raise StorageFull("of one file")
 
     for patch in ({"free": lambda folder: 7, "write": write}, {"free": free, "write": broken}):
         if last:
