@@ -237,7 +237,10 @@ def open_folder(path: str) -> Folder:
     """
     place = located(path)
     if place.startswith(REMOTE):
-        return Folder(fsspec.filesystem("s3"), place.removeprefix(REMOTE).rstrip("/"), local=False)
+        # Other processes write to the same folders, so a listing must not be remembered.
+        return Folder(
+            fsspec.filesystem("s3", use_listings_cache=False), place.removeprefix(REMOTE).rstrip("/"), local=False
+        )
     return Folder(fsspec.filesystem("file"), place, local=True)
 
 

@@ -62,7 +62,7 @@ class Storage:
         """Start the server with an empty bucket `BUCKET`."""
         self.server = self._host.start(["python", "-m", "moto.server", "-H", "0.0.0.0", "-p", str(_SERVER)], "moto")
         if self._faulty:
-            ports = ["--listen", f"0.0.0.0:{_PROXY}", "--upstream", f"http://127.0.0.1:{_SERVER}"]
+            ports = ["--listen", f"0.0.0.0:{_PROXY}", "--upstream", f"127.0.0.1:{_SERVER}"]
             command = ["python", "-m", "tests.faulty_s3", *ports, "--control", f"0.0.0.0:{_CONTROL}"]
             self.proxy = self._host.start(command, "proxy", cwd=str(REPOSITORY))
         ports_up = [_SERVER, *([_PROXY, _CONTROL] if self._faulty else [])]
