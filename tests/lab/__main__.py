@@ -46,10 +46,11 @@ def _write_script(lab: Lab, cluster: Cluster) -> None:
     for host in lab.hosts.values():
         extra = {} if host.name == "client" else cluster.environment
         cwd = "/tmp/work" if host.name == "client" else "/tmp"
-        cases += f"{host.name}) exec {shlex.join(host.enter(cwd, extra))} \"$@\" ;;\n"
+        settings = [f"{name}={value}" for name, value in host.variables(extra).items()]
+        cases += f'{host.name}) exec {shlex.join(["env", "-i", *settings, *host.enter(cwd)])} "$@" ;;\n'
     script = lab.folder / "on"
-    script.write_text(f'#!/bin/sh\nhost=$1\nshift\ncase $host in\n{cases}*) echo "no host $host" >&2; exit 2 ;;\nesac\n')
-    script.chmod(0o755)
+    script.write_text(f"#!/bin/sh\nhost=$1\nshift\ncase $host in\n{cases}esac\n")
+    script.chmod(0o700)
 
 
 main()

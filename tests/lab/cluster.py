@@ -10,6 +10,7 @@ import subprocess
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.lab.hosts import REPOSITORY, Host, Lab, Started, T, wait_until
 
 WORKERS = ("w1", "w2", "w3")
 BUCKET = "lab"
+KEY, SECRET = "lab-key", "planted-lab-secret"
 _GCS, _DASHBOARD, _SERVER, _PROXY, _CONTROL = 6379, 8265, 9000, 9001, 9002
 
 # A silent host is declared dead after 5 x (1 s + 1 s), which two busy cores still keep up with. Ray's own values make
@@ -46,15 +48,15 @@ class Storage:
     """The S3 server of a lab. The hosts reach it through a proxy that injects faults; this class does not."""
 
     def __init__(self, host: Host):
-        self._host = host
+        self._host, self._pool = host, host.pool()
         self.server: Started | None = None
         self.proxy: Started | None = None
         self._faulty = importlib.util.find_spec("tests.faulty_s3") is not None
         port = _PROXY if self._faulty else _SERVER
         self.environment = {
             "AWS_ENDPOINT_URL": f"http://{host.address}:{port}",
-            "AWS_ACCESS_KEY_ID": "lab-key",
-            "AWS_SECRET_ACCESS_KEY": "lab-secret-planted",
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
             "AWS_DEFAULT_REGION": "us-east-1",
         }
 
@@ -72,19 +74,15 @@ class Storage:
 
     def do(self, work: Callable[[Any], T]) -> T:
         """Call `work` with an S3 client that does not pass the proxy."""
+        return self._pool.submit(lambda: work(self._client())).result()
 
-        def connected() -> T:
-            client = boto3.session.Session().client(
-                "s3", endpoint_url=f"http://127.0.0.1:{_SERVER}", region_name="us-east-1",
-                aws_access_key_id="lab-key", aws_secret_access_key="lab-secret-planted",
-                config=Config(connect_timeout=5, read_timeout=20, retries={"max_attempts": 2}),
-            )  # fmt: skip
-            try:
-                return work(client)
-            finally:
-                client.close()
-
-        return self._host.inside(connected)
+    @cache  # noqa: B019 -- one storage per lab
+    def _client(self) -> Any:
+        return boto3.session.Session().client(
+            "s3", endpoint_url=f"http://127.0.0.1:{_SERVER}", region_name="us-east-1",
+            aws_access_key_id=KEY, aws_secret_access_key=SECRET,
+            config=Config(connect_timeout=5, read_timeout=20, retries={"max_attempts": 2}, proxies={}),
+        )  # fmt: skip
 
     def keys(self, prefix: str) -> list[str]:
         """The keys that start with `prefix`, sorted."""
@@ -113,6 +111,8 @@ class Storage:
     def fetch(self, prefix: str, folder: Path) -> Path:
         """Copy the objects below `prefix` to a local folder, which is returned."""
         for key in self.keys(f"{prefix}/"):
+            if key.endswith("/"):  # what marks an empty folder
+                continue
             path = folder / key[len(prefix) + 1 :]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(self.read(key) or b"")
@@ -191,7 +191,15 @@ class Cluster:
 
     def submit(self, name: str, *entrypoint: str, cwd: str = "/tmp/work", wait: bool = True) -> Started:
         """`ray job submit` on the client host, from its own copy of the repository. The job has the id `name`."""
-        options = ["--address", self.url, "--working-dir", ".", "--submission-id", name, *([] if wait else ["--no-wait"])]
+        options = [
+            "--address",
+            self.url,
+            "--working-dir",
+            ".",
+            "--submission-id",
+            name,
+            *([] if wait else ["--no-wait"]),
+        ]
         return self.lab["client"].start(["ray", "job", "submit", *options, "--", *entrypoint], f"submit-{name}", cwd)
 
     def job(self, name: str) -> Job | None:

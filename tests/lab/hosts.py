@@ -164,7 +164,9 @@ class Host:
         )
         (first,) = _children(self._holder.pid)
         self._pid = first.pid
-        self.lab.on_lan("ip", "link", "add", self._cable, "type", "veth", "peer", "name", "eth0", "netns", str(first.pid))
+        self.lab.on_lan(
+            "ip", "link", "add", self._cable, "type", "veth", "peer", "name", "eth0", "netns", str(first.pid)
+        )
         self.lab.on_lan("ip", "link", "set", self._cable, "master", "br0", "up")
         self.run(["ip", "address", "add", f"{self.address}/24", "dev", "eth0"])
         self.run(["ip", "link", "set", "eth0", "up"])
@@ -184,12 +186,14 @@ class Host:
         """Put the network cable back in."""
         self.lab.on_lan("ip", "link", "set", self._cable, "up")
 
-    def enter(self, cwd: str = "/tmp", environment: Mapping[str, str] | None = None) -> list[str]:
+    def enter(self, cwd: str = "/tmp") -> list[str]:
         """The beginning of a command line that runs a command on this host."""
-        variables = {**ENVIRONMENT, **self.environment, **(environment or {})}
         namespaces = ("--mount", "--uts", "--ipc", "--net", "--pid")
-        settings = [f"{name}={value}" for name, value in variables.items()]
-        return ["nsenter", "--target", str(self._pid), *namespaces, f"--wdns={cwd}", "env", "-i", *settings]
+        return ["nsenter", "--target", str(self._pid), *namespaces, f"--wdns={cwd}"]
+
+    def variables(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The environment of a command on this host."""
+        return {**ENVIRONMENT, **self.environment, **(more or {})}
 
     def start(
         self, command: Sequence[str], log: str, cwd: str = "/tmp", environment: Mapping[str, str] | None = None
@@ -198,8 +202,10 @@ class Host:
         assert self.is_on, f"{self.name} is off"
         path = self.lab.logs / f"{self.name}-{log}.log"
         with open(path, "wb") as file:
-            full = [*self.enter(cwd, environment), *command]
-            popen = subprocess.Popen(full, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True)
+            popen = subprocess.Popen(
+                [*self.enter(cwd), *command], env=self.variables(environment), stdin=subprocess.DEVNULL,
+                stdout=file, stderr=file, start_new_session=True,
+            )  # fmt: skip
         started = Started(popen, path)
         self.lab.started.append(started)
         return started
@@ -258,8 +264,12 @@ class Host:
     def inside(self, work: Callable[[], T]) -> T:
         """Call `work` in a thread of this process that uses the network of this host."""
         assert self.is_on, f"{self.name} is off"
-        with ThreadPoolExecutor(1, initializer=_use_network, initargs=(self._pid,)) as pool:
+        with self.pool() as pool:
             return pool.submit(work).result()
+
+    def pool(self) -> ThreadPoolExecutor:
+        """One thread of this process that uses the network of this host."""
+        return ThreadPoolExecutor(1, initializer=_use_network, initargs=(self._pid,))
 
 
 class Lab:
