@@ -118,9 +118,14 @@ class Storage:
             path.write_bytes(self.read(key) or b"")
         return folder
 
-    def control(self, path: str, method: str = "POST") -> str:
-        """Send a command to the proxy."""
-        return self._host.inside(lambda: http(f"http://127.0.0.1:{_CONTROL}/{path}", method=method))
+    def fault(self, **settings: Any) -> None:
+        """Make the proxy answer wrongly, late or not at all, as `tests.faulty_s3.Fault` says."""
+        self._host.inside(lambda: http(f"http://127.0.0.1:{_CONTROL}/fault", data=json.dumps(settings)))
+
+    def heal(self) -> None:
+        """Take all faults away."""
+        if self.proxy is not None:
+            self._host.inside(lambda: http(f"http://127.0.0.1:{_CONTROL}/heal", data=""))
 
 
 class Cluster:
@@ -163,11 +168,11 @@ class Cluster:
         self.ray[name] = host.start(command, "ray", environment={**self.environment, **environment})
 
     def nodes(self) -> dict[str, dict[str, Any]]:
-        """The nodes that the head holds to be alive, by host."""
+        """What the head says of the raylets that it holds to be alive, by host."""
         answer = json.loads(self.get("nodes?view=summary") or "{}")
         names = {host.address: name for name, host in self.lab.hosts.items()}
-        nodes = answer.get("data", {}).get("summary", [])
-        return {names[node["ip"]]: node for node in nodes if node.get("raylet", {}).get("state") == "ALIVE"}
+        raylets = [node.get("raylet", {}) for node in answer.get("data", {}).get("summary", [])]
+        return {names[raylet["nodeManagerAddress"]]: raylet for raylet in raylets if raylet.get("state") == "ALIVE"}
 
     def wait_for(self, workers: int, timeout: float = 180) -> None:
         """Wait until just `workers` hosts beside the head are alive."""
@@ -189,18 +194,11 @@ class Cluster:
 
     # Jobs ----------------------------------------------------------------------------------------------------------
 
-    def submit(self, name: str, *entrypoint: str, cwd: str = "/tmp/work", wait: bool = True) -> Started:
+    def submit(self, name: str, *entrypoint: str, options: Sequence[str] = (), wait: bool = True) -> Started:
         """`ray job submit` on the client host, from its own copy of the repository. The job has the id `name`."""
-        options = [
-            "--address",
-            self.url,
-            "--working-dir",
-            ".",
-            "--submission-id",
-            name,
-            *([] if wait else ["--no-wait"]),
-        ]
-        return self.lab["client"].start(["ray", "job", "submit", *options, "--", *entrypoint], f"submit-{name}", cwd)
+        fixed = ["--address", self.url, "--working-dir", ".", "--submission-id", name]
+        command = ["ray", "job", "submit", *fixed, *options, *([] if wait else ["--no-wait"]), "--", *entrypoint]
+        return self.lab["client"].start(command, f"submit-{name}", "/tmp/work")
 
     def job(self, name: str) -> Job | None:
         """A job's record; None if the head does not answer or does not know it."""
@@ -260,10 +258,10 @@ def until(true: Callable[[], T], timeout: float, what: str, started: Started) ->
         raise TimeoutError(f"{error}:\n{started.tail()}") from None
 
 
-def http(url: str, token: str = "", method: str = "GET") -> str:
-    """The body of an answer."""
+def http(url: str, token: str = "", data: str | None = None) -> str:
+    """The body of the answer to a GET, or to a POST with `data`."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    request = urllib.request.Request(url, headers=headers, method=method)
+    request = urllib.request.Request(url, None if data is None else data.encode(), headers)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # this machine may have a proxy
     with opener.open(request, timeout=10) as response:
         return str(response.read().decode())
