@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.cluster import Cluster, Storage, prepare_client
-from tests.lab.hosts import REPOSITORY, Lab, lack
+from tests.lab.cluster import Cluster
+from tests.lab.hosts import Lab, lack
+from tests.lab.site import DATA, RUNS, distrec, encode, start
 
-DATA, RUNS = "s3://lab/data", "s3://lab/runs"
 # What the tests of single runs train, at any number of workers.
 TRAIN = (
     "configs/alignrec/demo.yaml",
@@ -30,30 +30,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield start(lab)
 
 
-def start(lab: Lab) -> Cluster:
-    """Start storage and cluster on new hosts, and prepare the data."""
-    prepare_client(lab["client"])
-    storage = Storage(lab["storage"])
-    storage.start()
-    cluster = Cluster(lab, storage)
-    cluster.start()
-    distrec(cluster, "demo-data", "--out", "/tmp/shop")
-    distrec(cluster, "prepare", str(REPOSITORY / "configs/data/demo.yaml"), "--source", "/tmp/shop", "--out", DATA)
-    return cluster
-
-
-def distrec(cluster: Cluster, *arguments: str, timeout: float = 300) -> str:
-    """Run a verb on the storage host, in one process, with access to the storage."""
-    command = ["python", "-m", "distrec.cli", *arguments]
-    environment = cluster.storage.environment
-    return cluster.lab["storage"].run(command, timeout, cwd=str(REPOSITORY), environment=environment)
-
-
 @pytest.fixture(scope="session")
 def encoded(site: Cluster) -> str:
     """The output of `distrec encode` on three hosts, which the other tests need."""
-    job = site.submit("encode", "python", "jobs/encode.py", DATA, "--workers", "3")
-    return site.done("encode", job, 240)
+    return encode(site)
 
 
 @pytest.fixture(scope="session")

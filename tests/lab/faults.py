@@ -8,15 +8,16 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.lab import observe
 from tests.lab.cluster import ENDED, WORKERS, Cluster
 from tests.lab.hosts import SHARED, Host, wait_until
 from tests.lab.observe import TRAINER, Observer, Place, Record
+from tests.lab.site import DATA, RUNS
 
-CONFIG, DATA = "configs/alignrec/demo.yaml", "s3://lab/data"
+CONFIG = "configs/alignrec/demo.yaml"
 EPOCHS, STEPS, LR = 10, 16, 1e-2  # of every run; steps are per epoch
 SETTINGS = (f"data={DATA}", f"train.epochs={EPOCHS}", "train.checkpoint_every=4", "tracking.tensorboard=false")
 _READY = 2  # epochs before the fault
@@ -105,7 +106,7 @@ class Fault:
     mend: Callable[[Scene], None] | None = None
     again: bool = False
     disk: bool = False
-    lacks: Callable[[Cluster], str | None] = field(default=lambda cluster: None)
+    lacks: Callable[[Cluster], str | None] = lambda cluster: None
 
 
 def _host_comes_back(scene: Scene) -> None:
@@ -269,7 +270,7 @@ def _stop(scene: Scene) -> None:
 def reference(cluster: Cluster, folder: Path) -> Path:
     """The folder of an undisturbed run on two hosts."""
     name = "undisturbed"
-    arguments = ("python", "jobs/train.py", CONFIG, *SETTINGS, "run.storage=s3://lab/runs", f"run.name={name}")
+    arguments = ("python", "jobs/train.py", CONFIG, *SETTINGS, f"run.storage={RUNS}", f"run.name={name}")
     cluster.done(name, cluster.submit(name, *arguments), 300)
     return cluster.storage.fetch(f"runs/{name}", folder)
 
@@ -285,7 +286,7 @@ def meet(cluster: Cluster, fault: Fault, whole: Path, folder: Path, run: str, li
     """
     record = Record(fault.name)
     place: Place = Disk(cluster.lab.shared) if fault.disk else cluster.storage
-    storage = f"{SHARED}/runs" if fault.disk else "s3://lab/runs"
+    storage = f"{SHARED}/runs" if fault.disk else RUNS
     arguments = ("python", "jobs/train.py", CONFIG, *SETTINGS, *fault.settings)
     entrypoint = (*arguments, f"run.storage={storage}", f"run.name={run}")
     if fault.before:

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from tests.lab.cluster import SECRET, Cluster
-from tests.lab.conftest import DATA, RUNS, TRAIN
+from tests.lab.conftest import TRAIN
+from tests.lab.site import DATA, RUNS
 from tests.training import small
 
 pytestmark = pytest.mark.lab

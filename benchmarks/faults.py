@@ -1,0 +1,109 @@
+"""What faults do to a run on several hosts: a table of detection, next step, lost rows and end state.
+
+Run as root, with iproute2: `python -m benchmarks.faults --out FOLDER`. Every fault meets `--repeat` runs; each run is
+one line of FOLDER/faults.jsonl, and a repeated command goes on after the last of them. The table, with medians, is
+FOLDER/faults.md. An undisturbed run takes about a minute on two idle cores, and one with a fault about two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import traceback
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from tests.lab.faults import BY_NAME, FAULTS, meet, reference
+from tests.lab.hosts import Lab, lack
+from tests.lab.site import encode, start
+
+COLUMNS = ("detected", "started", "next_step", "next_checkpoint", "resubmitted")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Faults on several hosts made of network namespaces.")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--repeat", type=int, default=3, help="runs that each fault meets")
+    parser.add_argument("--only", nargs="*", default=list(BY_NAME), choices=list(BY_NAME), metavar="FAULT")
+    parser.add_argument("--limit", type=float, default=300, help="seconds that a job may take after its fault")
+    arguments = parser.parse_args()
+    if missing := lack():
+        sys.exit(missing)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    lines = arguments.out / "faults.jsonl"
+    measure(lines, arguments.only, arguments.repeat, arguments.limit)
+    text = table(read(lines))
+    (arguments.out / "faults.md").write_text(text)
+    print(text)
+
+
+def measure(lines: Path, only: list[str], repeat: int, limit: float) -> None:
+    """Append the records that `lines` lacks."""
+    with tempfile.TemporaryDirectory() as folder, Lab(Path(folder) / "lab") as lab:
+        cluster = start(lab)
+        encode(cluster)
+        whole = reference(cluster, Path(folder) / "whole")
+        for number in range(repeat):
+            for name in only:
+                if len(read(lines)[name]) > number:
+                    continue
+                fault = BY_NAME[name]
+                if missing := fault.lacks(cluster):
+                    print(f"{name}: left out, {missing}", flush=True)
+                    continue
+                run = f"{name}-{number}"
+                try:
+                    record = meet(cluster, fault, whole, Path(folder) / run, run, limit)
+                except (AssertionError, TimeoutError, RuntimeError):
+                    print(f"{name}: {traceback.format_exc()}", flush=True)
+                    continue
+                print(record.json(), flush=True)
+                with open(lines, "a") as file:
+                    file.write(record.json() + "\n")
+
+
+def read(lines: Path) -> dict[str, list[dict[str, Any]]]:
+    """The records by fault."""
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for line in lines.read_text().splitlines() if lines.exists() else []:
+        record = json.loads(line)
+        found[record["fault"]].append(record)
+    return found
+
+
+def table(records: dict[str, list[dict[str, Any]]]) -> str:
+    """The records as Markdown: medians of times, and every value of the rest."""
+    head = ("fault", "runs", "outcome", "detected s", "new workers s", "next step s", "next checkpoint s",
+            "same command to step s", "rows lost, doubled", "end state", "what the log says")  # fmt: skip
+    out = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    for fault in FAULTS:
+        mine = records.get(fault.name)
+        if not mine:
+            continue
+        times = [_median([record[name] for record in mine]) for name in COLUMNS]
+        outcome = "; ".join(sorted({", then ".join(record["outcome"]) for record in mine}))
+        rows = "; ".join(sorted({f"{_rows(record, 'lost')}, {_rows(record, 'duplicated')}" for record in mine}))
+        state = "; ".join(sorted({record["state"] for record in mine}))
+        saw = (mine[0]["saw"] or ["nothing"])[0].replace("|", "\\|")
+        out.append(f"| {fault.what} | {len(mine)} | {outcome} | {' | '.join(times)} | {rows} | {state} | {saw} |")
+    return "\n".join(out) + "\n"
+
+
+def _median(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{statistics.median(known):.1f}" if known else "-"
+
+
+def _rows(record: dict[str, Any], name: str) -> str:
+    rows = record["rows"]
+    if not rows:
+        return "?"
+    return str(rows[name] if name == "duplicated" else rows["lost"] + max(0, rows["expected"] - rows["trained"]))
+
+
+if __name__ == "__main__":
+    main()
