@@ -1,8 +1,10 @@
 """What faults do to a run on several hosts: a table of detection, next step, lost rows and end state.
 
-Run as root, with iproute2: `python -m benchmarks.faults --out FOLDER`. Every fault meets `--repeat` runs; each run is
-one line of FOLDER/faults.jsonl, and a repeated command goes on after the last of them. The table, with medians, is
-FOLDER/faults.md. An undisturbed run takes about a minute on two idle cores, and one with a fault about two.
+    python -m benchmarks.faults --records build/faults.jsonl
+
+Needs root and iproute2. Every fault meets `--repeat` runs; each run adds one line to the file of records, and the same
+command goes on after the last of them. The table of all records, with medians, is printed at the end. A run takes about
+two minutes on two idle cores.
 """
 
 from __future__ import annotations
@@ -26,19 +28,16 @@ COLUMNS = ("detected", "started", "next_step", "next_checkpoint", "resubmitted")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Faults on several hosts made of network namespaces.")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--records", type=Path, required=True, help="file of the records, as JSON lines")
     parser.add_argument("--repeat", type=int, default=3, help="runs that each fault meets")
     parser.add_argument("--only", nargs="*", default=list(BY_NAME), choices=list(BY_NAME), metavar="FAULT")
     parser.add_argument("--limit", type=float, default=300, help="seconds that a job may take after its fault")
     arguments = parser.parse_args()
     if missing := lack():
         sys.exit(missing)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    lines = arguments.out / "faults.jsonl"
-    measure(lines, arguments.only, arguments.repeat, arguments.limit)
-    text = table(read(lines))
-    (arguments.out / "faults.md").write_text(text)
-    print(text)
+    arguments.records.parent.mkdir(parents=True, exist_ok=True)
+    measure(arguments.records, arguments.only, arguments.repeat, arguments.limit)
+    print(table(read(arguments.records)), end="")
 
 
 def measure(lines: Path, only: list[str], repeat: int, limit: float) -> None:

@@ -8,17 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.lab.cluster import Cluster
+from tests.lab.faults import CONFIG, SETTINGS
 from tests.lab.hosts import Lab, lack
-from tests.lab.site import DATA, RUNS, distrec, encode, start
-
-# What the tests of single runs train, at any number of workers.
-TRAIN = (
-    "configs/alignrec/demo.yaml",
-    f"data={DATA}",
-    f"run.storage={RUNS}",
-    "train.epochs=8",
-    "train.checkpoint_every=4",
-)
+from tests.lab.site import RUNS, distrec, encode, start
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +30,6 @@ def encoded(site: Cluster) -> str:
 
 @pytest.fixture(scope="session")
 def alone(site: Cluster, encoded: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of `TRAIN` in one process."""
-    distrec(site, "train", *TRAIN, "run.name=alone", "train.workers=0")
+    """The folder of an undisturbed run in one process."""
+    distrec(site, "train", CONFIG, *SETTINGS, f"run.storage={RUNS}", "run.name=alone", "train.workers=0")
     return site.storage.fetch("runs/alone", tmp_path_factory.mktemp("alone"))

@@ -21,7 +21,7 @@ CONFIG = "configs/alignrec/demo.yaml"
 EPOCHS, STEPS, LR = 10, 16, 1e-2  # of every run; steps are per epoch
 SETTINGS = (f"data={DATA}", f"train.epochs={EPOCHS}", "train.checkpoint_every=4", "tracking.tensorboard=false")
 _READY = 2  # epochs before the fault
-_FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+_FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 
 
 class Disk:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.lab.cluster import SECRET, Cluster
-from tests.lab.conftest import TRAIN
+from tests.lab.faults import CONFIG, EPOCHS, LR, SETTINGS, STEPS
 from tests.lab.site import DATA, RUNS
 from tests.training import small
 
@@ -27,7 +27,8 @@ def test_a_run_on_three_hosts_ends_as_in_one_process(site: Cluster, alone: Path,
     """The client has a version of the code that the hosts do not have: it must be the one that runs."""
     code = site.lab["client"].tmp / "work/distrec/cli.py"
     code.write_text(code.read_text() + '\nprint("uploaded by the client", file=sys.stderr)\n')
-    job = site.submit("plain", "python", "jobs/train.py", *TRAIN, "run.name=plain", "train.workers=3")
+    own = (f"run.storage={RUNS}", "run.name=plain", "train.workers=3", "tracking.tensorboard=true")
+    job = site.submit("plain", "python", "jobs/train.py", CONFIG, *SETTINGS, *own)
     output = site.done("plain", job, 300)
     assert "uploaded by the client" in output
     assert "alignrec: best epoch" in output
@@ -35,7 +36,7 @@ def test_a_run_on_three_hosts_ends_as_in_one_process(site: Cluster, alone: Path,
     run = site.storage.fetch("runs/plain", tmp_path / "plain")
     assert {epoch["workers"] for epoch in small.metrics(run)} == {3}
     small.same_losses(alone, run, rtol=1e-5)
-    small.same_tensors(small.tensors(alone), small.tensors(run), lr=1e-2, steps=8 * 16)
+    small.same_tensors(small.tensors(alone), small.tensors(run), LR, EPOCHS * STEPS)
     (attempt,) = small.read(run, "run.json")["attempts"]
     assert attempt["outcome"] == "done"
 
