@@ -141,7 +141,7 @@ class Host:
     """One host of a lab. Its files in /tmp are in the folder `tmp` outside."""
 
     def __init__(self, lab: Lab, name: str, number: int):
-        self.lab, self.name, self.address = lab, name, f"{NETWORK}.{number}"
+        self.lab, self.name, self.address, self._number = lab, name, f"{NETWORK}.{number}", number
         self.tmp = lab.folder / "hosts" / name / "tmp"
         self.environment: dict[str, str] = {}  # beside ENVIRONMENT
         self._holder: subprocess.Popen[bytes] | None = None
@@ -164,9 +164,9 @@ class Host:
         )
         (first,) = _children(self._holder.pid)
         self._pid = first.pid
-        self.lab.on_lan(
-            "ip", "link", "add", self._cable, "type", "veth", "peer", "name", "eth0", "netns", str(first.pid)
-        )
+        # The same hardware address every time: other hosts remember it for a while.
+        other_end = ("name", "eth0", "address", f"02:00:00:00:00:{self._number:02x}", "netns", str(first.pid))
+        self.lab.on_lan("ip", "link", "add", self._cable, "type", "veth", "peer", *other_end)
         self.lab.on_lan("ip", "link", "set", self._cable, "master", "br0", "up")
         self.run(["ip", "address", "add", f"{self.address}/24", "dev", "eth0"])
         self.run(["ip", "link", "set", "eth0", "up"])

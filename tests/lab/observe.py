@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +21,9 @@ from tests.training import small
 
 TRAINER = "RayTrainWorker"  # in the title of the processes that train
 _EPOCH = re.compile(r"epoch +\d+ ")
+_BANNER = re.compile(r"distrec: |  (run|workers|valid|test|note) |Running entrypoint|.*Runtime env is setting up")
 _SUMMARY = re.compile(r"\S+: best epoch ")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LOOK = 0.5  # seconds
 
 
@@ -84,7 +87,7 @@ class Observer(threading.Thread):
     def _look_at_log(self) -> None:
         lines = self.cluster.job_log(self.job).splitlines()
         mine = sum(seen.what[0] == self.job for seen in self.lines)
-        self.lines += [Seen(time.time(), (self.job, line)) for line in lines[mine:]]
+        self.lines += [Seen(time.time(), (self.job, _COLOUR.sub("", line))) for line in lines[mine:]]
 
     def _look_at_processes(self) -> None:
         for host, pid, started in trainers(self.cluster):
@@ -164,9 +167,8 @@ class Record:
 
 def timed(record: Record, seen: Observer, at: float, old: set[int]) -> None:
     """Fill in the times of `record` after a fault at the time `at`, when the processes `old` trained."""
-    lines = [entry for entry in seen.lines if entry.at > at and told(entry.what[1])]
-    signs = [entry.at for entry in (*lines, *seen.restarts) if entry.at > at]
-    record.detected = _after(at, signs)
+    lines = [entry for entry in takewhile(_before_summary, seen.lines) if entry.at > at and told(entry.what[1])]
+    record.detected = _after(at, [entry.at for entry in (*lines, *seen.restarts) if entry.at > at])
     new = [entry.at for pid, entry in seen.trainers.items() if pid not in old and entry.at > at]
     # Those of one start follow each other within seconds; a second start has a time of its own in `restarts`.
     first = [start for start in new if start < min(new) + 10]
@@ -175,18 +177,16 @@ def timed(record: Record, seen: Observer, at: float, old: set[int]) -> None:
     since = max(first) if first else at
     record.next_checkpoint = _after(at, [entry.at for entry in seen.checkpoints if entry.at > since])
     record.restarts = [entry.what for entry in seen.restarts]
-    record.saw = [line for _, line in (entry.what for entry in lines)]
+    record.saw = [entry.what[1] for entry in lines]
 
 
 def told(line: str) -> bool:
-    """Whether a line of a job's log is more than the record of an epoch."""
-    return bool(line.strip()) and not _EPOCH.match(line)
+    """Whether a line of a job's log is more than the record of an epoch or the description of the run."""
+    return bool(line.strip()) and not _EPOCH.match(line) and not _BANNER.match(line)
 
 
-def until_summary(lines: list[str]) -> list[str]:
-    """Lines without the table at the end of a run."""
-    ends = [number for number, line in enumerate(lines) if _SUMMARY.match(line)]
-    return lines[: ends[0]] if ends else lines
+def _before_summary(entry: Seen) -> bool:
+    return _SUMMARY.match(entry.what[1]) is None
 
 
 def _after(at: float, times: list[float]) -> float | None:
