@@ -16,10 +16,11 @@ import sys
 import tempfile
 import traceback
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tests.lab.faults import BY_NAME, FAULTS, meet, reference
+from tests.lab.faults import BY_NAME, FAULTS, Undisturbed, meet
 from tests.lab.hosts import Lab, lack
 from tests.lab.site import encode, start
 
@@ -45,7 +46,7 @@ def measure(lines: Path, only: list[str], repeat: int, limit: float) -> None:
     with tempfile.TemporaryDirectory() as folder, Lab(Path(folder) / "lab") as lab:
         cluster = start(lab)
         encode(cluster)
-        whole = reference(cluster, Path(folder) / "whole")
+        undisturbed = Undisturbed(cluster, Path(folder))
         for number in range(repeat):
             for name in only:
                 if len(read(lines)[name]) > number:
@@ -56,7 +57,7 @@ def measure(lines: Path, only: list[str], repeat: int, limit: float) -> None:
                     continue
                 run = f"{name}-{number}"
                 try:
-                    record = meet(cluster, fault, whole, Path(folder) / run, run, limit)
+                    record = meet(cluster, fault, undisturbed, Path(folder) / run, run, limit)
                 except (AssertionError, TimeoutError, RuntimeError):
                     print(f"{name}: {traceback.format_exc()}", flush=True)
                     continue
@@ -76,20 +77,38 @@ def read(lines: Path) -> dict[str, list[dict[str, Any]]]:
 
 def table(records: dict[str, list[dict[str, Any]]]) -> str:
     """The records as Markdown: medians of times, and every value of the rest."""
-    head = ("fault", "runs", "outcome", "detected s", "new workers s", "next step s", "next checkpoint s",
-            "same command to step s", "rows lost, doubled", "end state", "what the log says")  # fmt: skip
-    out = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    head = ("fault", "runs", "outcome", "detected s", "new workers s", "next step s", "of this start-up s",
+            "next checkpoint s", "same command to step s", "rows lost, doubled", "end state",
+            "what the log says first")  # fmt: skip
+    out = [_line(head), _line(["---"] * len(head))]
     for fault in FAULTS:
-        mine = records.get(fault.name)
-        if not mine:
+        if not (mine := records.get(fault.name)):
             continue
-        times = [_median([record[name] for record in mine]) for name in COLUMNS]
+        times = {name: _median([record[name] for record in mine]) for name in COLUMNS}
+        startup = _median([sum(phases.values()) if (phases := _phases(record)) else None for record in mine])
         outcome = "; ".join(sorted({", then ".join(record["outcome"]) for record in mine}))
         rows = "; ".join(sorted({f"{_rows(record, 'lost')}, {_rows(record, 'duplicated')}" for record in mine}))
         state = "; ".join(sorted({record["state"] for record in mine}))
-        saw = (mine[0]["saw"] or ["nothing"])[0].replace("|", "\\|")
-        out.append(f"| {fault.what} | {len(mine)} | {outcome} | {' | '.join(times)} | {rows} | {state} | {saw} |")
+        saw = (mine[0]["saw"] or ["nothing"])[0][:300].replace("|", "\\|")
+        out.append(
+            _line((fault.what, len(mine), outcome, times["detected"], times["started"], times["next_step"], startup,
+                   times["next_checkpoint"], times["resubmitted"], rows, state, saw))
+        )  # fmt: skip
+    every = [phases for mine in records.values() for record in mine if (phases := _phases(record))]
+    names = dict.fromkeys(name for phases in every for name in phases)
+    out += ["", f"Start-up of {len(every)} restarts, by phase, in seconds:", ""]
+    out += [_line(names), _line(["---"] * len(names))]
+    out += [_line([_median([phases.get(name) for phases in every]) for name in names])]
     return "\n".join(out) + "\n"
+
+
+def _line(cells: Iterable[Any]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _phases(record: dict[str, Any]) -> dict[str, float]:
+    """The seconds of each phase of the first restart."""
+    return dict(record["restarts"][0].get("seconds", {})) if record["restarts"] else {}
 
 
 def _median(values: list[float | None]) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.lab.cluster import Cluster
-from tests.lab.faults import CONFIG, SETTINGS
+from tests.lab.faults import Undisturbed
 from tests.lab.hosts import Lab, lack
-from tests.lab.site import RUNS, distrec, encode, start
+from tests.lab.site import encode, start
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +28,6 @@ def encoded(site: Cluster) -> str:
 
 
 @pytest.fixture(scope="session")
-def alone(site: Cluster, encoded: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an undisturbed run in one process."""
-    distrec(site, "train", CONFIG, *SETTINGS, f"run.storage={RUNS}", "run.name=alone", "train.workers=0")
-    return site.storage.fetch("runs/alone", tmp_path_factory.mktemp("alone"))
+def undisturbed(site: Cluster, encoded: str, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """Runs in one process."""
+    return Undisturbed(site, tmp_path_factory.mktemp("undisturbed"))

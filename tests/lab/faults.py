@@ -15,11 +15,12 @@ from tests.lab import observe
 from tests.lab.cluster import ENDED, WORKERS, Cluster
 from tests.lab.hosts import SHARED, Host, wait_until
 from tests.lab.observe import TRAINER, Observer, Place, Record
-from tests.lab.site import DATA, RUNS
+from tests.lab.site import DATA, RUNS, distrec
 
 CONFIG = "configs/alignrec/demo.yaml"
-EPOCHS, STEPS, LR = 10, 16, 1e-2  # of every run; steps are per epoch
+EPOCHS, STEPS, LR = 10, 16, 1e-2  # of a run; steps are per epoch
 SETTINGS = (f"data={DATA}", f"train.epochs={EPOCHS}", "train.checkpoint_every=4", "tracking.tensorboard=false")
+LONG = 40  # epochs of a run that is long enough to grow
 _READY = 2  # epochs before the fault
 _FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 
@@ -89,6 +90,7 @@ class Fault:
         what: in words.
         inject: what happens, two epochs after the start of the run; the time of the fault is when this is called.
         settings: more settings of the run.
+        epochs: of the run.
         options: more options of `ray job submit`.
         before: called before the run is submitted.
         mend: called when the job has ended, before the same command is given again.
@@ -101,6 +103,7 @@ class Fault:
     what: str
     inject: Callable[[Scene], None]
     settings: tuple[str, ...] = ()
+    epochs: int = EPOCHS
     options: tuple[str, ...] = ()
     before: Callable[[Cluster], None] | None = None
     mend: Callable[[Scene], None] | None = None
@@ -250,7 +253,8 @@ FAULTS = (
     Fault("clock", "a host's clock is 20 minutes fast", lambda scene: None, ("train.workers=3",), before=_wrong_clock,
           lacks=_no_faketime),
     Fault("elastic", "[1, 3] workers: a host loses power and is back after 30 s", _host_comes_back,
-          ("train.workers=[1,3]",), lacks=_no_elastic),
+          ("train.workers=[1,3]", f"train.epochs={LONG}"),
+          epochs=LONG, lacks=_no_elastic),
 )  # fmt: skip
 BY_NAME = {fault.name: fault for fault in FAULTS}
 
@@ -267,19 +271,33 @@ def _stop(scene: Scene) -> None:
     scene.ray("job", "stop", scene.job, "--address", scene.cluster.url)
 
 
-def reference(cluster: Cluster, folder: Path) -> Path:
-    """The folder of an undisturbed run on two hosts."""
-    name = "undisturbed"
-    arguments = ("python", "jobs/train.py", CONFIG, *SETTINGS, f"run.storage={RUNS}", f"run.name={name}")
-    cluster.done(name, cluster.submit(name, *arguments), 300)
-    return cluster.storage.fetch(f"runs/{name}", folder)
+class Undisturbed:
+    """Runs that meet no fault, in one process, to compare others with.
+
+    Args:
+        folder: where copies of them are kept.
+    """
+
+    def __init__(self, cluster: Cluster, folder: Path):
+        self._cluster, self._folder = cluster, folder
+
+    def run(self, epochs: int = EPOCHS) -> Path:
+        """The folder of a run of so many epochs."""
+        name = f"undisturbed-{epochs}"
+        if not (self._folder / name).exists():
+            own = (f"train.epochs={epochs}", f"run.storage={RUNS}", f"run.name={name}", "train.workers=0")
+            distrec(self._cluster, "train", CONFIG, *SETTINGS, *own)
+            self._cluster.storage.fetch(f"runs/{name}", self._folder / name)
+        return self._folder / name
 
 
-def meet(cluster: Cluster, fault: Fault, whole: Path, folder: Path, run: str, limit: float = 300) -> Record:
+def meet(
+    cluster: Cluster, fault: Fault, undisturbed: Undisturbed, folder: Path, run: str, limit: float = 300
+) -> Record:
     """Train a run, let it meet a fault, and record what comes of it. The cluster is whole again at the end.
 
     Args:
-        whole: the folder of an undisturbed run, from `reference`.
+        undisturbed: runs to compare with.
         folder: a new folder for a copy of the run.
         run: the name of the run, which no other has.
         limit: seconds that each submission may take.
@@ -317,10 +335,12 @@ def meet(cluster: Cluster, fault: Fault, whole: Path, folder: Path, run: str, li
         if seen.ident is not None:
             seen.stop()
         repair(cluster)
+    whole = undisturbed.run(fault.epochs)
     observe.timed(record, seen, at, old)
     copy = place.fetch(f"runs/{run}", folder)
     record.rows = observe.rows(copy) if (copy / "metrics.jsonl").exists() else {}
-    record.state = observe.difference(whole, copy, LR, EPOCHS * STEPS)
+    record.restarts = observe.restarts(copy)
+    record.state = observe.difference(whole, copy, LR, fault.epochs * STEPS)
     return record
 
 

@@ -104,9 +104,8 @@ class Observer(threading.Thread):
             if key.endswith("/complete.json") and name not in known:
                 self.checkpoints.append(Seen(time.time(), name))
         record = json.loads(self.place.read(f"{prefix}/run.json") or b"{}")
-        restarts = [entry for attempt in record.get("attempts", []) for entry in attempt.get("restarts", [])]
-        restarts += record.get("restarts", [])
-        self.restarts += [Seen(time.time(), entry) for entry in restarts[len(self.restarts) :]]
+        found = _restarts(record)
+        self.restarts += [Seen(time.time(), entry) for entry in found[len(self.restarts) :]]
 
     def epochs(self) -> int:
         """How many whole epochs have a checkpoint."""
@@ -176,7 +175,6 @@ def timed(record: Record, seen: Observer, at: float, old: set[int]) -> None:
     record.next_step = _after(at, [entry.at for entry in seen.steps if entry.at > (max(first) if first else at)])
     since = max(first) if first else at
     record.next_checkpoint = _after(at, [entry.at for entry in seen.checkpoints if entry.at > since])
-    record.restarts = [entry.what for entry in seen.restarts]
     record.saw = [entry.what[1] for entry in lines]
 
 
@@ -191,6 +189,15 @@ def _before_summary(entry: Seen) -> bool:
 
 def _after(at: float, times: list[float]) -> float | None:
     return round(min(times) - at, 1) if times else None
+
+
+def restarts(run: Path) -> list[dict[str, Any]]:
+    """The restarts of all attempts in `run.json`."""
+    return _restarts(small.read(run, "run.json")) if (run / "run.json").exists() else []
+
+
+def _restarts(record: dict[str, Any]) -> list[dict[str, Any]]:
+    return [entry for attempt in record.get("attempts", []) for entry in attempt.get("restarts", [])]
 
 
 def rows(run: Path) -> dict[str, int]:

@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 
 from tests.lab.cluster import Cluster
-from tests.lab.faults import BY_NAME, meet
+from tests.lab.faults import BY_NAME, Undisturbed, meet
 
 pytestmark = pytest.mark.lab
 
 
 @pytest.mark.parametrize("name", ["host-off", "cut-20s", "stop-300s", "head-off", "storage-503"])
 def test_a_run_that_meets_a_fault_ends_like_one_that_does_not(
-    site: Cluster, alone: Path, tmp_path: Path, name: str
+    site: Cluster, undisturbed: Undisturbed, tmp_path: Path, name: str
 ) -> None:
     fault = BY_NAME[name]
     if missing := fault.lacks(site):
         pytest.skip(missing)
-    record = meet(site, fault, alone, tmp_path / name, name, limit=240)
+    record = meet(site, fault, undisturbed, tmp_path / name, name, limit=240)
     print(record.json())
     assert record.outcome[-1] == "SUCCEEDED"
     assert record.whole

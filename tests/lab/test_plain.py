@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.lab.cluster import SECRET, Cluster
-from tests.lab.faults import CONFIG, EPOCHS, LR, SETTINGS, STEPS
+from tests.lab.faults import CONFIG, EPOCHS, LR, SETTINGS, STEPS, Undisturbed
 from tests.lab.site import DATA, RUNS
 from tests.training import small
 
@@ -23,7 +23,7 @@ def test_encode_on_three_hosts(site: Cluster, encoded: str) -> None:
     assert features.keys() == {"text", "image"}
 
 
-def test_a_run_on_three_hosts_ends_as_in_one_process(site: Cluster, alone: Path, tmp_path: Path) -> None:
+def test_a_run_on_three_hosts_ends_as_in_one_process(site: Cluster, undisturbed: Undisturbed, tmp_path: Path) -> None:
     """The client has a version of the code that the hosts do not have: it must be the one that runs."""
     code = site.lab["client"].tmp / "work/distrec/cli.py"
     code.write_text(code.read_text() + '\nprint("uploaded by the client", file=sys.stderr)\n')
@@ -35,6 +35,7 @@ def test_a_run_on_three_hosts_ends_as_in_one_process(site: Cluster, alone: Path,
 
     run = site.storage.fetch("runs/plain", tmp_path / "plain")
     assert {epoch["workers"] for epoch in small.metrics(run)} == {3}
+    alone = undisturbed.run()
     small.same_losses(alone, run, rtol=1e-5)
     small.same_tensors(small.tensors(alone), small.tensors(run), LR, EPOCHS * STEPS)
     (attempt,) = small.read(run, "run.json")["attempts"]
@@ -62,7 +63,7 @@ def test_a_sweep_on_three_hosts(site: Cluster, encoded: str, tmp_path: Path) -> 
     assert {json.loads(site.storage.read(key) or b"{}")["status"] for key in trials} == {"done"}
 
 
-def test_no_secret_is_in_anything_written(site: Cluster, alone: Path, encoded: str) -> None:
+def test_no_secret_is_in_anything_written(site: Cluster, encoded: str) -> None:
     """The keys of the storage are in the environment of the nodes' processes, and must be nowhere else."""
     secret, found = SECRET.encode(), []
     for folder in (site.lab.folder / "hosts", site.lab.logs):
