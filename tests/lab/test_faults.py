@@ -12,7 +12,7 @@ from tests.lab.faults import BY_NAME, Undisturbed, meet
 pytestmark = pytest.mark.lab
 
 
-@pytest.mark.parametrize("name", ["host-off", "cut-20s", "stop-300s", "head-off", "storage-503"])
+@pytest.mark.parametrize("name", ["worker-killed", "host-off", "stop", "head-off"])
 def test_a_run_that_meets_a_fault_ends_like_one_that_does_not(
     site: Cluster, undisturbed: Undisturbed, tmp_path: Path, name: str
 ) -> None:
