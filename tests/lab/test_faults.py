@@ -9,7 +9,7 @@ import pytest
 from tests.lab.cluster import Cluster
 from tests.lab.faults import BY_NAME, Undisturbed, meet
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 
 @pytest.mark.parametrize("name", ["worker-killed", "host-off", "stop", "head-off"])
