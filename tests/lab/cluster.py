@@ -200,6 +200,11 @@ class Cluster:
         command = ["ray", "job", "submit", *fixed, *options, *([] if wait else ["--no-wait"]), "--", *entrypoint]
         return self.lab["client"].start(command, f"submit-{name}", "/tmp/work")
 
+    def distrec_submit(self, log: str, *arguments: str) -> Started:
+        """`distrec submit`, as README says, on the client host and from its own copy of the repository."""
+        command = ["python", "-m", "distrec.cli", "submit", *arguments, "--address", self.url]
+        return self.lab["client"].start(command, f"submit-{log}", "/tmp/work")
+
     def job(self, name: str) -> Job | None:
         """A job's record; None if the head does not answer or does not know it."""
         text = self.get(f"api/jobs/{name}")

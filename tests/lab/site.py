@@ -29,4 +29,4 @@ def distrec(cluster: Cluster, *arguments: str, timeout: float = 300) -> str:
 
 def encode(cluster: Cluster) -> str:
     """Encode texts and images on three hosts; returns the output."""
-    return cluster.done("encode", cluster.submit("encode", "python", "jobs/encode.py", DATA, "--workers", "3"), 240)
+    return cluster.done("encode", cluster.distrec_submit("encode", "encode", DATA, "--workers", "3"), 240)

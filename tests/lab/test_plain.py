@@ -28,7 +28,7 @@ def test_a_run_on_three_hosts_ends_as_in_one_process(site: Cluster, undisturbed:
     code = site.lab["client"].tmp / "work/distrec/cli.py"
     code.write_text(code.read_text() + '\nprint("uploaded by the client", file=sys.stderr)\n')
     own = (f"run.storage={RUNS}", "run.name=plain", "train.workers=3", "tracking.tensorboard=true")
-    job = site.submit("plain", "python", "jobs/train.py", CONFIG, *SETTINGS, *own)
+    job = site.distrec_submit("plain", "train", CONFIG, *SETTINGS, *own)
     output = site.done("plain", job, 300)
     assert "uploaded by the client" in output
     assert "alignrec: best epoch" in output
@@ -55,7 +55,7 @@ def test_a_sweep_on_three_hosts(site: Cluster, encoded: str, tmp_path: Path) -> 
         "seeds": 1,
     }
     (site.lab["client"].tmp / "work/sweep.yaml").write_text(yaml.safe_dump(sweep))
-    site.done("sweep", site.submit("sweep", "python", "jobs/tune.py", "sweep.yaml"), 300)
+    site.done("sweep", site.distrec_submit("sweep", "tune", "sweep.yaml"), 300)
     record = json.loads(site.storage.read("runs/sweep/sweep.json") or b"{}")
     assert record["done"]
     assert record["winners"].keys() == {"bprmf", "popularity"}
