@@ -89,7 +89,8 @@ def table(records: dict[str, list[dict[str, Any]]]) -> str:
         outcome = "; ".join(sorted({", then ".join(record["outcome"]) for record in mine}))
         rows = "; ".join(sorted({f"{_rows(record, 'lost')}, {_rows(record, 'duplicated')}" for record in mine}))
         state = "; ".join(sorted({record["state"] for record in mine}))
-        saw = (mine[0]["saw"] or ["nothing"])[0][:300].replace("|", "\\|")
+        said = [line for line in mine[0]["saw"] if not line.startswith("(raylet)")]  # Ray's own lines are long
+        saw = (said or ["nothing"])[0].replace("|", "\\|")
         out.append(
             _line((fault.what, len(mine), outcome, times["detected"], times["started"], times["next_step"], startup,
                    times["next_checkpoint"], times["resubmitted"], rows, state, saw))
