@@ -89,13 +89,15 @@ def table(records: dict[str, list[dict[str, Any]]]) -> str:
         outcome = "; ".join(sorted({", then ".join(record["outcome"]) for record in mine}))
         rows = "; ".join(sorted({f"{_rows(record, 'lost')}, {_rows(record, 'duplicated')}" for record in mine}))
         state = "; ".join(sorted({record["state"] for record in mine}))
-        said = [line for line in mine[0]["saw"] if not line.startswith("(raylet)")]  # Ray's own lines are long
+        said = [line for line in mine[0]["saw"] if not line.startswith(("(raylet)", "\t"))]  # Ray's own lines
         saw = (said or ["nothing"])[0].replace("|", "\\|")
         out.append(
             _line((fault.what, len(mine), outcome, times["detected"], times["started"], times["next_step"], startup,
                    times["next_checkpoint"], times["resubmitted"], rows, state, saw))
         )  # fmt: skip
     every = [phases for mine in records.values() for record in mine if (phases := _phases(record))]
+    if not every:
+        return "\n".join(out) + "\n"
     names = dict.fromkeys(name for phases in every for name in phases)
     out += ["", f"Start-up of {len(every)} restarts, by phase, in seconds:", ""]
     out += [_line(names), _line(["---"] * len(names))]
