@@ -329,8 +329,7 @@ def meet(
             if fault.mend is _hosts_rejoin:  # while the job waits for them
                 fault.mend(scene)
             record.outcome.append(_outcome(cluster, scene.job, limit))
-            steps = [entry.at for entry in seen.steps if entry.at > again]
-            record.resubmitted = round(min(steps) - again, 1) if steps else None
+            record.resubmitted = observe.first_step(seen, again)
     finally:
         if seen.ident is not None:
             seen.stop()

@@ -178,6 +178,12 @@ def timed(record: Record, seen: Observer, at: float, old: set[int]) -> None:
     record.saw = [entry.what[1] for entry in lines]
 
 
+def first_step(seen: Observer, at: float) -> float | None:
+    """Seconds from the time `at` to the first step of processes that started later; others may train on as orphans."""
+    began = [entry.at for entry in seen.trainers.values() if entry.at > at]
+    return _after(at, [entry.at for entry in seen.steps if began and entry.at > min(began)])
+
+
 def told(line: str) -> bool:
     """Whether a line of a job's log is more than the record of an epoch or the description of the run."""
     return bool(line.strip()) and not _EPOCH.match(line) and not _BANNER.match(line)
