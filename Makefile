@@ -10,7 +10,7 @@ LOCK ?= cpu
 BIN := .venv/bin
 STAMP := .venv/installed-$(LOCK)
 
-.PHONY: env demo test test-all lint clean
+.PHONY: env demo test test-all test-lab lint clean
 
 env: $(STAMP)
 
@@ -43,9 +43,18 @@ demo: env
 test: SCOPE := and not wide
 test test-all: lint
 	@echo "== Tests, two at a time; those of several processes start gloo workers and Ray clusters on this machine"
-	$(PYTEST) -n 2 --no-loadscope-reorder -m "not realdata $(SCOPE)"
+	$(PYTEST) -n 2 --no-loadscope-reorder -m "not realdata and not lab $(SCOPE)"
 	@echo "== Tests on real data: the datasets in shared/data next to the repository"
 	$(PYTEST) -m "realdata $(SCOPE)"
+
+FAKETIME := /usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1
+
+# Several hosts on this machine, made of network namespaces. Needs root and iproute2. The hosts end with the tests,
+# however these end. A test that needs libfaketime is skipped where it cannot be installed.
+test-lab: env
+	@[ -e $(FAKETIME) ] || apt-get install -y -qq libfaketime >/dev/null 2>&1 || true
+	@echo "== Tests on several hosts: head, three workers, client and storage"
+	$(PYTEST) -m lab tests/lab
 
 # Each process has one thread, since several processes run at the same time.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q

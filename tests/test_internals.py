@@ -11,13 +11,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "distrec"
 ADAPTERS = {
     "training/deepspeed_internals.py", "tables/torchrec_internals.py", "cluster/ray_internals.py",
-    "submission/ray_internals.py",
+    "submission/ray_internals.py", "tuning/ray_tune_internals.py",
 }  # fmt: skip
 PACKAGES = {"deepspeed", "torchrec", "fbgemm_gpu", "ray"}
 # Encoders are exempt: they need layers of models from other packages, which have no public names for them.
 PATHS = [path for path in sorted(ROOT.rglob("*.py")) if path.parent != ROOT / "encoders"]
 # Names that look public although the behaviour that distrec relies on is not documented.
 INTERNAL = {
+    "ENV_VARS_TO_PROPAGATE",
     "__compatible_ops__",
     "averaged_gradients",
     "basic_optimizer",

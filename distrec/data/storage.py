@@ -359,7 +359,8 @@ def open_folder(path: str) -> Folder:
     if place.startswith(REMOTE):
         from distrec.data.s3 import S3  # takes a second to import
 
-        return Folder(S3(), place.removeprefix(REMOTE).rstrip("/"), local=False)
+        # Other processes write to the same folders, so a listing must not be remembered.
+        return Folder(S3(use_listings_cache=False), place.removeprefix(REMOTE).rstrip("/"), local=False)
     return Folder(fsspec.filesystem("file"), place, local=True)
 
 

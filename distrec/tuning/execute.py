@@ -29,6 +29,7 @@ from distrec.errors import InputError, Interrupted, NonFiniteLoss, StorageError
 from distrec.training.stop import on_stop_signal
 from distrec.tuning.folder import ERROR_FILE, Phase, SweepFolder, Trial
 from distrec.tuning.plan import Next
+from distrec.tuning.ray_tune_internals import keep_keys_out_of_runtime_environments
 from distrec.tuning.sweep import SweepConfig
 
 _NOTE_SECONDS = 5.0  # a running trial's time is written to its file this often
@@ -63,6 +64,7 @@ class Execution:
         Raises:
             Interrupted: Ctrl-C or SIGTERM arrived; running trials have saved checkpoints.
         """
+        keep_keys_out_of_runtime_environments()
         tuner = tune.Tuner(
             tune.with_resources(run_trial, self._resources()),
             tune_config=tune.TuneConfig(
