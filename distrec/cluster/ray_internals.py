@@ -47,6 +47,7 @@ def lean_trainer(*arguments: Any, **options: Any) -> Any:
     class LeanTrainer(TorchTrainer):
         def _create_default_callbacks(self) -> list[Any]:
             unused = (DatasetsCallback, PlacementGroupCleanerCallback)
-            return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)]
+            callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # typed as the old trainer
+            return [callback for callback in callbacks if not isinstance(callback, unused)]
 
     return LeanTrainer(*arguments, **options)

@@ -324,7 +324,7 @@ def run_trial(task: dict[str, Any]) -> None:
     try:
         summary = train(config, on_epoch=report, held=True)
         if task["evaluate"]:
-            evaluate(str(folder), "test", config.train.workers)
+            evaluate(str(folder), "test", config.train.most_workers)
     except Interrupted:
         tune.report({"interrupted": True})
     except Exception as error:
