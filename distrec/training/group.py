@@ -111,7 +111,7 @@ class Group:
                     name="group",
                     storage_path=folder,
                     failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),  # type: ignore[call-arg]
-                    worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},  # type: ignore[call-arg]  # typed as old config
+                    worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},  # typed as the old config
                 ),
             ).fit()
 
