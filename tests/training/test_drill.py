@@ -155,7 +155,7 @@ def test_a_run_on_two_hosts_survives_both_faults(
         hosts.add()
     config = small.write_config(
         tmp_path / "run.yaml", small.write_small(tmp_path / "data"), tmp_path, "lightgcn",
-        train={"global_batch": 8, "epochs": 10_000, "patience": 10_000, "workers": 2, "max_failures": 1},
+        train={"global_batch": 32, "epochs": 10_000, "patience": 10_000, "workers": 2, "max_failures": 1},
     )  # fmt: skip
     run = tmp_path / "run"
     with ThreadPoolExecutor() as pool:
