@@ -200,6 +200,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.set_defaults(run=_report)
 
+    drill = verbs.add_parser(
+        "drill",
+        help="kill and freeze a worker of a run that trains, and measure how the run goes on",
+        description="Do to the workers of a run that trains on a Ray cluster what happens on clusters, one fault after "
+        "the other, and print how long the run took to notice and to train on, and which rows were lost or doubled.",
+    )
+    drill.add_argument("folder", metavar="RUN", help="<run.storage>/<run.name> of a run that is being trained")
+    drill.add_argument(
+        "--faults",
+        nargs="+",
+        choices=("kill", "freeze"),
+        default=["kill", "freeze"],
+        metavar="FAULT",
+        help="kill (SIGKILL) and freeze (SIGSTOP), in the given order; by default both",
+    )
+    drill.set_defaults(run=_drill)
+
     submit = verbs.add_parser(
         "submit",
         help="run a verb as a job of a Ray cluster, and follow it",
@@ -319,6 +336,15 @@ def _report(arguments: argparse.Namespace) -> None:
     from distrec.tuning.report import report
 
     report(arguments.sweep, examples=not arguments.no_examples)
+
+
+def _drill(arguments: argparse.Namespace) -> int:
+    from distrec.runtime import quiet
+
+    quiet()
+    from distrec.training.drill import drill
+
+    return drill(arguments.folder, arguments.faults)
 
 
 def _submit(arguments: argparse.Namespace) -> int:

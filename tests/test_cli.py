@@ -15,7 +15,7 @@ from distrec.cli import main
 from tests.training import small
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-JOBS = ["demo-data", "synth", "prepare", "check", "encode", "train", "tune", "evaluate", "report"]
+JOBS = ["demo-data", "synth", "prepare", "check", "encode", "train", "tune", "evaluate", "report", "drill"]
 VERBS = [*JOBS, "submit"]
 
 
@@ -163,6 +163,7 @@ PATHS = [
     ["evaluate", "{}"],
     ["evaluate", "tests", "--beside", "{}"],
     ["report", "{}"],
+    ["drill", "{}"],
 ]
 
 

@@ -17,11 +17,12 @@ _LOOK_SECONDS = 5.0  # between two checks that the Ray node is alive
 
 
 @contextmanager
-def ray_cluster(runtime_env: dict[str, Any] | None = None) -> Iterator[bool]:
+def ray_cluster(runtime_env: dict[str, Any] | None = None, other: str = "local") -> Iterator[bool]:
     """Use the Ray cluster that is connected or that RAY_ADDRESS names, or else a local one that ends with the block.
 
     Args:
         runtime_env: Ray's runtime environment for the processes that this one starts; ignored if already connected.
+        other: Ray's address to use in place of a new local cluster.
 
     Yields:
         Whether the cluster is local and new, so that no other machine can join it.
@@ -32,12 +33,12 @@ def ray_cluster(runtime_env: dict[str, Any] | None = None) -> Iterator[bool]:
     if ray.is_initialized():
         yield False
         return
-    address = os.environ.get("RAY_ADDRESS")
-    dashboard = None if address else False
+    address = os.environ.get("RAY_ADDRESS") or other
+    local = address == "local"
     on_term = signal.getsignal(signal.SIGTERM)
     ray.init(
-        address or "local",
-        include_dashboard=dashboard,
+        address,
+        include_dashboard=False if local else None,
         logging_level=logging.ERROR,
         log_to_driver=False,
         runtime_env=runtime_env,
@@ -45,7 +46,7 @@ def ray_cluster(runtime_env: dict[str, Any] | None = None) -> Iterator[bool]:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_term)  # Ray's handler would exit with status 1
     try:
-        yield not address
+        yield local
     finally:
         ray.shutdown()
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import ray
 
+TRAIN_WORKER = "RayTrainWorker"  # in the command line of each worker of Ray Train
+
 _State = Any  # Ray's state accessor has no public type
 
 

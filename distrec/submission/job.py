@@ -25,6 +25,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "tune": (),
     "evaluate": ("runs",),
     "report": ("sweep",),
+    "drill": ("folder",),
 }
 # Options and arguments that name a file of the working directory.
 _FILES: dict[str, tuple[str, ...]] = {
@@ -185,6 +186,8 @@ def _named(parsed: argparse.Namespace, names: Sequence[str]) -> Iterator[tuple[s
 def _called(name: str) -> str:
     if name == "config":
         return "config file"
+    if name == "folder":
+        return "run"
     return f"option '--{name}'" if name in ("source", "out", "cache", "beside") else name.removesuffix("s")
 
 

@@ -137,12 +137,12 @@ class Group:
         still = frozen({rank: beat.silent for rank, beat in self._beats.items()}, SILENT)
         if still and not self._frozen:
             silent = max(self._beats[rank].silent for rank in still)
-            who = ", ".join(_who(rank, self._beats) for rank in still)
-            self._frozen = f"{who} did not answer for {silent:.0f} s"
+            stuck = ", ".join(who(rank, self._beats) for rank in still)
+            self._frozen = f"{stuck} did not answer for {silent:.0f} s"
             self._monitor.kill_workers.remote()
         if not self._noted and self._trained() > 0:
             self._noted = True
-            self._journal.started(self._phases())
+            self._journal.started(start_seconds(self._beats, time.monotonic() - self._began))
 
     def _look_at_hosts(self) -> None:
         from distrec.cluster.ray_internals import draining_nodes
@@ -174,15 +174,18 @@ class Group:
         since = [beat.phases.get("training", 0.0) for beat in self._beats.values()]
         return min(since) if len(since) == self._workers else 0.0
 
-    def _phases(self) -> dict[str, float]:
-        """The seconds that the phases of the start took, of the worker that trained last."""
-        last = min(self._beats.values(), key=lambda beat: beat.phases["training"])
-        names = sorted(last.phases, key=lambda name: -last.phases[name])
-        whole = time.monotonic() - self._began
-        begun = [whole - last.phases[name] for name in names]
-        return dict(
-            zip(("processes", *names), (b - a for a, b in zip([0.0, *begun], begun, strict=False)), strict=False)
-        )
+
+def start_seconds(beats: Mapping[int, Beat], whole: float) -> dict[str, float]:
+    """The seconds that each phase of a group's start took, of the worker that trained last.
+
+    Args:
+        beats: what is known of each worker; all of them train.
+        whole: seconds since the group began to start.
+    """
+    last = min(beats.values(), key=lambda beat: beat.phases["training"])
+    names = sorted(last.phases, key=lambda name: -last.phases[name])
+    begun = [whole - last.phases[name] for name in names]
+    return dict(zip(("processes", *names), (b - a for a, b in zip([0.0, *begun], begun, strict=False)), strict=False))
 
 
 def is_loss(error: BaseException) -> bool:
@@ -207,15 +210,16 @@ def told(errors: Mapping[int, BaseException], beats: Mapping[int, Beat], gone: s
     if lost:
         memory = any("running low on memory" in str(errors[rank]) for rank in lost)  # as Ray puts it
         why = "was killed because its host ran out of memory" if memory else "died"
-        return f"{', '.join(_who(rank, beats) for rank in sorted(lost))} {why}"
+        return f"{', '.join(who(rank, beats) for rank in sorted(lost))} {why}"
     if not errors:
         return ""
     rank, error = next(iter(errors.items()))
     text = shown(str(error).strip().partition("\n")[0], 200, quoted=False)
-    return f"{_who(rank, beats)} failed with {type(error).__name__}: {text}"
+    return f"{who(rank, beats)} failed with {type(error).__name__}: {text}"
 
 
-def _who(rank: int, beats: Mapping[int, Beat]) -> str:
+def who(rank: int, beats: Mapping[int, Beat]) -> str:
+    """A worker for a message; -1 stands for Ray Train itself."""
     if rank < 0:
         return "Ray Train"
     beat = beats.get(rank)

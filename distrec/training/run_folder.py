@@ -272,6 +272,13 @@ class RunFolder(AttemptFolder):
         """Ask the run's workers to save a checkpoint and end."""
         self.folder.write_bytes(reason.encode(), STOP_REQUEST)
 
+    def requested(self) -> str:
+        """Why the workers were asked to end; empty if they were not, or it cannot be read."""
+        try:
+            return self.folder.read_bytes(STOP_REQUEST).decode(errors="replace")
+        except (OSError, InputError):
+            return ""
+
     def clear_request(self) -> None:
         """Take back what `request_stop` asked for, before other workers start."""
         self.folder.remove(STOP_REQUEST)

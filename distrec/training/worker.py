@@ -66,7 +66,7 @@ def train_worker(config: RunConfig, attempt: int) -> None:
     try:
         fit(world, Dataset.open(config.data, checked=True), config, attempt)
     except Interrupted as error:
-        if world.rank == 0:  # the driver may not live long enough to write it
+        if world.rank == 0 and run.requested() == "stop":  # the driver may not live long enough to write it
             run.note_outcome(error)
         raise
 

@@ -59,6 +59,7 @@ def test_places_are_those_of_the_verb() -> None:
         ("key 'data'", "s3://b/d"), ("key 'run.storage'", "s3://b/r"), ("key 'run.graphs'", "/g"),
     ]  # fmt: skip
     assert job("evaluate", "s3://b/r1", "s3://b/r2").places == [("run", "s3://b/r1"), ("run", "s3://b/r2")]
+    assert job("drill", "s3://b/r1", "--faults", "kill").places == [("run", "s3://b/r1")]
     assert job("prepare", "configs/data/demo.yaml", "--source", "s3://b/s", "--out", "s3://b/o").places == [
         ("option '--source'", "s3://b/s"), ("option '--out'", "s3://b/o"),
     ]  # fmt: skip

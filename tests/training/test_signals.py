@@ -15,7 +15,11 @@ import psutil
 import pytest
 
 from distrec.cli import main
-from distrec.training.run_folder import checkpoint_place
+from distrec.config import load_run
+from distrec.errors import Interrupted
+from distrec.methods.registry import resolve
+from distrec.training.launch import TRAIN, _run_here
+from distrec.training.run_folder import RunFolder, checkpoint_place
 from tests.training import small
 
 EPOCHS = 20
@@ -133,3 +137,18 @@ def test_a_signal_while_starting_ends_at_once(tmp_path: Path, config: str) -> No
     assert process.returncode == 130
     assert told.strip().splitlines()[-1] == "distrec train: interrupted"
     assert main(["train", config, "train.epochs=1"]) == 0
+
+
+@pytest.mark.parametrize(("reason", "outcome"), [("stop", "Interrupted"), ("resize", None), ("preempted", None)])
+def test_workers_end_an_attempt_only_if_the_user_stops_it(tmp_path: Path, reason: str, outcome: str | None) -> None:
+    """After the other reasons, the same attempt starts workers again."""
+    config = resolve(load_run(small.write_config(
+        tmp_path / "run.yaml", small.write_small(tmp_path / "data"), tmp_path,
+        train={"epochs": 2000, "patience": 2000, "global_batch": 8},
+    )))  # fmt: skip
+    run = RunFolder.of(config)
+    run.open_attempt(config, "hash")
+    run.request_stop(reason)
+    with pytest.raises(Interrupted):
+        _run_here(config, TRAIN, {"attempt": 1})
+    assert run.record["attempts"][0].get("outcome") == outcome
