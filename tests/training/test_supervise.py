@@ -70,6 +70,7 @@ def test_workers_follow_the_hosts_to_the_same_end(
     assert sizes() == [2, 1, 2, 1]
 
     (attempt,) = small.read(run, "run.json")["attempts"]
+    assert attempt["outcome"] == "done"
     causes = [restart["cause"] for restart in attempt["restarts"]]
     assert [restart["workers"] for restart in attempt["restarts"]] == [1, 2, 1]
     assert "was lost, with worker" in causes[0]
