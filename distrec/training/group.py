@@ -151,12 +151,11 @@ class Group:
         leaving = {node: until for node, until in draining_nodes().items() if node in nodes}
         self._leaving |= leaving.keys()
         if leaving and self._asked is None:
-            self._asked = "preempted"
+            self._ask_to_end("preempted")
             hosts = ", ".join(sorted(nodes[node] for node in leaving))
             left = min(leaving.values()) - time.time()
             when = f" in {left:.0f} s" if left > 0 else ""
             self._journal.say(f"host {hosts} will be taken away{when}: saving a checkpoint")
-            self._journal.request_stop("preempted")
 
     def _look_at_room(self) -> None:
         if self._asked is not None or self._workers == self._ask.most:
@@ -164,10 +163,13 @@ class Group:
         room = fitting(self._ask.cpus, current_offer(self._fixed).free)
         room = min(room, self._ask.most - self._workers)
         if room == self._room and may_grow(self._workers, self._ask.most, room, self._trained()):  # seen twice
-            self._asked = "resize"
+            self._ask_to_end("resize")
             self._journal.say(f"the cluster has room for {self._workers + room} workers: saving a checkpoint")
-            self._journal.request_stop("resize")
         self._room = room
+
+    def _ask_to_end(self, reason: Reason) -> None:
+        self._journal.request_stop(reason)  # first: if the storage does not answer, the next look tries again
+        self._asked = reason
 
     def _trained(self) -> float:
         """Seconds since the last of the workers began to train; 0 if one has not yet."""

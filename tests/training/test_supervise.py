@@ -12,7 +12,8 @@ import pytest
 
 from distrec.cluster import capacity
 from distrec.config import load_run
-from distrec.errors import InputError
+from distrec.data.storage import open_folder
+from distrec.errors import InputError, Interrupted
 from distrec.training import attempts, group, policy
 from distrec.training.launch import train
 from distrec.training.run_folder import RunFolder
@@ -20,7 +21,7 @@ from distrec.training.worker import train_worker
 from tests.training import small
 from tests.training.hosts import Hosts
 
-EPOCHS = 200
+EPOCHS = 5000  # more than it takes; the run is stopped
 
 
 @pytest.fixture
@@ -40,7 +41,8 @@ def test_workers_follow_the_hosts_to_the_same_end(
     run, data = tmp_path / "run", small.write_small(tmp_path / "data")
     config = small.write_config(
         tmp_path / "run.yaml", data, tmp_path, "lightgcn",
-        train={"global_batch": 8, "epochs": EPOCHS, "patience": EPOCHS, "eval_every": 20, "workers": [1, 2]},
+        train={"global_batch": 8, "epochs": EPOCHS, "patience": EPOCHS, "eval_every": 20, "workers": [1, 2],
+               "cpus_per_worker": 1},
     )  # fmt: skip
 
     def sizes() -> list[int]:
@@ -66,11 +68,13 @@ def test_workers_follow_the_hosts_to_the_same_end(
         wait(lambda: sizes() == [2, 1, 2], running)
         hosts.drain(nodes[1], seconds=120)
         wait(lambda: sizes() == [2, 1, 2, 1], running)
-        running.result(300)
+        RunFolder(open_folder(str(run))).request_stop()
+        with pytest.raises(Interrupted):
+            running.result(60)
     assert sizes() == [2, 1, 2, 1]
 
     (attempt,) = small.read(run, "run.json")["attempts"]
-    assert attempt["outcome"] == "done"
+    assert attempt["outcome"] == "Interrupted"
     causes = [restart["cause"] for restart in attempt["restarts"]]
     assert [restart["workers"] for restart in attempt["restarts"]] == [1, 2, 1]
     assert "was lost, with worker" in causes[0]
@@ -84,7 +88,7 @@ def test_workers_follow_the_hosts_to_the_same_end(
     assert sum(epoch["replayed"] > 0 for epoch in epochs) <= 1  # only the lost host's; the others saved first
     assert all(epoch["ledger"]["lost"] == epoch["ledger"]["duplicated"] == 0 for epoch in epochs)
 
-    train(config, ["train.workers=0", "run.name=whole"])
+    train(config, ["train.workers=0", "run.name=whole", f"train.epochs={len(epochs)}"])
     small.same_losses(tmp_path / "whole", run, rtol=1e-4)
 
 
