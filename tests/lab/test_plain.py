@@ -42,6 +42,23 @@ def test_a_run_on_three_hosts_ends_as_in_one_process(site: Cluster, undisturbed:
     assert attempt["outcome"] == "done"
 
 
+def test_a_folder_that_hosts_do_not_share_is_refused(site: Cluster, encoded: str) -> None:
+    """Every host has a /tmp of its own, so a worker does not see what the driver writes there."""
+    own = ("run.storage=/tmp/own", "run.name=own", "train.workers=3")
+    submitted = site.distrec_submit("own", "train", CONFIG, *SETTINGS, *own)
+    assert submitted.wait(200) == 2, submitted.tail()
+    output = submitted.text()
+    assert "key 'run.storage' is '/tmp/own', but host 'w" in output
+    assert "starting again" not in output
+
+
+def test_what_no_host_can_run_is_refused_at_once(site: Cluster, encoded: str) -> None:
+    own = (f"run.storage={RUNS}", "run.name=large", "train.workers=1", "train.cpus_per_worker=64")
+    submitted = site.distrec_submit("large", "train", CONFIG, *SETTINGS, *own)
+    assert submitted.wait(120) == 2, submitted.tail()
+    assert "largest host of the cluster has 1" in submitted.text()
+
+
 def test_a_sweep_on_three_hosts(site: Cluster, encoded: str, tmp_path: Path) -> None:
     sweep = {
         "run": {"name": "sweep", "storage": RUNS},
