@@ -18,7 +18,7 @@ from distrec.errors import WorkersFailed, shown
 from distrec.runtime import WORKER_ENVIRONMENT
 from distrec.training.heartbeat import NAMESPACE, Beat, Monitor
 from distrec.training.journal import Journal
-from distrec.training.policy import SILENT, End, Reason, frozen, may_grow
+from distrec.training.policy import End, Reason, frozen, may_grow
 from distrec.training.worker import ray_worker
 
 _LOOK = 1.0  # seconds between looks at the heartbeats
@@ -134,7 +134,10 @@ class Group:
             return
         answer, self._answer = self._answer, None
         self._beats = ray.get(answer)
-        still = frozen({rank: beat.silent for rank, beat in self._beats.items()}, SILENT)
+        still = frozen(
+            {rank: beat.silent for rank, beat in self._beats.items()},
+            {rank: "training" in beat.phases for rank, beat in self._beats.items()},
+        )
         if still and not self._frozen:
             silent = max(self._beats[rank].silent for rank in still)
             stuck = ", ".join(who(rank, self._beats) for rank in still)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 NAMESPACE = "distrec"  # of Ray, in which monitors have names
 BEAT = 0.5  # seconds between two heartbeats
-ORPHAN = 25.0  # seconds without an answer after which a worker has lost its driver; a short cut of a link is survived
+ORPHAN = 20.0  # seconds without an answer after which a worker has lost its driver; a short cut of a link is survived
 
 _PHASES: dict[str, float] = {}  # when this process began each phase of its start
 

@@ -30,7 +30,9 @@ from distrec.data.storage import Folder
 from distrec.errors import InputError, Interrupted, StorageError
 from distrec.training.attempts import now, writing_to
 
-BEAT, WATCH, LOOK = 10.0, 45.0, 1.0  # seconds; WATCH is several beats, since storage and a busy driver may delay one
+# Seconds. WATCH is several beats, since a busy driver may delay one, and longer than workers train on after they have
+# lost their driver (`distrec.training.heartbeat`).
+BEAT, WATCH, LOOK = 5.0, 30.0, 1.0
 _SETTLE = 1.0  # seconds after which a store that ignores "create only" shows which of two writers came last
 _NAME = re.compile(r"holder-([0-9]{6,18})\.json")
 _ACTIVE: set[str] = set()  # tokens of the holds of this process
@@ -180,14 +182,14 @@ def _left(folder: Folder, name: str, what: str, remedy: str = "") -> bytes | Non
     Raises:
         InputError: the attempt is alive.
     """
-    first, until = _content(folder, name), time.monotonic() + WATCH
+    first, looked, quiet = _content(folder, name), time.monotonic(), 0.0
     content, said = first, False
     while content is not None:
         record = _parsed(content)
         alive = _alive_here(record)
         if alive or (alive is None and content != first):
             raise InputError(_taken(folder, what, record, remedy))
-        if alive is False or time.monotonic() > until:
+        if alive is False or quiet > WATCH:
             break
         if not said:
             print(
@@ -197,6 +199,9 @@ def _left(folder: Folder, name: str, what: str, remedy: str = "") -> bytes | Non
             said = True
         time.sleep(LOOK)
         content = _content(folder, name)
+        # While the storage does not answer, no attempt can write, so that time says nothing.
+        looked, before = time.monotonic(), looked
+        quiet += min(looked - before, 2 * LOOK)
     return content
 
 

@@ -18,7 +18,9 @@ or hosts will be taken away."""
 _ASKED = {"resize": "the cluster has room for more of them", "preempted": "hosts will be taken away"}
 
 GROW_AFTER = 30.0  # seconds that workers have trained before more of them are considered: every start costs time
-SILENT = 40.0  # seconds without a heartbeat after which a worker counts as frozen
+SILENT = {True: 15.0, False: 60.0}
+"""Seconds without a heartbeat after which a worker that trains, or one that still starts, counts as frozen. While it
+starts, a single call that reads or sorts much may keep its other threads waiting."""
 
 
 @dataclass(frozen=True)
@@ -118,14 +120,14 @@ def may_grow(workers: int, most: int, room: int, trained: float) -> bool:
     return workers < most and room > 0 and trained >= GROW_AFTER
 
 
-def frozen(silent: Mapping[int, float], limit: float) -> list[int]:
+def frozen(silent: Mapping[int, float], trains: Mapping[int, bool]) -> list[int]:
     """The ranks of workers that stand still.
 
     Args:
         silent: seconds since the last heartbeat of each worker.
-        limit: seconds after which a worker counts as frozen.
+        trains: whether each of them has begun to train.
     """
-    return sorted(rank for rank, seconds in silent.items() if seconds > limit)
+    return sorted(rank for rank, seconds in silent.items() if seconds > SILENT[trains[rank]])
 
 
 def _final(errors: Mapping[int, BaseException]) -> BaseException | None:

@@ -18,7 +18,7 @@ from distrec.cluster.processes import send
 from distrec.config import load_run
 from distrec.errors import InputError, Interrupted, WorkersFailed
 from distrec.training import drill as drills
-from distrec.training import group
+from distrec.training import policy
 from distrec.training.drill import NotRecovered, Recovery, _Drill, drill, refusal, table
 from distrec.training.heartbeat import Beat
 from distrec.training.launch import train
@@ -147,7 +147,7 @@ def wait(ready: Callable[[], Any], running: Future[Any]) -> None:
 def test_a_run_on_two_hosts_survives_both_faults(
     tmp_path: Path, hosts: Hosts, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(group, "SILENT", 3.0)
+    monkeypatch.setattr(policy, "SILENT", {True: 3.0, False: 60.0})
     idle = planted(tmp_path / "idle", 3, epochs=100)
     with pytest.raises(InputError, match=f"nobody trains run '{idle}' with workers on the Ray cluster; start it"):
         drill(str(idle))

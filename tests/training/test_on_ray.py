@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from distrec.cli import main
-from distrec.training import group
+from distrec.training import policy
 from distrec.training.run_folder import place_in_words
 from tests.training import small
 
@@ -139,7 +139,7 @@ def test_workers_that_fail_too_often_end_the_run_with_one_sentence(
 def test_a_frozen_worker_is_named_and_replaced(
     tmp_path: Path, data: str, cluster: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(group, "SILENT", 3.0)
+    monkeypatch.setattr(policy, "SILENT", {True: 3.0, False: 60.0})
     config = small.write_config(tmp_path / "run.yaml", data, tmp_path, train={"global_batch": 8, "epochs": 12})
     killer = Killer(tmp_path / "run", epochs=[2], every=1000, freeze=True)
     killer.start()

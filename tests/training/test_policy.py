@@ -7,7 +7,7 @@ import random
 import pytest
 
 from distrec.errors import InputError, Interrupted, NonFiniteLoss, StorageError, WorkersFailed
-from distrec.training.policy import GROW_AFTER, Decision, End, Failures, decide, frozen, may_grow
+from distrec.training.policy import GROW_AFTER, SILENT, Decision, End, Failures, decide, frozen, may_grow
 from distrec.training.run_folder import TakenOver
 
 LOST = RuntimeError("the process died")
@@ -78,8 +78,10 @@ def test_any_number_of_failures_is_survived_with_a_finished_epoch_between(seed: 
 
 
 def test_frozen_workers_are_those_that_are_silent_for_longer_than_the_limit() -> None:
-    assert frozen({0: 0.1, 1: 41.0, 2: 40.0, 3: 400.0}, 40.0) == [1, 3]
-    assert frozen({}, 40.0) == []
+    silent = {0: 0.1, 1: SILENT[True] + 1, 2: SILENT[True] - 1, 3: 400.0}
+    assert frozen(silent, dict.fromkeys(silent, True)) == [1, 3]
+    assert frozen(silent, dict.fromkeys(silent, False)) == [3]  # starting takes the threads longer
+    assert frozen({}, {}) == []
 
 
 def test_workers_make_place_for_more_after_a_while_and_only_where_there_is_room() -> None:
