@@ -60,9 +60,12 @@ def test_resources_that_no_node_has_are_refused_at_once(
     tmp_path: Path, data: str, cluster: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     methods = {"bprmf": {"train": {"global_batch": 1000}}}
-    config = write_sweep(tmp_path, data, methods, resources={"workers": 1000})
-    assert main(["tune", config]) == BAD_INPUT
-    assert "asks for 1000 CPUs per trial, but the cluster offers" in capsys.readouterr().err
+    for resources, told in (
+        ({"workers": 1000, "wait_for_cluster": 0}, "asks for 1000 times 1 CPUs per trial, but after 0 s the cluster"),
+        ({"workers": 1, "cpus_per_worker": 64}, "64 of them on one host, but the largest host of the cluster has 2"),
+    ):
+        assert main(["tune", write_sweep(tmp_path, data, methods, resources=resources)]) == BAD_INPUT
+        assert told in capsys.readouterr().err
     assert not (tmp_path / "sweep").exists()
 
 
