@@ -228,7 +228,7 @@ def test_a_given_cluster_is_used_and_kept_when_encoding_is_refused(tmp_path: Pat
     broken = Path(tiny.text_model(tmp_path / "bert"))
     (broken / "model.safetensors").write_bytes(b"no weights")
     data = tiny.write_dataset(str(tmp_path / "data"), tiny.texts(5))
-    with pytest.raises(InputError, match="encode has 2 workers with 3 threads, which is 6 CPUs, .* has 2"):
+    with pytest.raises(InputError, match=r"encode has 2 workers with 3 threads, which is 6 CPUs, .* has 2"):
         encode(data, text=bert, workers=2, threads=3)
     assert not parts(data)
     with pytest.raises(InputError, match="cannot be loaded"):
