@@ -303,6 +303,7 @@ def on_terminal(client: Client, command: list[str], typed: list[tuple[str, bytes
     """Run a command on a terminal; after each text has been shown, type something. Its status and what it showed."""
     pid, terminal = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell that starts the tests in the background ignores it
         os.chdir(client.folder)
         os.execvpe(sys.executable, [sys.executable, *command], client.environment)
     shown, deadline = "", time.monotonic() + 90
