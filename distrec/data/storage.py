@@ -70,6 +70,10 @@ class Folder:
             return str(self.fs.info(self.at(*parts))["type"])
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            if error.errno == errno.ELOOP:  # a link that leads nowhere
+                return None
+            raise
 
     def names(self, *parts: str) -> list[str]:
         """Sorted names of the files and folders directly inside; empty if there are none.
