@@ -188,7 +188,7 @@ class Folder:
             if number in _ROOMLESS or is_full(error):
                 asked = "" if needed is None else f"; {needed:,} bytes are needed"
                 free = (
-                    f"{',' if asked else ';'} {self._free():,} {'are' if asked else 'bytes are'} free"
+                    f"{',' if asked else ';'} {self.free_bytes():,} {'are' if asked else 'bytes are'} free"
                     if self.local
                     else ""
                 )
@@ -204,7 +204,8 @@ class Folder:
             kind = errno.EACCES if isinstance(error, PermissionError) else number or errno.EIO
             raise OSError(kind, reason, path) from None
 
-    def _free(self) -> int:
+    def free_bytes(self) -> int:
+        """Bytes that this user may still write to the disk of a local folder, which need not exist yet."""
         path = self.path
         while not os.path.isdir(path):
             path = os.path.dirname(path)

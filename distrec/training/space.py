@@ -5,21 +5,13 @@ Nothing is known about the room of an object store.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from distrec.data.storage import Folder
 from distrec.errors import StorageFull
 
-
-def free_bytes(folder: Folder) -> int:
-    """Bytes that this user may still write to the disk of a local folder, which need not exist yet."""
-    path = folder.path
-    while not os.path.isdir(path):
-        path = os.path.dirname(path) or "/"
-    return shutil.disk_usage(path).free
+free_bytes = Folder.free_bytes
 
 
 def require_room(folder: Folder, needed: int) -> None:
