@@ -75,6 +75,8 @@ class Group:
             raise
         except Exception as error:
             errors = _by_rank(error)
+            with suppress(Exception):  # a worker may have begun and died since the last look
+                self._beats = ray.get(self._monitor.read.remote(), timeout=5)
         finally:
             with suppress(Exception):
                 ray.kill(self._monitor)

@@ -84,7 +84,7 @@ class Heartbeat:
 
     def __init__(self, monitor: Any, rank: int):
         self._monitor, self._rank = monitor, rank
-        self._done = threading.Event()
+        self._done, self._known = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._report, daemon=True)
 
     def __enter__(self) -> Heartbeat:
@@ -101,6 +101,10 @@ class Heartbeat:
     def __exit__(self, *_: Any) -> None:
         self._done.set()
 
+    def wait_until_known(self) -> None:
+        """Return once the monitor knows this worker: if it dies later, the driver can say which process it was."""
+        self._known.wait()  # at most `ORPHAN` seconds: a worker without an answer ends
+
     def _report(self) -> None:
         import ray
 
@@ -111,6 +115,7 @@ class Heartbeat:
                 phases = {name: now - began for name, began in _PHASES.items()}
                 ray.get(self._monitor.beat.remote(self._rank, {**self._facts, "phases": phases}), timeout=5)
                 answered = time.monotonic()
+                self._known.set()
             if time.monotonic() - answered > ORPHAN and not self._done.is_set():
                 print(f"worker {self._rank} has lost its driver and ends", file=sys.stderr, flush=True)
                 os.kill(os.getpid(), signal.SIGKILL)  # an ordinary exit would wait for the other threads

@@ -28,13 +28,14 @@ def ray_worker(payload: dict[str, Any]) -> None:
     from distrec.training.heartbeat import Heartbeat, phase
 
     phase("imports")
-    with Heartbeat(payload["monitor"], ray.train.get_context().get_world_rank()):
+    with Heartbeat(payload["monitor"], ray.train.get_context().get_world_rank()) as heartbeat:
         from distrec.runtime import quiet, tune_process
 
         quiet()
         config = decode(RunConfig, payload["config"])
         tune_process(config.train.threads)
         work = named(payload["work"])
+        heartbeat.wait_until_known()
         work(config, **payload["arguments"])
 
 
