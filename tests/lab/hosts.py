@@ -152,10 +152,15 @@ class Host:
     def is_on(self) -> bool:
         return self._holder is not None
 
+    @property
+    def root(self) -> Path:
+        """Its root folder as seen from outside, with what is mounted there."""
+        return Path(f"/proc/{self._pid}/root")
+
     def power_on(self) -> None:
         """Start the host with an empty /tmp/r, /dev/shm and network; other files in /tmp are as they were."""
         assert not self.is_on, f"{self.name} is on"
-        kept = [str(path) for path in _kept() if path.is_relative_to("/tmp")]
+        kept = [str(path) for path in needed() if path.is_relative_to("/tmp")]
         flags = ("--mount", "--uts", "--ipc", "--net", "--pid", "--fork", "--kill-child=KILL", "--mount-proc")
         arguments = (str(self.lab.folder), self.name, *kept)
         shutil.rmtree(self.tmp / "r", ignore_errors=True)
@@ -334,7 +339,7 @@ class Lab:
             raise RuntimeError(f"{' '.join(command)} failed: {done.stderr.strip()}")
 
 
-def _kept() -> list[Path]:
+def needed() -> list[Path]:
     """What every host must see of the machine, even below /tmp, which each host has for itself."""
     return [REPOSITORY, Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()]
 
