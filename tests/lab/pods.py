@@ -15,7 +15,7 @@ from math import ceil
 from typing import Any
 
 _UNITS = {"n": "1e-9", "u": "1e-6", "m": "1e-3", "": "1", "k": "1e3", "M": "1e6", "G": "1e9", "T": "1e12", "P": "1e15",
-          **{f"{unit}i": str(1024**power) for power, unit in enumerate("KMGTPE", 1)}}  # fmt: skip
+          "E": "1e18", **{f"{unit}i": str(1024**power) for power, unit in enumerate("KMGTPE", 1)}}  # fmt: skip
 _QUANTITY = re.compile(r"([+-]?[0-9.]+(?:[eE][+-]?[0-9]+)?)([a-zA-Z]*)")
 _REFERENCE = re.compile(r"\$(\$|\(([-._a-zA-Z0-9]+)\))")
 # Kinds and fields that change nothing of what runs inside the pods.
