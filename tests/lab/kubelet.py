@@ -1,9 +1,9 @@
 """Pods on the hosts of a lab: what a kubelet does with a pod, as far as one machine can do it without an image.
 
 A host has one pod. Its root folder is a disposable layer over the machine's own files, which take the place of the
-image; everything that the pod writes is in memory and gone with it. Processes run as the user that the manifest names.
-The containers of a pod share this folder, which on Kubernetes they do not. Limits of CPU and memory, probes and
-restarts of a container that has run are missing.
+image, with the home folder of the image's user. Everything that the pod writes is in memory and gone with it. Its
+processes run as the user that the manifest names. The containers of a pod share this folder, which on Kubernetes they
+do not. Limits of CPU and memory, probes, and restarts of a container that has run are missing.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from tests.lab.hosts import SHARED, Host, Started, needed, wait_until
+from tests.lab.hosts import REPOSITORY, SHARED, Host, Started, needed, wait_until
 from tests.lab.pods import Container, Mount, Pod
 
 USER, HOME = 1000, "/home/distrec"  # of the image
 _FOLDER = "/tmp/pod"
 
-# $1: the pod's folder, $2: user and group, $3: home of the user.
+# $1: the pod's folder, $2: user and group, $3: home of the user, $4: the repository.
 _BEGIN = """
 mkdir -p "$1"
 mount -t tmpfs -o size=4g,mode=755 pod "$1"
@@ -32,6 +32,7 @@ mount -t overlay overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" "$1/r
 for folder in /proc /sys /dev; do mount --rbind "$folder" "$1/root$folder"; done
 mount --bind "$1/tmp" "$1/root/tmp"
 mkdir -p "$1/root$3"
+cp -r "$4/configs" "$4/jobs" "$1/root$3"
 chown "$2" "$1/root$3"
 if ! getent passwd "${2%:*}" >/dev/null; then echo "pod:x:$2::$3:/bin/bash" >> "$1/root/etc/passwd"; fi
 """
@@ -109,7 +110,7 @@ class Placed:
     def _make_root(self, names: Mapping[str, str]) -> None:
         main, root = self.pod.main, f"{_FOLDER}/root"
         owner = f"{main.user or USER}:{main.group or USER}"
-        self.host.run(["bash", "-euc", _BEGIN, "bash", _FOLDER, owner, HOME])
+        self.host.run(["bash", "-euc", _BEGIN, "bash", _FOLDER, owner, HOME, str(REPOSITORY)])
         lines = "".join(f"{address} {name}\n" for name, address in names.items())
         self._write(Path(f"{root}/etc/hosts"), f"127.0.0.1 localhost\n{lines}".encode(), 0o644)
         mounts = {mount.path: mount for container in (*self.pod.init, main) for mount in container.mounts}

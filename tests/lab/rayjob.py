@@ -116,7 +116,7 @@ class RayJob(Documents):
         command: tuple[str, ...] = ()
         if not template["spec"]["containers"][0].get("command"):
             command = ("/bin/bash", "-ce", "--", submit_line(self._spec, f"http://{service}", submission))
-        return self.pod(f"{self.name}-submitter", template, command, own, self._access(cluster))
+        return self.pod(f"{submission}-submitter", template, command, own, self._access(cluster))
 
     def _ray_pod(self, cluster: str, name: str, group: Mapping[str, Any], address: str, head: bool) -> Pod:
         container = group["template"]["spec"]["containers"][0]
