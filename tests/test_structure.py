@@ -22,6 +22,7 @@ FLOORS = [
     {"training"},
     {"tuning"},
     {"submission"},
+    {"kubernetes"},
     {"cli", ""},  # "": the package itself, which has `distrec.train`
 ]
 
