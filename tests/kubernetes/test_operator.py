@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.conftest import ROOT
 from tests.lab.operator import Sight, Status, judge
-from tests.lab.pods import Mount, Pod, expanded, quantity
+from tests.lab.pods import Mount, PlainJob, Pod, expanded, quantity
 from tests.lab.rayjob import RayJob, start_parameters, submit_line
 
 DOCUMENTS = """
@@ -136,13 +138,18 @@ def test_the_volumes_of_pods(rayjob: RayJob) -> None:
     assert worker.mounts == (memory, Mount("/data", "claim", key="runs", claim="runs"))
 
 
-def test_a_token_reaches_every_pod() -> None:
+@pytest.mark.parametrize("secret", ["token", ""])
+def test_a_token_reaches_every_pod(secret: str) -> None:
+    """One of a Secret, or one that the operator makes for each cluster."""
     own = documents()
-    own[0]["spec"]["rayClusterSpec"]["authOptions"] = {"mode": "token", "secretName": "token"}
+    own[0]["spec"]["rayClusterSpec"]["authOptions"] = {"mode": "token"} | ({"secretName": secret} if secret else {})
     own.append({"kind": "Secret", "metadata": {"name": "token"}, "data": {"auth_token": base64.b64encode(b"planted")}})
     job = RayJob(own)
-    pods = [job.head("c").main, job.workers("c")[0].main, job.workers("c")[0].init[0], job.submitter("c", "c-1").main]
-    assert {pod.environment["RAY_AUTH_TOKEN"] for pod in pods} == {"planted"}
+    worker, submitter = job.workers("c")[0], job.submitter("c", "c-1")
+    pods = [job.head("c").main, worker.main, worker.init[0], submitter.main]
+    (token,) = {pod.environment["RAY_AUTH_TOKEN"] for pod in pods}
+    assert token == "planted" if secret else len(token) > 20
+    assert job.head("d").main.environment["RAY_AUTH_TOKEN"] == token or not secret
     # The manifest's own value for the head wins, as with KubeRay.
     assert [pod.environment["RAY_AUTH_MODE"] for pod in pods] == ["disabled", "token", "token", "token"]
 
@@ -211,6 +218,21 @@ def test_what_the_harness_does_not_know_or_find_is_refused(place: tuple[Any, ...
     at[field] = value
     with pytest.raises(ValueError, match=r"the harness|there is no"):
         all_pods(own)
+
+
+@pytest.mark.parametrize("name", ["train", "tune", "encode", "job"])
+def test_the_harness_knows_every_field_of_the_shipped_manifests(name: str) -> None:
+    """Without their overlays, of which autoscaling cannot run here."""
+    if shutil.which("kubectl") is None:
+        pytest.skip("there is no kubectl to render the manifests in cluster/")
+    command = ["kubectl", "kustomize", str(ROOT / "cluster" / name / "base")]
+    text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    own = list(yaml.safe_load_all(text))
+    pods = [PlainJob(own).one_pod()] if name == "job" else all_pods(own)
+    assert len(pods) == 1 or len(pods) > 2
+    for pod in pods:
+        assert pod.main.user == 1000
+        assert pod.main.command
 
 
 @pytest.mark.parametrize(

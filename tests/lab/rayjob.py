@@ -7,6 +7,7 @@ tests what a manifest says, and knows no more fields than these tests need.
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import ceil
@@ -31,6 +32,7 @@ class RayJob(Documents):
 
     def __init__(self, documents: Iterable[Mapping[str, Any]]):
         super().__init__(documents, "RayJob")
+        self._tokens: dict[str, str] = {}  # by cluster
         self._spec = known(self.document["spec"], "RayJob.spec", {
             "activeDeadlineSeconds", "backoffLimit", "entrypoint", "entrypointNumCpus", "entrypointNumGpus",
             "entrypointResources", "jobId", "metadata", "preRunningDeadlineSeconds", "rayClusterSpec",
@@ -154,12 +156,15 @@ class RayJob(Documents):
         return pod
 
     def _access(self, cluster: str) -> dict[str, str]:
-        """What `authOptions` adds to the environment."""
+        """What `authOptions` adds to the environment. Without a Secret, the operator makes a token for each cluster."""
         access = known(self._cluster.get("authOptions", {}), "authOptions", {"mode", "secretName"})
         if access.get("mode", "disabled") == "disabled":
             return {}
-        secret = self.contents("Secret", access.get("secretName", cluster))
-        return {"RAY_AUTH_MODE": access["mode"], "RAY_AUTH_TOKEN": secret["auth_token"].decode()}
+        if "secretName" in access:
+            token = self.contents("Secret", access["secretName"])["auth_token"].decode()
+        else:
+            token = self._tokens.setdefault(cluster, secrets.token_hex(16))
+        return {"RAY_AUTH_MODE": access["mode"], "RAY_AUTH_TOKEN": token}
 
 
 def start_parameters(group: Mapping[str, Any], head: bool, gcs: str) -> dict[str, str]:

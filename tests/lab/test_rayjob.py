@@ -74,7 +74,8 @@ def test_a_rayjob_that_loses_its_cluster_is_retried_and_goes_on(
     hosts: Cluster, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     run, lab = "rayjob", hosts.lab
-    operator = Operator(lab, rendered(hosts, run, "--overlay", "s3", "--secret", _SECRET), _PATIENCE)
+    options = ("--overlay", "s3", "--overlay", "token", "--secret", _SECRET)
+    operator = Operator(lab, rendered(hosts, run, *options), _PATIENCE)
     operator.wait_for("Running", timeout=240)
     first = operator.status
 
@@ -86,9 +87,11 @@ def test_a_rayjob_that_loses_its_cluster_is_retried_and_goes_on(
     wait_until(trained, 300, f"{_BEFORE} epochs", every=1)
     training = {name: lab[name].processes(TRAINER) for name in WORKERS}
     assert sorted(name for name, found in training.items() if found) == ["w1", "w2"]
+    token = operator.pods[HEAD].pod.main.environment["RAY_AUTH_TOKEN"]
     for host in lab.hosts.values():
         for process in host.processes():
             assert SECRET not in process.command
+            assert token not in process.command
     assert {_user(process.pid) for found in training.values() for process in found} == {USER}
 
     lab[HEAD].power_off()
@@ -99,9 +102,9 @@ def test_a_rayjob_that_loses_its_cluster_is_retried_and_goes_on(
     assert second.submission != first.submission
     operator.wait_for("Complete", "Failed", timeout=400)
     states = [status.deployment for status in operator.history]
-    log = operator.text()
+    text, log = operator.text(), operator.submitter.text() if operator.submitter else ""
     operator.delete()
-    assert states == ["Initializing", "Running", "Retrying", "", "Initializing", "Running", "Complete"], log
+    assert states == ["Initializing", "Running", "Retrying", "", "Initializing", "Running", "Complete"], text
 
     copy = hosts.storage.fetch(f"runs/{run}", tmp_path / run)
     epochs = [int(number) for number in re.findall(r"^epoch +(\d+) ", log, re.MULTILINE)]
