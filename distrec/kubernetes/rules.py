@@ -277,7 +277,9 @@ def check_readers(kind: str, overlays: Collection[str], given: Mapping[str, str 
                 "leave the option out."
             )
     if kind == "Job" and given.get("address") is None:
-        raise InputError("a Job submits to a cluster that exists; give its address, such as --address http://HEAD:8265.")
+        raise InputError(
+            "a Job submits to a cluster that exists; give its address, such as --address http://HEAD:8265."
+        )
     for option in ("address",) if kind != "Job" else ("memory", "pods"):
         if given.get(option) is not None:
             raise InputError(f"option '--{option}' has no meaning for --kind {kind}; leave it out.")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
+import yaml
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from distrec.errors import shown
@@ -37,9 +39,12 @@ def scalar(value: Any) -> str:
     """A text, number or Boolean as YAML that reads back as the same value, in one line."""
     if isinstance(value, _Comment):
         return value
-    if isinstance(value, str) and (_QUANTITY.fullmatch(value) or _PLAIN.fullmatch(value)) and not _WORDS.fullmatch(value):
+    if not isinstance(value, str):
+        return json.dumps(value if isinstance(value, int) else str(value))  # `str` of a name without a value raises
+    if (_QUANTITY.fullmatch(value) or _PLAIN.fullmatch(value)) and not _WORDS.fullmatch(value):
         return value
-    return json.dumps(value)  # JSON is YAML
+    quoted: str = yaml.safe_dump(value, default_style='"', width=math.inf)
+    return quoted.rstrip("\n")
 
 
 @cache

@@ -202,7 +202,9 @@ def planned_memory(configs: Sequence[RunConfig]) -> str:
     try:
         most = max(worker_bytes(config) for config in configs)
     except InputError as error:
-        raise InputError(f"{str(error).rstrip('.')}; or give the memory of a worker's pod, such as --memory 8Gi.") from None
+        raise InputError(
+            f"{str(error).rstrip('.')}; or give the memory of a worker's pod, such as --memory 8Gi."
+        ) from None
     return f"{math.ceil(1.25 * most / 2**30 + 1.5)}Gi"
 
 
