@@ -3,7 +3,7 @@
 A host has one pod. Its root folder is a disposable layer over the machine's own files, which take the place of the
 image, with the home folder of the image's user. Everything that the pod writes is in memory and gone with it. Its
 processes run as the user that the manifest names. The containers of a pod share this folder, which on Kubernetes they
-do not. Limits of CPU and memory, probes, and restarts of a container that has run are missing.
+do not. Limits of CPU and memory, and probes, are missing.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class Placed:
 
     def __init__(self, host: Host, pod: Pod, names: Mapping[str, str]):
         self.host, self.pod = host, pod
-        self._left = [*pod.init, pod.main]
+        self._containers = [*pod.init, pod.main]
+        self._left = list(self._containers)
+        self._starts = 0
         self.started: Started | None = None  # the last container that was started
         self._asked: float | None = None  # when it was asked to end
         self._make_root(names)
@@ -65,11 +67,11 @@ class Placed:
         return self.started.status if self.started is not None and not self._left else None
 
     def advance(self) -> None:
-        """Start the next container if the one before has done its work; one that failed is started again."""
+        """Start the next container if the one before has done its work, and one again that is not to have ended."""
         if not self.host.is_on or (self.started is not None and self.started.status is None):
             return
-        if self.started is not None and self._left and self.started.status:
-            self.started = self._start(self._previous())
+        if self.started is not None and (self.started.status if self._left else self.pod.restarts):
+            self.started = self._start(self._containers[-len(self._left) - 1])
         elif self._left:
             self.started = self._start(self._left.pop(0))
 
@@ -95,15 +97,13 @@ class Placed:
             self.host.power_off()
         self.host.power_on()
 
-    def _previous(self) -> Container:
-        return [*self.pod.init, self.pod.main][-len(self._left) - 1]
-
     def _start(self, container: Container) -> Started:
         who = f"--userspec={container.user or USER}:{container.group or USER}"
         groups = f"--groups={'' if container.files_group is None else container.files_group}"
         command = ["chroot", who, groups, f"{_FOLDER}/root", "env", "-C", container.folder or HOME, *container.command]
         environment = {"HOME": HOME, **container.environment}
-        return self.host.start(command, f"{self.pod.name}-{container.name}", environment=environment)
+        self._starts += 1
+        return self.host.start(command, f"{self.pod.name}-{self._starts}-{container.name}", environment=environment)
 
     # The root folder ------------------------------------------------------------------------------------------------
 
@@ -113,7 +113,7 @@ class Placed:
         self.host.run(["bash", "-euc", _BEGIN, "bash", _FOLDER, owner, HOME, str(REPOSITORY)])
         lines = "".join(f"{address} {name}\n" for name, address in names.items())
         self._write(Path(f"{root}/etc/hosts"), f"127.0.0.1 localhost\n{lines}".encode(), 0o644)
-        mounts = {mount.path: mount for container in (*self.pod.init, main) for mount in container.mounts}
+        mounts = {mount.path: mount for container in self._containers for mount in container.mounts}
         script = "".join(self._line(mounts[path], main.files_group) for path in sorted(mounts))
         folders = [str(folder) for folder in needed()]
         for folder in folders:  # in the layer, before the folders themselves are there

@@ -5,8 +5,7 @@ pods are ready, and follows status, retries and deadlines in the states of KubeR
 the content of a manifest can train a model, fail and be retried where no Kubernetes can run.
 
 It is not KubeRay, and tests the manifest rather than the operator: there is no API server, scheduler, autoscaler or
-network policy; pods of a running cluster that fail are not replaced; a job whose submitter does not end after it is
-left waiting.
+network policy; a pod whose host is lost is not replaced; a job whose submitter does not end after it is left waiting.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.error import HTTPError
 
-from tests.lab.cluster import ENDED, answers, http
+from tests.lab.cluster import ENDED, http
 from tests.lab.hosts import Lab
 from tests.lab.kubelet import Placed
 from tests.lab.rayjob import AGENT, DASHBOARD, RayJob
@@ -230,12 +229,14 @@ class Operator:
         return Sight(submitter=ended, job=self._job_status())
 
     def _is_ready(self, pod: Placed) -> bool:
-        """What KubeRay's probes ask: the agent of the pod's Ray, and on the head the dashboard."""
-        if not pod.runs or not pod.host.inside(lambda: answers("127.0.0.1", AGENT)):
+        """What KubeRay's probes ask: the agent of the pod's Ray, and on the head its dashboard too."""
+        if not pod.runs:
             return False
+        ports = [f"{AGENT}/api/healthz", *([f"{DASHBOARD}/api/gcs_healthz"] if pod.host.name == HEAD else [])]
         try:
-            address = f"http://127.0.0.1:{DASHBOARD}/api/gcs_healthz"
-            return pod.host.name != HEAD or "success" in pod.host.inside(lambda: http(address))
+            return all(
+                "success" in pod.host.inside(lambda port=port: http(f"http://127.0.0.1:{port}")) for port in ports
+            )
         except OSError:
             return False
 

@@ -23,7 +23,7 @@ _WITHOUT_EFFECT = {
     "kinds": {"NetworkPolicy", "Namespace", "PodMonitor", "ServiceMonitor", "ServiceAccount", "Role", "RoleBinding"},
     "pod": {
         "affinity", "automountServiceAccountToken", "enableServiceLinks", "imagePullSecrets", "nodeSelector",
-        "priorityClassName", "restartPolicy", "runtimeClassName", "schedulerName", "serviceAccountName", "tolerations",
+        "priorityClassName", "runtimeClassName", "schedulerName", "serviceAccountName", "tolerations",
         "topologySpreadConstraints",
     },
     "container": {"image", "imagePullPolicy", "livenessProbe", "name", "ports", "readinessProbe", "startupProbe"},
@@ -79,12 +79,14 @@ class Pod:
 
     Attributes:
         grace: seconds between the request to end and the kill.
+        restarts: whether the last container is started again when it has ended.
     """
 
     name: str
     init: tuple[Container, ...]
     main: Container
     grace: float
+    restarts: bool
 
 
 class Documents:
@@ -129,7 +131,8 @@ class Documents:
             address: what the pod sees as its own address.
         """
         spec = known(template["spec"], "a pod's spec", {
-            "containers", "initContainers", "securityContext", "terminationGracePeriodSeconds", "volumes",
+            "containers", "initContainers", "restartPolicy", "securityContext", "terminationGracePeriodSeconds",
+            "volumes",
         } | _WITHOUT_EFFECT["pod"])  # fmt: skip
         if len(spec["containers"]) != 1:
             raise ValueError("the harness knows only pods of one container")
@@ -143,7 +146,8 @@ class Documents:
         command = tuple(expanded(part, variables) for part in command) or main.command
         init = [self._container(container, spec, volumes, facts) for container in spec.get("initContainers", ())]
         main = replace(main, command=command, environment=variables)
-        return Pod(name, tuple(init), main, float(spec.get("terminationGracePeriodSeconds", 30)))
+        grace = float(spec.get("terminationGracePeriodSeconds", 30))
+        return Pod(name, tuple(init), main, grace, restarts=spec.get("restartPolicy", "Always") == "Always")
 
     def _container(
         self,

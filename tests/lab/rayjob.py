@@ -23,6 +23,7 @@ _SHARED_MEMORY = "/dev/shm"
 # Fields that change nothing of what runs inside the pods.
 _CLUSTER = {"rayVersion", "networkPolicy", "upgradeStrategy"}
 _GROUP = {"groupName", "minReplicas", "maxReplicas", "serviceType", "headService"}
+_SUBMITTER = {"spec": {"containers": [{"name": "ray-job-submitter"}], "restartPolicy": "Never"}}
 # These options of `ray start` take "true" or "false" as a value; all others are switches.
 _WITH_TRUTH = ("log-color", "include-dashboard", "include-log-monitor")
 
@@ -112,7 +113,7 @@ class RayJob(Documents):
 
     def submitter(self, cluster: str, submission: str) -> Pod:
         """The pod that submits the job to a cluster and follows its log."""
-        template = self._spec.get("submitterPodTemplate") or {"spec": {"containers": [{"name": "ray-job-submitter"}]}}
+        template = self._spec.get("submitterPodTemplate") or _SUBMITTER
         service = f"{self.service(cluster)}:{DASHBOARD}"
         own = {"PYTHONUNBUFFERED": "1", "RAY_DASHBOARD_ADDRESS": service, "RAY_JOB_SUBMISSION_ID": submission}
         command: tuple[str, ...] = ()
