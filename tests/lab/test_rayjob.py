@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(1200)]
 
 _SECRET = "object-store"
 _BEFORE = 2  # epochs before the head is lost
-_PATIENCE = 20  # seconds without a status of the job; KubeRay waits for minutes
+_PATIENCE = 60  # seconds without a status of the job, which may still be being submitted; KubeRay waits for minutes
 
 
 @pytest.fixture
@@ -103,7 +103,6 @@ def test_a_rayjob_that_loses_its_cluster_is_retried_and_goes_on(
     operator.wait_for("Complete", "Failed", timeout=400)
     states = [status.deployment for status in operator.history]
     text, log = operator.text(), operator.submitter.text() if operator.submitter else ""
-    operator.delete()
     assert states == ["Initializing", "Running", "Retrying", "", "Initializing", "Running", "Complete"], text
 
     copy = hosts.storage.fetch(f"runs/{run}", tmp_path / run)
