@@ -115,10 +115,10 @@ def test_a_rayjob_that_loses_its_cluster_is_retried_and_goes_on(
 
 def test_a_plain_job_submits_to_a_cluster_that_is_there(site: Cluster, encoded: str, tmp_path: Path) -> None:
     run = "plain-job"
-    job = PlainJob(rendered(site, run, "--kind", "Job", "--address", site.url))
+    job = PlainJob(rendered(site, run, "train.epochs=2", "--kind", "Job", "--address", site.url))
     pod = Placed(site.lab[SUBMITTER], job.one_pod(), {host.name: host.address for host in site.lab.hosts.values()})
     pod.advance()
-    wait_until(lambda: pod.status is not None, 300, "the end of the pod")
+    wait_until(lambda: pod.status is not None, 400, "the end of the pod")
     status, log = pod.status, pod.text()
     pod.end()
     assert status == 0, log
