@@ -248,18 +248,18 @@ def _parser() -> argparse.ArgumentParser:
         "for KubeRay, a RayCluster, or a Job that submits to a cluster that exists.",
         allow_abbrev=False,  # what is not an option of manifest is an argument of the verb
     )
-    from distrec.kubernetes.rules import KINDS, OVERLAYS
-
     manifest.add_argument("--out", required=True, metavar="FOLDER", help="new folder to write")
-    manifest.add_argument("--kind", choices=KINDS, default="RayJob", help="what is started; RayJob by default")
+    manifest.add_argument(
+        "--kind", choices=("RayJob", "RayCluster", "Job"), default="RayJob", help="what is started; RayJob by default"
+    )
     manifest.add_argument(
         "--overlay",
         dest="overlays",
         action="append",
         default=[],
-        choices=tuple(OVERLAYS),
         metavar="NAME",
-        help="; ".join(f"{name}: {what}" for name, what in OVERLAYS.items()) + "; may be given several times",
+        help="what is added: cpu, gpu, kueue, volcano, autoscaling, token, s3, pvc, monitoring; may be given several "
+        "times",
     )
     manifest.add_argument("--name", help="name of the object; by default the run's")
     manifest.add_argument("--image", help="image of head, workers and submitter; by default distrec:<version>")

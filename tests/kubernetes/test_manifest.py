@@ -62,7 +62,7 @@ def test_shipped_manifests_are_what_the_command_writes(command: list[str], tmp_p
 
 def test_every_kind_and_overlay_is_shipped() -> None:
     commands = shipped()
-    assert {name for command in commands for name in OVERLAYS if name in command} == OVERLAYS.keys()
+    assert {name for command in commands for name in OVERLAYS if name in command} == set(OVERLAYS)
     kinds = {command[command.index("--kind") + 1] if "--kind" in command else "RayJob" for command in commands}
     assert kinds == set(KINDS)
     folders = {path.parent.name for path in (ROOT / "cluster").glob("*/kustomization.yaml")}
@@ -244,7 +244,7 @@ def test_the_driver_reads_the_config_as_it_was_given(tmp_path: Path) -> None:
 def test_the_driver_of_a_sweep_reads_every_config_as_it_was_given(tmp_path: Path, changed: list[str]) -> None:
     objects = render(written(tmp_path, *SWEEP[:-2], *changed, "--pods", "4"))
     (cluster,) = (entry["spec"]["rayClusterSpec"] for entry in objects if entry["kind"] == "RayJob")
-    assert cluster["workerGroupSpecs"][0]["minReplicas"] == 1
+    assert cluster["workerGroupSpecs"][0]["minReplicas"] == 4
     mounted = cluster["headGroupSpec"]["template"]["spec"]["containers"][0]["volumeMounts"][1]["mountPath"]
     for name, text in one(objects, "ConfigMap")["data"].items():
         (tmp_path / name).write_text(text.replace(f"{mounted}/", f"{tmp_path}/"))
