@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from distrec.config import RunConfig, commented, load_run
 from distrec.config.bounds import MOST_WORKERS, check_option
@@ -133,7 +134,7 @@ def _tune(parsed: argparse.Namespace, job: Job, folder: str, pods: int | None) -
             for key, values in entries[label].space.items()
         }
         methods[label] = section.model_copy(update={"config": _at(folder, name), "spaces": [], "space": space})
-    changed = {"methods": methods}
+    changed: dict[str, Any] = {"methods": methods}
     if sweep.prepare is not None:
         files["prepare.yaml"] = write_yaml(load_file(sweep.prepare.config))
         changed["prepare"] = sweep.prepare.model_copy(update={"config": _at(folder, "prepare.yaml")})
