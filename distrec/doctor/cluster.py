@@ -189,7 +189,7 @@ def _ask_hosts() -> list[dict[str, Any]]:
     with ray_cluster():
         nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
         there = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
-        actor = ray.remote(Witness)
+        actor: Any = ray.remote(Witness)
         actors = [actor.options(num_cpus=0, scheduling_strategy=place).remote() for place in there]
         told: list[dict[str, Any]] = ray.get([one.tell.remote() for one in actors])
         for one, facts in zip(actors, told, strict=True):

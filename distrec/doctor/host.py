@@ -12,14 +12,13 @@ from pathlib import Path
 
 import psutil
 
-import distrec
 from distrec.config.run import RunConfig
 from distrec.doctor.finding import Finding, failed, not_applicable, passed, refused, size
 from distrec.doctor.limits import cores, memory_limit
 from distrec.errors import InputError, first_few, shown
 from distrec.runtime import FITTING, check_stack, total_memory, versions
 
-LOCKS = Path(distrec.__file__).parents[1] / "locks"
+LOCKS = Path(__file__).parents[2] / "locks"
 SHARED_MEMORY = "/dev/shm"  # where Ray keeps its objects
 # What Ray does by default: the part of the free memory that its objects get, and up to how much it also puts on a disk.
 _OBJECTS, _ON_DISK = 0.3, 10e9

@@ -51,18 +51,18 @@ def probe(path: str, limit: float = _ANSWER) -> Probe:
     try:
         return within(limit, lambda: _probe(path, place))
     except NoAnswer as error:
-        trouble: Exception = InputError(
+        trouble = InputError(
             f"{place}: {error}; see whether it is up, and whether AWS_ENDPOINT_URL and the network lead there"
         )
     except InputError as error:
         trouble = error
     except Exception as error:  # an object store's client has many
-        trouble = InputError(f"{place} cannot be written ({_reason(error)}); give a folder that can")
+        told = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        reason, semicolon, remedy = told.rpartition("; ")  # an object store's have their remedy
+        if not semicolon:
+            reason, remedy = told, "give a folder that can"
+        trouble = InputError(f"{place} cannot be written ({reason}); {remedy}")
     return Probe(place, error=trouble)
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _probe(path: str, place: str) -> Probe:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -109,9 +111,8 @@ def test_a_clock_that_differs(ahead: float, state: str, told: str) -> None:
 
 def test_the_clock_of_a_store_is_read(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if ours were an hour behind; requests are signed with the true time."""
-    monkeypatch.setattr(
-        storage, "time", type("Clock", (), {"time": staticmethod(lambda: 1e9), "perf_counter": lambda: 0})
-    )
+    clock = SimpleNamespace(time=lambda: time.time() - 3600, perf_counter=time.perf_counter)
+    monkeypatch.setattr(storage, "time", clock)
     found = storage.clock(probe(f"{s3}/runs"))
     assert found.state == "failed"
     assert "ahead of ours" in found.found
