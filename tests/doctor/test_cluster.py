@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -175,3 +177,17 @@ def test_every_host_examines_itself(head: Head, tmp_path: Path) -> None:
     assert found["extension locks"].state == "passed"
     assert found["hosts"].state == "failed"
     assert f"{socket.gethostname()}: extension locks: '{lock}'" in found["hosts"].found
+
+
+@pytest.mark.multiprocess
+def test_as_a_job_it_tells_about_the_cluster(head: Head, tmp_path: Path) -> None:
+    for name in ("distrec", "jobs"):
+        shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    done = subprocess.run(
+        [sys.executable, "-m", "distrec.cli", "submit", "doctor", "--address", head.address], cwd=tmp_path, timeout=240,
+        env={**head.environment, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert re.search(r"^passed +head +\S+:\d+ answers$", done.stdout, re.MULTILINE), done.stdout + done.stderr
+    assert re.search(rf"^(passed|failed) +hosts +.*{socket.gethostname()}", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(r"^\d+ failed, \d+ passed, \d+ not applicable$", done.stdout, re.MULTILINE)
+    assert TOKEN not in done.stdout + done.stderr

@@ -59,9 +59,8 @@ def test_a_config_names_storage_threads_and_checkpoints(tmp_path: Path, capsys: 
     _, found = examined(capsys, config)
     assert found["storage"]["state"] == found["storage's clock"]["state"] == "passed"
     assert found["room for checkpoints"]["state"] == "passed"
-    assert (
-        "the run's checkpoints take 36.8 KiB" in found["room for checkpoints"]["found"]
-    )  # 4 x 98 rows x 8 x 3 x 4 bytes
+    needed = "the run's checkpoints take 36.8 KiB"  # 4 x 98 rows x 8 columns x 3 tensors x 4 bytes
+    assert needed in found["room for checkpoints"]["found"]
     status, found = examined(capsys, config, "train.threads=4096", f"run.storage={tmp_path}/run.yaml/runs")
     assert status == 1
     assert found["threads"]["state"] == found["storage"]["state"] == "failed"
