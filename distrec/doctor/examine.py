@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from distrec.submission.cluster import ADDRESS, RAY_ADDRESS, choose_address
 from distrec.submission.environment import has_credentials
 
 _WIDTH = 120  # columns of the table
+_USER = re.compile(r"//[^/@\s]*@")  # of a URL, perhaps with a password
 
 
 def doctor(
@@ -92,14 +95,13 @@ def examine(
 
 
 def _done(name: str, check: Callable[[], Finding | list[Finding]]) -> list[Finding]:
-    """What a check found. One that cannot be done must not hide what the others found."""
+    """What a check found, without credentials. One that breaks must not hide what the others found."""
     try:
         found = check()
     except Exception as error:
-        text = str(error) or type(error).__name__
-        told = type(error).__name__ if has_credentials(text) else f"{type(error).__name__}: {text.splitlines()[0]}"
-        return [failed(name, f"could not be examined ({told})", "examine it by hand, and report this as a fault")]
-    return found if isinstance(found, list) else [found]
+        told = f"{type(error).__name__}: {error}".splitlines()[0]
+        found = failed(name, f"could not be examined ({told})", "examine it by hand, and report this as a fault")
+    return [replace(one, found=_USER.sub("//", one.found)) for one in (found if isinstance(found, list) else [found])]
 
 
 def _dashboard(address: str | None, environment: Mapping[str, str]) -> str | None:

@@ -113,12 +113,12 @@ def test_a_check_that_breaks_does_not_hide_the_others(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def breaks() -> Finding:
-        raise RuntimeError("odd machine")
+        raise RuntimeError("odd machine at http://user:planted@host/x\nand more")
 
     monkeypatch.setattr(host, "open_files", breaks)
     status, found = examined(capsys)
     assert status == 1
-    assert found["open files"]["found"] == "could not be examined (RuntimeError: odd machine)"
+    assert found["open files"]["found"] == "could not be examined (RuntimeError: odd machine at http://host/x)"
 
 
 @pytest.mark.parametrize(
@@ -144,3 +144,9 @@ def test_a_bad_address_in_the_environment(monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "auto")
     assert main(["doctor"]) == 2
     assert "variable 'RAY_API_SERVER_ADDRESS' is 'auto'" in capsys.readouterr().err
+
+
+def test_the_documents_name_every_check() -> None:
+    page = (REPOSITORY / "docs/usage.md").read_text().partition("\n## Doctor\n")[2].partition("\n## ")[0]
+    rows = [line.split(" | ")[0].removeprefix("| ").split(", ") for line in page.splitlines() if line.startswith("| ")]
+    assert [name for names in rows for name in names if name in NAMES] == NAMES

@@ -193,3 +193,13 @@ def test_gauges_that_fail_end_no_run(tmp_path: Path, broken: str, monkeypatch: p
     assert len(calls) == 1  # then it is off
     (warning,) = small.read(tmp_path / "run", "run.json")["warnings"]
     assert warning.startswith("Prometheus is off for the rest of this attempt (no core worker)")
+
+
+def test_the_documents_name_every_gauge() -> None:
+    page = (REPOSITORY / "docs/usage.md").read_text().partition("\n## Metrics\n")[2].partition("\n## ")[0]
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert [name for row in rows for name in re.findall(r"`(distrec_\w+)`", row)] == list(GAUGES)
+    for row in rows:
+        for name, (_, label) in GAUGES.items():
+            if f"`{name}`" in row:
+                assert re.findall("label `(.*?)`", row) == ([label] if label else [])
