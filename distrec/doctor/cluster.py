@@ -21,7 +21,7 @@ from distrec.submission.cluster import Cluster, NoAnswer, OtherVersion, TokenRef
 
 _ANSWER = 5.0  # seconds in which a port must answer
 _HOSTS = 90.0  # seconds in which all hosts must have told about themselves; each starts a process
-_NOBODY = "no cluster is named; give --address"
+_NOBODY = "no dashboard is named; give --address"
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,8 @@ def head_port(environment: Mapping[str, str], limit: float = _ANSWER) -> Finding
 def hosts(head: Finding, limit: float = _HOSTS) -> Finding:
     """Whether the hosts of the cluster that RAY_ADDRESS names have our packages and time, and pass their own checks."""
     name = "hosts"
+    if head.state == "failed":
+        return not_applicable(name, "the head does not answer")
     if head.state != "passed":
         return not_applicable(name, "this process is on no host of a cluster; submit it: distrec submit doctor")
     try:

@@ -60,7 +60,7 @@ def probe(path: str, limit: float = _ANSWER) -> Probe:
         told = getattr(error, "strerror", None) or str(error) or type(error).__name__
         reason, semicolon, remedy = told.rpartition("; ")  # an object store's have their remedy
         if not semicolon:
-            reason, remedy = told, "give a folder that can"
+            reason, remedy = told, "give a folder that can be written"
         trouble = InputError(f"{place} cannot be written ({reason}); {remedy}")
     return Probe(place, error=trouble)
 

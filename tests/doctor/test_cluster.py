@@ -18,7 +18,7 @@ import ray
 
 from distrec.doctor import cluster
 from distrec.doctor.cluster import ask, head_port, hosts, troubles
-from distrec.doctor.finding import Finding, failed, passed
+from distrec.doctor.finding import Finding, failed, not_applicable, passed
 from distrec.runtime import versions
 from tests.doctor.servers import server
 from tests.ray_head import Head, free_ports, ray_head
@@ -54,7 +54,7 @@ def test_an_address_at_which_nobody_is(silent: int) -> None:
 def test_without_an_address_nothing_is_asked() -> None:
     found = [cluster.dashboard(None), cluster.clock(None), *cluster.jobs(None)]
     assert {one.state for one in found} == {"not applicable"}
-    assert {one.found for one in found} == {"no cluster is named; give --address"}
+    assert {one.found for one in found} == {"no dashboard is named; give --address"}
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,8 @@ def test_what_is_wrong_with_a_host(told: dict[str, Any], found: list[str]) -> No
 
 
 def test_hosts_are_asked_from_a_host_only() -> None:
-    assert hosts(failed("head", "", "")).state == "not applicable"
+    for head in (failed("head", "", ""), not_applicable("head", "")):
+        assert hosts(head).state == "not applicable"
 
 
 def test_hosts_that_do_not_tell_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
