@@ -22,6 +22,7 @@ FLOORS = [
     {"training"},
     {"tuning"},
     {"submission"},
+    {"doctor"},
     {"cli", ""},  # "": the package itself, which has `distrec.train`
 ]
 
