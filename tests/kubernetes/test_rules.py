@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distrec.cli import main
@@ -162,6 +162,7 @@ def test_bad_names_are_refused(name: str) -> None:
         check_name(name, "RayJob")
 
 
+@settings(deadline=None)  # other processes may hold the cores
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=4))
 def test_an_entrypoint_reads_as_the_same_words_in_a_shell(words: list[str]) -> None:
     try:
