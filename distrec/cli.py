@@ -217,6 +217,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     drill.set_defaults(run=_drill)
 
+    doctor = verbs.add_parser("doctor", help="check this machine, a run's storage and a cluster, and name remedies")
+    doctor.add_argument("config", nargs="?", help="config of a run that is to be trained")
+    doctor.add_argument("overrides", nargs="*", default=[], metavar="key=value")
+    doctor.add_argument("--storage", help="folder or s3:// prefix; by default 'run.storage' of the config")
+    doctor.add_argument(
+        "--address",
+        metavar="URL",
+        help="address of a cluster's dashboard, such as http://head:8265; by default RAY_API_SERVER_ADDRESS",
+    )
+    doctor.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    doctor.set_defaults(run=_doctor)
+
     submit = verbs.add_parser(
         "submit",
         help="run a verb as a job of a Ray cluster, and follow it",
@@ -248,18 +260,18 @@ def _parser() -> argparse.ArgumentParser:
         "for KubeRay, a RayCluster, or a Job that submits to a cluster that exists.",
         allow_abbrev=False,  # what is not an option of manifest is an argument of the verb
     )
-    from distrec.kubernetes.rules import KINDS, OVERLAYS
-
     manifest.add_argument("--out", required=True, metavar="FOLDER", help="new folder to write")
-    manifest.add_argument("--kind", choices=KINDS, default="RayJob", help="what is started; RayJob by default")
+    manifest.add_argument(
+        "--kind", choices=("RayJob", "RayCluster", "Job"), default="RayJob", help="what is started; RayJob by default"
+    )
     manifest.add_argument(
         "--overlay",
         dest="overlays",
         action="append",
         default=[],
-        choices=tuple(OVERLAYS),
         metavar="NAME",
-        help="; ".join(f"{name}: {what}" for name, what in OVERLAYS.items()) + "; may be given several times",
+        help="what is added: cpu, gpu, kueue, volcano, autoscaling, token, s3, pvc, monitoring; may be given several "
+        "times",
     )
     manifest.add_argument("--name", help="name of the object; by default the run's")
     manifest.add_argument("--image", help="image of head, workers and submitter; by default distrec:<version>")
@@ -385,6 +397,16 @@ def _drill(arguments: argparse.Namespace) -> int:
     from distrec.training.drill import drill
 
     return drill(arguments.folder, arguments.faults)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from distrec.runtime import quiet
+
+    quiet()
+    from distrec.doctor.examine import doctor
+
+    options = {"place": arguments.storage, "address": arguments.address, "as_json": arguments.json}
+    return doctor(arguments.config, arguments.overrides, **options)
 
 
 def _submit(arguments: argparse.Namespace) -> int:

@@ -11,20 +11,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePosixPath
 
 from distrec.config.paths import PATH_WIDTH, REMOTE
+from distrec.config.tree import nearest
 from distrec.errors import InputError, shown
 
 KINDS = ("RayJob", "RayCluster", "Job")
-OVERLAYS = {
-    "cpu": "keeps the pods off hosts with GPUs",
-    "gpu": "one GPU for each worker",
-    "kueue": "waits in a queue of Kueue",
-    "volcano": "is started by Volcano, all pods or none",
-    "autoscaling": "starts and ends worker pods as they are needed",
-    "token": "the head asks for a token",
-    "s3": "credentials of the object store from a Secret",
-    "pvc": "mounts a volume claim",
-    "monitoring": "metrics for the Prometheus Operator",
-}
+OVERLAYS = ("cpu", "gpu", "kueue", "volcano", "autoscaling", "token", "s3", "pvc", "monitoring")
 _OF_JOB = ("kueue", "token")  # overlays of a plain Job, whose cluster has been started by somebody else
 # Overlays that exclude each other, and why.
 _EXCLUSIVE = {
@@ -176,7 +167,7 @@ def check_overlays(kind: str, overlays: Sequence[str], fixed: bool, places: Sequ
 
     Args:
         kind: one of `KINDS`.
-        overlays: names of overlays.
+        overlays: names of overlays, as they were given.
         fixed: whether the number of worker pods is fixed.
         places: (what it is, path) of the folders and `s3://` prefixes that the verb reads or writes.
 
@@ -184,6 +175,8 @@ def check_overlays(kind: str, overlays: Sequence[str], fixed: bool, places: Sequ
         InputError: names the first contradiction.
     """
     for name in overlays:
+        if name not in OVERLAYS:
+            raise InputError(f"overlay {shown(name)} does not exist; {nearest(name, list(OVERLAYS))}.")
         if overlays.count(name) > 1:
             raise InputError(f"overlay '{name}' is given twice; leave one out.")
         if kind == "Job" and name not in _OF_JOB:
@@ -203,8 +196,8 @@ def check_overlays(kind: str, overlays: Sequence[str], fixed: bool, places: Sequ
         )
     if "autoscaling" in overlays and fixed:
         raise InputError(
-            "overlay 'autoscaling' changes the number of workers, but the config fixes it; give a range, such as "
-            "train.workers=[2,8], or more --pods than one trial needs, or leave the overlay out."
+            "overlay 'autoscaling' changes the number of workers, but only 'train' with a range of them can use that; "
+            "give one, such as train.workers=[2,8], or leave the overlay out."
         )
     remote = [path.startswith(REMOTE) for _, path in places]
     if "s3" in overlays and not any(remote):

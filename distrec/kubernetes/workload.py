@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from distrec.config import RunConfig, commented, load_run
 from distrec.config.bounds import MOST_WORKERS, check_option
@@ -133,24 +134,24 @@ def _tune(parsed: argparse.Namespace, job: Job, folder: str, pods: int | None) -
             for key, values in entries[label].space.items()
         }
         methods[label] = section.model_copy(update={"config": _at(folder, name), "spaces": [], "space": space})
-    changed = {"methods": methods}
+    changed: dict[str, Any] = {"methods": methods}
     if sweep.prepare is not None:
         files["prepare.yaml"] = write_yaml(load_file(sweep.prepare.config))
         changed["prepare"] = sweep.prepare.model_copy(update={"config": _at(folder, "prepare.yaml")})
     files["sweep.yaml"] = commented(sweep.model_copy(update=changed))
     resources = sweep.resources
-    least = max(resources.workers, 1)
-    most = least if pods is None else pods
-    if most < least:
-        raise InputError(f"option '--pods' is {most}, but a trial has {least} workers; give at least as many.")
+    trial = max(resources.workers, 1)
+    if pods is not None and pods < trial:
+        raise InputError(f"option '--pods' is {pods}, but a trial has {trial} workers; give at least as many.")
     return Workload(
         verb="tune",
         name=job.name,
         arguments=[_at(folder, "sweep.yaml")],
         files=files,
-        least=least,
-        most=most,
-        pods_reason=f"{least} for one trial" + ("; --pods" if pods is not None else ""),
+        least=pods or trial,  # a sweep counts once, at its start, how many trials fit
+        most=pods or trial,
+        pods_reason=f"each trial takes {trial}; "
+        + ("there are --pods of them" if pods else "one trial runs at a time"),
         cpus=whole_cpus(resources.cpus_per_worker, "resources.cpus_per_worker"),
         cpus_key="resources.cpus_per_worker",
         wait=resources.wait_for_cluster,

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
 from distrec.cli import main
-from distrec.config import load_run
+from distrec.config import RunConfig, load_run
+from distrec.errors import InputError
 from distrec.kubernetes.rules import KINDS, OVERLAYS
 from distrec.methods.registry import resolve
 from distrec.submission.environment import STOP_WAIT
@@ -62,7 +65,7 @@ def test_shipped_manifests_are_what_the_command_writes(command: list[str], tmp_p
 
 def test_every_kind_and_overlay_is_shipped() -> None:
     commands = shipped()
-    assert {name for command in commands for name in OVERLAYS if name in command} == OVERLAYS.keys()
+    assert {name for command in commands for name in OVERLAYS if name in command} == set(OVERLAYS)
     kinds = {command[command.index("--kind") + 1] if "--kind" in command else "RayJob" for command in commands}
     assert kinds == set(KINDS)
     folders = {path.parent.name for path in (ROOT / "cluster").glob("*/kustomization.yaml")}
@@ -244,7 +247,7 @@ def test_the_driver_reads_the_config_as_it_was_given(tmp_path: Path) -> None:
 def test_the_driver_of_a_sweep_reads_every_config_as_it_was_given(tmp_path: Path, changed: list[str]) -> None:
     objects = render(written(tmp_path, *SWEEP[:-2], *changed, "--pods", "4"))
     (cluster,) = (entry["spec"]["rayClusterSpec"] for entry in objects if entry["kind"] == "RayJob")
-    assert cluster["workerGroupSpecs"][0]["minReplicas"] == 1
+    assert cluster["workerGroupSpecs"][0]["minReplicas"] == 4
     mounted = cluster["headGroupSpec"]["template"]["spec"]["containers"][0]["volumeMounts"][1]["mountPath"]
     for name, text in one(objects, "ConfigMap")["data"].items():
         (tmp_path / name).write_text(text.replace(f"{mounted}/", f"{tmp_path}/"))
@@ -257,6 +260,26 @@ def test_the_driver_of_a_sweep_reads_every_config_as_it_was_given(tmp_path: Path
         Path(again.prepare.config).read_bytes()
         == Path(written(tmp_path / "b", *SWEEP) / "base/prepare.yaml").read_bytes()
     )
+
+
+def test_memory_is_that_of_the_plan_with_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a sweep, of its hungriest method."""
+    bytes_of = {"popularity": 10**9, "odmt": 6 * 2**30}
+    planner = SimpleNamespace(worker_bytes=lambda config: bytes_of.get(config.method["name"], 2 * 10**9))
+    monkeypatch.setitem(sys.modules, "distrec.sizing", planner)
+    assert main(["manifest", *SWEEP, "--out", str(tmp_path / "out")]) == 0
+    assert 'limits: {cpu: "1", memory: 9Gi}' in (tmp_path / "out" / "base" / "rayjob.yaml").read_text()
+
+
+def test_a_plan_that_cannot_read_the_data_says_what_to_give(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unreadable(config: RunConfig) -> int:
+        raise InputError(f"data '{config.data}' does not exist; correct the path.")
+
+    monkeypatch.setitem(sys.modules, "distrec.sizing", SimpleNamespace(worker_bytes=unreadable))
+    assert main(["manifest", *TRAIN, "--out", str(tmp_path / "out")]) == 2
+    assert "correct the path; or give the memory of a worker's pod, such as --memory 8Gi." in capsys.readouterr().err
 
 
 def test_a_job_ends_after_its_budget_and_a_day(tmp_path: Path) -> None:

@@ -7,12 +7,20 @@ import shlex
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distrec.cli import main
 from distrec.errors import InputError
-from distrec.kubernetes.rules import check_config_size, check_entrypoint, check_image, check_name, memory_bytes
+from distrec.kubernetes.rules import (
+    KINDS,
+    OVERLAYS,
+    check_config_size,
+    check_entrypoint,
+    check_image,
+    check_name,
+    memory_bytes,
+)
 from tests.kubernetes.rendered import ROOT, TRAIN
 
 RANGE = (*TRAIN, "train.workers=[2,4]")
@@ -65,6 +73,7 @@ BAD = [
     ((*SWEEP, *MEMORY, "resources.workers=3", "--pods", "2"), "'--pods' is 2, but a trial has 3 workers"),
     ((*TRAIN, *MEMORY, "--pods", "2"), "'--pods' is for 'tune'"),
     # overlays
+    ((*TRAIN, *MEMORY, "--overlay", "autoscale"), "overlay 'autoscale' does not exist; .*autoscaling"),
     ((*TRAIN, *MEMORY, "--overlay", "gpu"), "overlay 'gpu' reserves GPUs, but every verb runs on CPUs"),
     ((*TRAIN, *MEMORY, "--overlay", "kueue", "--overlay", "volcano"), "'kueue' and 'volcano' contradict"),
     ((*RANGE, *MEMORY, "--overlay", "autoscaling", "--overlay", "kueue"), "'kueue' and 'autoscaling' contradict"),
@@ -113,6 +122,13 @@ def test_bad_input_is_one_sentence(
     assert re.search(message, refused(capsys, tmp_path, *arguments))
 
 
+def test_the_help_names_every_overlay_and_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["manifest", "--help"])
+    text = capsys.readouterr().out
+    assert all(re.search(rf"\b{name}\b", text) for name in (*OVERLAYS, *KINDS))
+
+
 def test_secrets_of_the_shell_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,6 +162,7 @@ def test_bad_names_are_refused(name: str) -> None:
         check_name(name, "RayJob")
 
 
+@settings(deadline=None)  # other processes may hold the cores
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=4))
 def test_an_entrypoint_reads_as_the_same_words_in_a_shell(words: list[str]) -> None:
     try:

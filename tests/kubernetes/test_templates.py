@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import UndefinedError
 
@@ -14,6 +14,7 @@ from distrec.config.text import plain_value
 from distrec.kubernetes.templates import render, scalar
 
 
+@settings(deadline=None)  # other processes may hold the cores
 @given(st.text() | st.integers() | st.booleans())
 def test_a_value_reads_back_as_itself(value: Any) -> None:
     written = scalar(value)
