@@ -131,6 +131,10 @@ def test_every_stage_of_the_image_uses_the_given_base() -> None:
     assert users[-1] not in ("0", "root")
 
 
+def test_version_of_the_image_is_that_of_the_project() -> None:
+    assert f'org.opencontainers.image.version="{PROJECT["version"]}"' in (ROOT / "Dockerfile").read_text()
+
+
 def test_dockerignore_allows_what_the_image_copies() -> None:
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = [
