@@ -79,16 +79,9 @@ class Image:
         command = self._buildah("run", "--isolation", "chroot", self._container, "--", "bash", "-c", script)
         return output([*ALONE, LOOPBACK, "sh", *command], seconds, self._environment())
 
-    def buildah(self, *arguments: str, seconds: float = 900) -> str:
+    def buildah(self, *arguments: str, seconds: float = 1800) -> str:
         """What a command of buildah prints."""
         return output(self._buildah(*arguments), seconds, self._environment())
-
-    def remove(self) -> None:
-        """Delete the folder, unless something of the machine, such as its devices, is still mounted in it."""
-        mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
-        within = [place for place in mounted if Path(place).is_relative_to(self.folder)]
-        assert not within, f"still mounted: {within}"
-        shutil.rmtree(self.folder)
 
     def _stand_in(self) -> None:
         """Build what takes the place of `python:3.11-slim`."""
@@ -126,6 +119,14 @@ class Image:
 
     def _environment(self) -> dict[str, str]:
         return {**os.environ, "TMPDIR": str(self.folder)}
+
+
+def remove(folder: Path) -> None:
+    """Delete the folder of an image, unless something of the machine, such as its devices, is still mounted in it."""
+    mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    within = [place for place in mounted if Path(place).is_relative_to(folder)]
+    assert not within, f"still mounted: {within}"
+    shutil.rmtree(folder)
 
 
 def pip_settings() -> str:

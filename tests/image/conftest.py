@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.image.build import Image, lack
+from tests.image.build import Image, lack, remove
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +15,8 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
     """The image of `Dockerfile`, which the tests of this folder share with one container of it."""
     if missing := lack():
         pytest.skip(missing)
-    image = Image(tmp_path_factory.mktemp("image"), os.environ.get("TORCH", "torch==2.13.0"))
-    yield image
-    image.remove()
+    folder = tmp_path_factory.mktemp("image")
+    try:
+        yield Image(folder, os.environ.get("TORCH", "torch==2.13.0"))
+    finally:
+        remove(folder)

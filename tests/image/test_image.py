@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 from tests.image.build import ROOT, Image
 from tests.test_packaging import BROUGHT, CPU, DEV, PROJECT
 
-pytestmark = [pytest.mark.image, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.image, pytest.mark.timeout(3000)]
 
 PACKAGES = "/opt/venv/lib/python3.11/site-packages"
 COMPILERS = ("gcc", "g++", "cc", "c++", "clang", "nvcc", "make", "ld", "as")
