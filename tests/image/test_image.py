@@ -114,7 +114,7 @@ def test_the_demo_trains_in_it(image: Image, say) -> None:
     assert not (image.files / "home/distrec/.cache/torch_extensions").exists()
 
 
-def test_probes_answer_and_fail_with_the_raylet(image: Image, say) -> None:
+def test_probes_answer_and_fail_with_the_agent_that_they_ask(image: Image, say) -> None:
     """Of a head as on Kubernetes: KubeRay's probes and the image's own health check. Neither knows the token."""
     kind, *health = image.config()["Healthcheck"]["Test"]
     assert kind == "CMD"
@@ -125,13 +125,13 @@ def test_probes_answer_and_fail_with_the_raylet(image: Image, say) -> None:
     printed = image.run(
         f"""
         export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=of-this-test-only-0123456789abcdef
-        ray start --head --num-cpus=0 --node-ip-address=127.0.0.1 --dashboard-host=0.0.0.0 --block \
-            --object-store-memory=100000000 > log 2>&1 &
+        ray start --head --num-cpus=0 --node-ip-address=127.0.0.1 --dashboard-host=0.0.0.0 \
+            --object-store-memory=100000000 > log 2>&1
         for _ in $(seq 120); do if {probes}; then break; fi; sleep 1; done > probes
         cat probes
         {check} && echo healthy
         for place in /proc/[0-9]*; do
-            if grep -qx raylet $place/comm; then kill -STOP ${{place#/proc/}} && echo frozen; fi
+            if grep -q ^ray::DashboardA $place/comm; then kill -STOP ${{place#/proc/}} && echo frozen; fi
         done
         {check} || echo unhealthy
         """,
