@@ -76,7 +76,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the arguments. Overrides `key=value` may be anywhere, which argparse does not support for positionals."""
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)
-    if parsed.verb == "submit":
+    if parsed.verb in ("submit", "manifest"):
         parsed.job = rest  # in the order in which they were given
         return parsed
     overrides = [word for word in rest if not word.startswith("-")]
@@ -217,6 +217,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     drill.set_defaults(run=_drill)
 
+    doctor = verbs.add_parser("doctor", help="check this machine, a run's storage and a cluster, and name remedies")
+    doctor.add_argument("config", nargs="?", help="config of a run that is to be trained")
+    doctor.add_argument("overrides", nargs="*", default=[], metavar="key=value")
+    doctor.add_argument("--storage", help="folder or s3:// prefix; by default 'run.storage' of the config")
+    doctor.add_argument(
+        "--address",
+        metavar="URL",
+        help="address of a cluster's dashboard, such as http://head:8265; by default RAY_API_SERVER_ADDRESS",
+    )
+    doctor.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    doctor.set_defaults(run=_doctor)
+
     submit = verbs.add_parser(
         "submit",
         help="run a verb as a job of a Ray cluster, and follow it",
@@ -239,6 +251,46 @@ def _parser() -> argparse.ArgumentParser:
     )
     submit.add_argument("--no-wait", action="store_true", help="print the job's id and do not follow it")
     submit.set_defaults(run=_submit)
+
+    manifest = verbs.add_parser(
+        "manifest",
+        help="write a verb as manifests for Kubernetes",
+        usage="distrec manifest VERB [ARGUMENT ...] --out FOLDER [--overlay NAME] [OPTION ...]",
+        description="Write train, tune or encode with its own arguments as a folder for 'kubectl apply -k': a RayJob "
+        "for KubeRay, a RayCluster, or a Job that submits to a cluster that exists.",
+        allow_abbrev=False,  # what is not an option of manifest is an argument of the verb
+    )
+    manifest.add_argument("--out", required=True, metavar="FOLDER", help="new folder to write")
+    manifest.add_argument(
+        "--kind", choices=("RayJob", "RayCluster", "Job"), default="RayJob", help="what is started; RayJob by default"
+    )
+    manifest.add_argument(
+        "--overlay",
+        dest="overlays",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="what is added: cpu, gpu, kueue, volcano, autoscaling, token, s3, pvc, monitoring; may be given several "
+        "times",
+    )
+    manifest.add_argument("--name", help="name of the object; by default the run's")
+    manifest.add_argument("--image", help="image of head, workers and submitter; by default distrec:<version>")
+    manifest.add_argument(
+        "--image-extra",
+        dest="image_extras",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="a package that the image has and the lock files have not, such as mlflow-skinny",
+    )
+    manifest.add_argument("--memory", help="memory of a worker pod, such as 8Gi; by default as 'plan' says")
+    manifest.add_argument("--pods", type=_whole, metavar="N", help="for tune: worker pods; by default those of a trial")
+    manifest.add_argument("--queue", help="queue of Kueue or Volcano; default: default")
+    manifest.add_argument("--secret", help="Secret with the keys of overlay s3, or with the token for a Job")
+    manifest.add_argument("--claim", help="volume claim of overlay pvc; default: distrec")
+    manifest.add_argument("--mount", metavar="PATH", help="where overlay pvc mounts it; default: /data")
+    manifest.add_argument("--address", metavar="URL", help="for a Job: the dashboard, such as http://head:8265")
+    manifest.set_defaults(run=_manifest)
     return parser
 
 
@@ -347,16 +399,40 @@ def _drill(arguments: argparse.Namespace) -> int:
     return drill(arguments.folder, arguments.faults)
 
 
+def _doctor(arguments: argparse.Namespace) -> int:
+    from distrec.runtime import quiet
+
+    quiet()
+    from distrec.doctor.examine import doctor
+
+    options = {"place": arguments.storage, "address": arguments.address, "as_json": arguments.json}
+    return doctor(arguments.config, arguments.overrides, **options)
+
+
 def _submit(arguments: argparse.Namespace) -> int:
-    verb, *given = arguments.job or [""]
-    if verb == "submit" or not verb or verb.startswith("-"):
-        raise InputError(
-            f"{shown(verb)} is no verb that a job can run; name one first, as in 'distrec submit train CONFIG'."
-        )
-    parsed = _parse(arguments.job)
+    parsed, given = _inner(arguments)
     from distrec.submission.submit import submit
 
     return submit(parsed, given, arguments.address, arguments.env, wait=not arguments.no_wait)
+
+
+def _manifest(arguments: argparse.Namespace) -> None:
+    parsed, given = _inner(arguments)
+    from distrec.kubernetes.manifest import Options, manifest, told
+
+    options = {name: value for name, value in vars(arguments).items() if name not in ("verb", "run", "job")}
+    print(told(Options(**options), manifest(parsed, given, Options(**options))))
+
+
+def _inner(arguments: argparse.Namespace) -> tuple[argparse.Namespace, list[str]]:
+    """The verb that `submit` or `manifest` is given, parsed, and its arguments."""
+    verb, *given = arguments.job or [""]
+    if verb in ("submit", "manifest") or not verb or verb.startswith("-"):
+        raise InputError(
+            f"{shown(verb)} is no verb that a job can run; name one first, as in "
+            f"'distrec {arguments.verb} train CONFIG'."
+        )
+    return _parse(arguments.job), given
 
 
 if __name__ == "__main__":

@@ -43,12 +43,16 @@ class Head:
         environment: that of commands which use it.
         sessions: folder of Ray's sessions, with all of its logs.
         process: what keeps it alive.
+        cluster: the address by which processes connect to the cluster, as in RAY_ADDRESS.
+        metrics: URL of the metrics of its processes, for Prometheus.
     """
 
     address: str
     environment: dict[str, str]
     sessions: Path
     process: subprocess.Popen[bytes]
+    cluster: str
+    metrics: str
 
     def get(self, path: str) -> Any:
         """What the dashboard answers."""
@@ -68,7 +72,7 @@ def ray_head(folder: Path, cpus: int, environment: Mapping[str, str]) -> Iterato
         cpus: CPUs that it offers.
         environment: its environment besides the folder's.
     """
-    port, dashboard, client, agent = free_ports(4)
+    port, dashboard, client, agent, metrics = free_ports(5)
     own = {**environment, "HOME": str(folder), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         own.pop(name, None)
@@ -78,11 +82,15 @@ def ray_head(folder: Path, cpus: int, environment: Mapping[str, str]) -> Iterato
             [RAY, "start", "--head", "--block", f"--num-cpus={cpus}", "--node-ip-address=127.0.0.1", f"--port={port}",
              "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
              f"--dashboard-agent-listen-port={agent}",  # another cluster on this host may use the default
-             f"--temp-dir={sessions}", "--object-store-memory=100000000", "--disable-usage-stats"],
+             f"--metrics-export-port={metrics}", f"--temp-dir={sessions}",
+             "--object-store-memory=100000000", "--disable-usage-stats"],
             env=own, stdout=log, stderr=log, cwd=folder, start_new_session=True,
         )  # fmt: skip
     try:
-        head = Head(f"http://127.0.0.1:{dashboard}", own, sessions, process)
+        head = Head(
+            f"http://127.0.0.1:{dashboard}", own, sessions, process,
+            f"127.0.0.1:{port}", f"http://127.0.0.1:{metrics}/metrics",
+        )  # fmt: skip
         _wait(head, folder / "log")
         yield head
     finally:

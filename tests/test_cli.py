@@ -15,7 +15,7 @@ from distrec.cli import main
 from tests.training import small
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-JOBS = ["demo-data", "synth", "prepare", "check", "encode", "train", "tune", "evaluate", "report", "drill"]
+JOBS = ["demo-data", "synth", "prepare", "check", "encode", "train", "tune", "evaluate", "report", "drill", "doctor"]
 VERBS = [*JOBS, "submit"]
 
 

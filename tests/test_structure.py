@@ -22,6 +22,8 @@ FLOORS = [
     {"training"},
     {"tuning"},
     {"submission"},
+    {"doctor"},
+    {"kubernetes"},
     {"cli", ""},  # "": the package itself, which has `distrec.train`
 ]
 

@@ -46,6 +46,14 @@ def choose_address(given: str | None, environment: Mapping[str, str]) -> str:
     return address.rstrip("/")
 
 
+class TokenRefused(InputError):
+    """The cluster wants another token than this process sends."""
+
+
+class OtherVersion(InputError):
+    """The cluster runs another version of Ray."""
+
+
 class NoAnswer(Exception):
     """The head did not answer, or answered that it cannot at the moment."""
 
@@ -123,7 +131,7 @@ class Cluster:
             del os.environ[ADDRESS]
             os.environ.update({} if before is None else {ADDRESS: before})
         if (version := cluster_version(self.client)) != ray.__version__:
-            raise InputError(
+            raise OtherVersion(
                 f"the cluster at {there} runs Ray {version}, but this environment has {ray.__version__}; install the "
                 "same environment here and on all hosts."
             )
@@ -209,7 +217,7 @@ class Cluster:
         if not isinstance(error, AuthenticationError):
             return
         wanted = "refuses this token" if "failed" in error.message else "asks for a token, and none was sent"
-        raise InputError(
+        raise TokenRefused(
             f"the cluster at address '{self.address}' {wanted}; set RAY_AUTH_MODE=token, and put the cluster's token "
             "into the file ~/.ray/auth_token or one that RAY_AUTH_TOKEN_PATH names."
         ) from None

@@ -26,6 +26,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "evaluate": ("runs",),
     "report": ("sweep",),
     "drill": ("folder",),
+    "doctor": ("storage",),
 }
 # Options and arguments that name a file of the working directory.
 _FILES: dict[str, tuple[str, ...]] = {
@@ -33,6 +34,7 @@ _FILES: dict[str, tuple[str, ...]] = {
     "train": ("config",),
     "tune": ("config",),
     "evaluate": ("beside",),
+    "doctor": ("config",),
 }
 
 
@@ -188,7 +190,7 @@ def _called(name: str) -> str:
         return "config file"
     if name == "folder":
         return "run"
-    return f"option '--{name}'" if name in ("source", "out", "cache", "beside") else name.removesuffix("s")
+    return f"option '--{name}'" if name in ("source", "out", "cache", "beside", "storage") else name.removesuffix("s")
 
 
 def _encoders(parsed: argparse.Namespace) -> Iterator[tuple[str, str]]:

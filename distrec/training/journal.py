@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 
-from distrec.config.run import digest
+from distrec.config.run import RunConfig, digest
 from distrec.training.display import Display
 from distrec.training.policy import Reason
+from distrec.training.prometheus import Prometheus, connected
 from distrec.training.run_folder import RunFolder
 
 
@@ -56,10 +58,11 @@ class RunJournal(Journal):
     Args:
         run: the run's folder.
         display: shows the run's progress.
+        config: the run's config.
     """
 
-    def __init__(self, run: RunFolder, display: Display):
-        self._run, self._display = run, display
+    def __init__(self, run: RunFolder, display: Display, config: RunConfig):
+        self._run, self._display, self._config = run, display, config
         self._stopped = False
         self._seconds: dict[str, float] = {}  # of the last start
 
@@ -84,6 +87,10 @@ class RunJournal(Journal):
 
     def started(self, seconds: Mapping[str, float]) -> None:
         self._seconds = {name: round(value, 1) for name, value in seconds.items()}
+        with suppress(Exception):  # a tracker's: it never ends a run
+            if connected():
+                attempts = self._run.record["attempts"]
+                Prometheus(self._config).restarts(sum(len(attempt.get("restarts", [])) for attempt in attempts))
 
     def ended(self) -> None:
         self._run.note_groups(self._seconds)

@@ -76,7 +76,7 @@ def train(
             run.update_record(versions=versions(), degradations=inputs.degradations)
             print(banner(run_config, inputs, run), flush=True)
             display = Display(run, on_epoch)
-            journal = RunJournal(run, display)
+            journal = RunJournal(run, display, run_config)
             try:
                 with on_stop_signal(journal.stop), display:
                     start(TRAIN, journal, attempt=attempt)

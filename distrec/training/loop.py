@@ -306,17 +306,17 @@ class Trainer:
     def _progress(self, terms: dict[str, float], rows: int, steps: int) -> None:
         if self.world.rank == 0:
             cursor = self.cursor
-            self.run.write_progress(
-                {
-                    "epoch": cursor.epoch + 1,
-                    "epochs": self.total,
-                    "step": cursor.step,
-                    "steps": steps,
-                    "replayed": cursor.replayed,
-                    "rows_per_second": round(cursor.step * self.config.train.global_batch / max(cursor.seconds, 1e-9)),
-                    "loss": {name: float(f"{value:.5g}") for name, value in terms.items()},
-                }
-            )
+            progress = {
+                "epoch": cursor.epoch + 1,
+                "epochs": self.total,
+                "step": cursor.step,
+                "steps": steps,
+                "replayed": cursor.replayed,
+                "rows_per_second": round(cursor.step * self.config.train.global_batch / max(cursor.seconds, 1e-9)),
+                "loss": {name: float(f"{value:.5g}") for name, value in terms.items()},
+            }
+            self.run.write_progress(progress)
+            self._trackers.step(progress)
 
     def _record_plan(self) -> None:
         last = self.epochs == self.total

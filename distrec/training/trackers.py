@@ -1,4 +1,4 @@
-"""Experiment trackers: TensorBoard and, if configured, MLflow, each through its own library.
+"""Experiment trackers, each through its own library: TensorBoard, MLflow if configured, Prometheus on a Ray cluster.
 
 They are beside the run: what goes wrong in one never ends it. A full disk or a server that does not answer is a warning
 in `run.json`, and the tracker is off from then on.
@@ -13,38 +13,47 @@ from typing import Any
 
 from distrec.config.run import RunConfig
 from distrec.errors import InputError, shown
+from distrec.training.prometheus import Prometheus, connected
 from distrec.training.run_folder import RunFolder
 
 
 class Trackers:
-    """Writes the numbers of each epoch to the configured trackers; does nothing unless `enabled` (on rank 0)."""
+    """Gives the numbers of each epoch to the configured trackers, and those of steps to Prometheus.
+
+    Does nothing unless `enabled` (on rank 0).
+    """
 
     def __init__(self, run: RunFolder, config: RunConfig, enabled: bool):
         self._run = run
-        self._on: dict[str, _Board | _MLflow] = {}
+        self._on: dict[str, _Board | _MLflow | Prometheus] = {}
         if enabled and config.tracking.tensorboard:
             with self._harmless("TensorBoard"):
                 self._on["TensorBoard"] = _Board(str(run.folder.folder("tensorboard")))
         if enabled and config.tracking.mlflow:
             with self._harmless("MLflow"):
                 self._on["MLflow"] = _MLflow(config)
+        if enabled and connected():
+            with self._harmless("Prometheus"):
+                self._on["Prometheus"] = Prometheus(config)
+
+    def step(self, progress: dict[str, Any]) -> None:
+        """Show a step, given as the content of `progress.json`."""
+        prometheus = self._on.get("Prometheus")
+        if isinstance(prometheus, Prometheus):
+            with self._harmless("Prometheus"):
+                prometheus.step(progress)
 
     def epoch(self, record: dict[str, Any]) -> None:
         """Write one epoch's record."""
-        numbers = {f"loss/{name}": value for name, value in record["loss"].items()}
-        numbers |= {f"valid/{name}": value for name, value in record.get("valid", {}).items()}
-        numbers |= {f"seconds/{name}": value for name, value in record["seconds"].items()}
-        numbers["rows_per_second"] = record["rows_per_second"]
         for name, tracker in [*self._on.items()]:
             with self._harmless(name):
-                tracker.epoch(numbers, record["epoch"])
+                tracker.epoch(record)
 
     def close(self, summary: dict[str, Any] | None = None) -> None:
         """Write the summary, if the run has finished, and close the trackers."""
-        test = {f"test/{name}": value for name, value in (summary or {}).get("test", {}).items()}
         for name, tracker in [*self._on.items()]:
             with self._harmless(name):
-                tracker.close(test)
+                tracker.close(summary)
 
     @contextmanager
     def _harmless(self, name: str) -> Iterator[None]:
@@ -62,17 +71,25 @@ class Trackers:
                     self._run.update_record(warnings=[*before, warning])
 
 
+def _numbers(record: dict[str, Any]) -> dict[str, float]:
+    """The numbers of an epoch's record, by the names that TensorBoard and MLflow show."""
+    numbers = {f"loss/{name}": value for name, value in record["loss"].items()}
+    numbers |= {f"valid/{name}": value for name, value in record.get("valid", {}).items()}
+    numbers |= {f"seconds/{name}": value for name, value in record["seconds"].items()}
+    return numbers | {"rows_per_second": record["rows_per_second"]}
+
+
 class _Board:
     def __init__(self, folder: str):
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(folder)
 
-    def epoch(self, numbers: dict[str, float], epoch: int) -> None:
-        for name, value in numbers.items():
-            self._writer.add_scalar(name, value, epoch)
+    def epoch(self, record: dict[str, Any]) -> None:
+        for name, value in _numbers(record).items():
+            self._writer.add_scalar(name, value, record["epoch"])
 
-    def close(self, test: dict[str, float]) -> None:
+    def close(self, summary: dict[str, Any] | None) -> None:
         self._writer.close()
 
 
@@ -88,11 +105,11 @@ class _MLflow:
         mlflow.log_params({f"method.{key}": value for key, value in config.method.items()})
         self._mlflow = mlflow
 
-    def epoch(self, numbers: dict[str, float], epoch: int) -> None:
-        self._log(numbers, step=epoch)
+    def epoch(self, record: dict[str, Any]) -> None:
+        self._log(_numbers(record), step=record["epoch"])
 
-    def close(self, test: dict[str, float]) -> None:
-        self._log(test)
+    def close(self, summary: dict[str, Any] | None) -> None:
+        self._log({f"test/{name}": value for name, value in (summary or {}).get("test", {}).items()})
         self._mlflow.end_run()
 
     def _log(self, numbers: dict[str, float], **step: int) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from distrec.cli import main
@@ -25,6 +28,8 @@ from distrec.training.launch import train
 from distrec.training.run_folder import RunFolder
 from tests.training import small
 from tests.training.hosts import Hosts
+
+HOST = socket.gethostname()
 
 
 @pytest.mark.parametrize(
@@ -173,7 +178,9 @@ def test_a_run_on_two_hosts_survives_both_faults(
             running.result(60)
     killed, frozen = small.read(run, "run.json")["attempts"][0]["restarts"]
     assert "died; failure 1 of 1 since the last finished epoch" in killed["cause"]
-    assert "did not answer for" in frozen["cause"]
+    named = re.search(rf"worker \d \(process (\d+) on host {HOST}\) did not answer for", frozen["cause"])
+    assert named is not None, frozen["cause"]
+    assert not psutil.pid_exists(int(named[1]))
     _, rows = told.rsplit("rows doubled\n", 1)
     kill, said_killed, freeze, said_frozen = rows.splitlines()[:4]
     assert (said_killed.strip(), said_frozen.strip()) == (killed["cause"], frozen["cause"])

@@ -13,7 +13,6 @@ import psutil
 import pytest
 
 from distrec.cli import main
-from distrec.training import policy
 from distrec.training.run_folder import place_in_words
 from tests.training import small
 
@@ -29,13 +28,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 class Killer(threading.Thread):
     """Kills a Ray Train worker of this process's cluster with signal 9, once in or after each of `epochs` (from 1).
 
-    The worker is stopped first, so that the run's progress can be read: it must not be at a checkpoint. With `freeze`
-    it stays stopped and is not killed.
+    The worker is stopped first, so that the run's progress can be read: it must not be at a checkpoint.
     """
 
-    def __init__(self, run: Path, epochs: list[int], every: int, freeze: bool = False):
+    def __init__(self, run: Path, epochs: list[int], every: int):
         super().__init__(daemon=True)
-        self._run, self._epochs, self._every, self._freeze = run, epochs, every, freeze
+        self._run, self._epochs, self._every = run, epochs, every
         self.killed_at: list[dict[str, Any]] = []
         self.killed: list[int] = []
 
@@ -57,9 +55,8 @@ class Killer(threading.Thread):
         if progress["step"] % self._every and progress["step"] < progress["steps"]:
             self.killed_at.append(progress)
             self.killed.append(worker.pid)
-            if not self._freeze:
-                worker.kill()
-                worker.wait(10)
+            worker.kill()
+            worker.wait(10)
             return True
         worker.send_signal(signal.SIGCONT)
         return False
@@ -134,24 +131,6 @@ def test_workers_that_fail_too_often_end_the_run_with_one_sentence(
     (attempt,) = small.read(tmp_path / "run", "run.json")["attempts"]
     assert (attempt["outcome"], attempt["exit_status"]) == ("WorkersFailed", 1)
     assert line.endswith(attempt["message"])
-
-
-def test_a_frozen_worker_is_named_and_replaced(
-    tmp_path: Path, data: str, cluster: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(policy, "SILENT", {True: 3.0, False: 60.0})
-    config = small.write_config(tmp_path / "run.yaml", data, tmp_path, train={"global_batch": 8, "epochs": 12})
-    killer = Killer(tmp_path / "run", epochs=[2], every=1000, freeze=True)
-    killer.start()
-    assert main(["train", config, "train.workers=2"]) == 0
-    killer.join(30)
-    (restart,) = small.read(tmp_path / "run", "run.json")["attempts"][0]["restarts"]
-    assert f"(process {killer.killed[0]} on host {HOST}) did not answer for" in restart["cause"]
-    assert restart["cause"] in capsys.readouterr().out
-    assert not psutil.pid_exists(killer.killed[0])
-    assert [epoch["ledger"]["lost"] + epoch["ledger"]["duplicated"] for epoch in small.metrics(tmp_path / "run")] == [
-        0
-    ] * 12
 
 
 def test_more_cpus_than_the_cluster_offers_are_refused(
