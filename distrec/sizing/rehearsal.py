@@ -33,20 +33,17 @@ class Rehearsal:
 
     Attributes:
         phases: largest resident memory in bytes from the start to the end of each phase, by name, in order.
+        held: bytes that the worker holds between steps, by what they are (`distrec.sizing.held`).
         received: bytes that a step gets from other workers.
         seconds: of each step, without waiting for other workers.
         steps: number of steps of a whole epoch.
     """
 
     phases: dict[str, int]
+    held: dict[str, int]
     received: int
     seconds: list[float]
     steps: int
-
-    @property
-    def peak(self) -> int:
-        """Largest resident memory in bytes."""
-        return max(self.phases.values())
 
 
 def rehearse(config: RunConfig, workers: int, steps: int = STEPS) -> Rehearsal:
@@ -103,11 +100,13 @@ def _rehearse(config: RunConfig, workers: int, steps: int, folder: str) -> Rehea
         import ray.train  # noqa: F401  # as in a worker
         import ray.train.torch  # noqa: F401
 
-    here = {"run.storage": folder, "run.name": "rehearsal", "tracking.mlflow": None}
+    # Numbers are wrong here, so nothing may be written that a run would read.
+    here = {"run.storage": folder, "run.name": "rehearsal", "run.graphs": None, "tracking.mlflow": None}
     config = decode(RunConfig, set_keys(config.model_dump(), here, "rehearsal"))
 
     from distrec.data.dataset import Dataset
     from distrec.parallel.world import World
+    from distrec.sizing.held import held
     from distrec.sizing.standin import standing_in
     from distrec.training.checkpoint import Checkpoints
     from distrec.training.loop import Trainer
@@ -145,11 +144,14 @@ def _rehearse(config: RunConfig, workers: int, steps: int, folder: str) -> Rehea
         trainer.cursor.best_checkpoint = None
         trainer.summarise()
         phases["test"] = high_water()
-        return Rehearsal(phases, received, seconds, engine.steps_per_epoch if trains else 0)
+        return Rehearsal(phases, held(trainer), received, seconds, engine.steps_per_epoch if trains else 0)
 
 
 def high_water() -> int:
-    """Largest resident memory of this process so far, in bytes."""
+    """Largest resident memory of this process so far, in bytes.
+
+    It is not taken from `getrusage`, whose number includes that of the process that started this one.
+    """
     with open("/proc/self/status", encoding="ascii") as file:
         return next(int(line.split()[1]) << 10 for line in file if line.startswith("VmHWM"))
 

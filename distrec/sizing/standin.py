@@ -22,6 +22,8 @@ from torch._C import _distributed_c10d as c10d
 from torch.distributed import distributed_c10d
 from torch.distributed._shard.sharded_tensor.metadata import ShardedTensorMetadata
 
+from distrec.training.dense import leave_group
+
 _NAME = "standin"
 
 
@@ -163,7 +165,7 @@ def standing_in(size: int) -> Iterator[StandIn]:
         yield made[0]
     finally:
         dist.all_gather_object = plain
-        dist.destroy_process_group()
+        leave_group()
 
 
 def _gather_objects(gathered: list[Any], mine: Any, group: Any = None) -> None:
