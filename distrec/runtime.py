@@ -114,8 +114,7 @@ def check_fits(needed: int, what: str, remedy: str, place: str = "this machine")
     """
     if needed > (there := total_memory()):
         raise InputError(
-            f"{what} need at least {needed / 1e9:,.1f} GB of memory, but {place} has {there / 1e9:,.1f} GB; "
-            f"{remedy}."
+            f"{what} need at least {needed / 1e9:,.1f} GB of memory, but {place} has {there / 1e9:,.1f} GB; {remedy}."
         )
 
 

@@ -58,5 +58,3 @@ def command(
             del tree["step_seconds"], tree["epoch_hours"]
         trees.append(tree)
     print(dumps(trees, indent=2))
-
-

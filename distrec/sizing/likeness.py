@@ -6,7 +6,9 @@ the same names, widths and numbers of tokens. Their content is random.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 
 import numpy as np
 
@@ -29,7 +31,8 @@ def share_of(manifest: Manifest, share: float) -> GraphSize:
 
 def write_likeness(out: str, manifest: Manifest, size: GraphSize) -> Dataset:
     """Write a dataset of `size` with the feature sets of `manifest` to the new folder `out`."""
-    write_graph(out, size)
+    with redirect_stdout(io.StringIO()):  # the line about what was written
+        write_graph(out, size)
     return add_features(out, manifest.features)
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import math
 import statistics
 import tempfile
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -169,8 +167,7 @@ def _extrapolated(config: RunConfig, manifest: Manifest, share: float, workers: 
     for part in shares:
         with tempfile.TemporaryDirectory() as folder:
             out = str(Path(folder, "data"))
-            with redirect_stdout(io.StringIO()):  # the line about what it has written
-                write_likeness(out, manifest, share_of(manifest, part))
+            write_likeness(out, manifest, share_of(manifest, part))
             smaller = {"data": out}
             if batch > shares[-1] * train:  # otherwise a batch would have fewer rows than in the run
                 smaller["train.global_batch"] = max(workers, round(part * batch))

@@ -24,7 +24,9 @@ _REMEDY = {
     "evaluation": "hold out fewer interactions",
     "checkpoint being written": "use a local 'run.storage', or lower the method's widths",
 }
-_BATCH = "lower 'train.global_batch', raise 'train.accumulate' if the method can, or set 'dense.activation_checkpointing'"
+_BATCH = (
+    "lower 'train.global_batch', raise 'train.accumulate' if the method can, or set 'dense.activation_checkpointing'"
+)
 
 
 def bytes_of(text: str) -> int:
