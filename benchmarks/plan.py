@@ -1,11 +1,11 @@
-"""`distrec plan` against measured peaks: what it predicts for a worker's memory, and what a run's hungriest worker took.
+"""`distrec plan` against measured peaks: the memory that it predicts for a worker, and what a run took at most.
 
     python benchmarks/plan.py --data DIR --records build/plan.jsonl [--only baby movielens graph] [--methods …]
 
 DIR holds the prepared datasets, each of which is made if it is missing: Amazon Baby and MovieLens from `--source`, the
 folder with their raw data, with random features and tokens in the shape of the default encoders' where a method reads
-them; and a random graph of two million nodes and forty million interactions. Every run trains two epochs on Ray workers,
-ranks and saves. Each adds a line to the file of records, and the same command goes on after the last. The table of all
+them; and a random graph of two million nodes and forty million interactions. Runs train two epochs on Ray workers, and
+rank and save. Each adds a line to the file of records, and the same command goes on after the last. The table of all
 records is printed at the end.
 
 A worker's process without any data takes much of the memory at the smaller sizes, so the table also has the error of

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from json import dumps
 from collections.abc import Sequence
+from json import dumps
 
 from distrec.config.bounds import MOST_WORKERS, check_option
 from distrec.config.run import load_run

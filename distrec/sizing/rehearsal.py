@@ -16,7 +16,6 @@ import time
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 from distrec.config.run import RunConfig
 from distrec.config.tree import decode, set_keys
@@ -99,7 +98,7 @@ def _rehearse(config: RunConfig, workers: int, steps: int, folder: str) -> Rehea
     tune_process(config.train.threads)
     phases: dict[str, int] = {}
     if workers:
-        import ray.train  # noqa: F401  # as in a worker
+        import ray.train  # as in a worker
         import ray.train.torch  # noqa: F401
 
     # Numbers are wrong here, so nothing may be written that a run would read.

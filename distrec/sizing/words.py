@@ -1,4 +1,4 @@
-"""`distrec plan` as text: a table with a column for each number of workers, and what to do if a machine is too small."""
+"""`distrec plan` as text: a table with a column per number of workers, and what to do if a machine is too small."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def test_quantities_are_read_as_in_kubernetes(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "16GB", "-1Gi", "Gi", "1 Gi", "0", "1e3", "0.1", "9" * 40])
 def test_other_quantities_are_refused(text: str) -> None:
-    with pytest.raises(InputError, match="option '--machine-memory' is .*; give a quantity such as 16Gi or 16G"):
+    with pytest.raises(InputError, match=r"option '--machine-memory' is .*; give a quantity such as 16Gi or 16G"):
         bytes_of(text)
 
 

@@ -116,7 +116,7 @@ def test_a_host_is_compared_with_its_own_workers(data: Dataset, monkeypatch: pyt
     assert two < four
     monkeypatch.setattr(runtime, "total_memory", lambda: two)
     check_host(config, data, method, 4, 2, "a")
-    with pytest.raises(InputError, match="need at least .* but host 'b' has .* GB; most of it is for the"):
+    with pytest.raises(InputError, match=r"need at least .* but host 'b' has .* GB; most of it is for the"):
         check_host(config, data, method, 4, 4, "b")
 
 
