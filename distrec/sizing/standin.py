@@ -4,24 +4,18 @@ Rank 0 does everything that it would do in a group of `size` processes: it has i
 sends and receives. Nobody is there to answer, so the group answers itself, with bytes of the right number. Where others
 would send rows, it repeats rows of rank 0. A sum over ranks is rank 0's part of it. So numbers are wrong and sizes are
 right, and losses stay finite.
-
-All uses of what `torch.distributed` does not document are here. `tests/sizing/test_standin.py` fails if a new version
-of torch changes them.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C import _distributed_c10d as c10d
-from torch.distributed import distributed_c10d
-from torch.distributed._shard.sharded_tensor.metadata import ShardedTensorMetadata
 
+from distrec.sizing.torch_internals import finished, gather_objects, name_of
 from distrec.training.dense import leave_group
 
 _NAME = "standin"
@@ -42,14 +36,14 @@ class StandIn(dist.ProcessGroup):
 
     @property
     def group_name(self) -> str:
-        return str(distributed_c10d._get_process_group_name(self))
+        return name_of(self)
 
     def getBackendName(self) -> str:
         return _NAME
 
     def allreduce(self, tensors: list[torch.Tensor], opts: Any = None) -> Any:
         self._count(sum(tensor.nbytes for tensor in tensors) * 2 * (self._ranks - 1) // self._ranks)
-        return _done(tensors)
+        return finished(tensors)
 
     def allreduce_coalesced(self, tensors: list[torch.Tensor], opts: Any = None) -> Any:
         return self.allreduce(tensors)
@@ -62,17 +56,17 @@ class StandIn(dist.ProcessGroup):
             for tensor in tensors:
                 self._count(tensor.nbytes)
                 tensor.zero_()
-        return _done(tensors)
+        return finished(tensors)
 
     def barrier(self, opts: Any = None) -> Any:
-        return _done([])
+        return finished([])
 
     def allgather(self, outputs: list[list[torch.Tensor]], inputs: list[torch.Tensor], opts: Any = None) -> Any:
         for parts, mine in zip(outputs, inputs, strict=True):
             for part in parts:
                 _repeat(mine, part)
             self._count((len(parts) - 1) * mine.nbytes)
-        return _done(inputs)
+        return finished(inputs)
 
     def all_gather_single(self, output: torch.Tensor, mine: torch.Tensor, opts: Any = None) -> Any:
         return self.allgather([list(output.view(-1).chunk(self._ranks))], [mine])
@@ -80,13 +74,13 @@ class StandIn(dist.ProcessGroup):
     def all_gather_single_coalesced(self, outputs: Any, inputs: Any, opts: Any = None) -> Any:
         for output, mine in zip(outputs, inputs, strict=True):
             self.all_gather_single(output, mine)
-        return _done(list(inputs))
+        return finished(list(inputs))
 
     def reduce_scatter(self, outputs: Any, inputs: Any, opts: Any = None) -> Any:
         for output, parts in zip(outputs, inputs, strict=True):
             output.copy_(parts[0])
             self._count((self._ranks - 1) * output.nbytes)
-        return _done(list(outputs))
+        return finished(list(outputs))
 
     def reduce_scatter_single(self, output: torch.Tensor, whole: torch.Tensor, opts: Any = None) -> Any:
         return self.reduce_scatter([output.view(-1)], [list(whole.view(-1).chunk(self._ranks))])
@@ -94,7 +88,7 @@ class StandIn(dist.ProcessGroup):
     def reduce_scatter_single_coalesced(self, outputs: Any, inputs: Any, opts: Any = None) -> Any:
         for output, whole in zip(outputs, inputs, strict=True):
             self.reduce_scatter_single(output, whole)
-        return _done(list(outputs))
+        return finished(list(outputs))
 
     def all_to_all_single(
         self, output: torch.Tensor, mine: torch.Tensor, receive: Sequence[int], send: Sequence[int], opts: Any = None
@@ -104,27 +98,27 @@ class StandIn(dist.ProcessGroup):
         own_out = receive[0] if receive else len(output) // self._ranks
         _repeat(mine[:own_in], output)
         self._count(output.nbytes - output[:own_out].nbytes)
-        return _done([output])
+        return finished([output])
 
     def alltoall(self, outputs: list[torch.Tensor], inputs: list[torch.Tensor], opts: Any = None) -> Any:
         for output in outputs:
             _repeat(inputs[0], output)
         self._count(sum(output.nbytes for output in outputs[1:]))
-        return _done(outputs)
+        return finished(outputs)
 
     def send(self, tensors: list[torch.Tensor], to: int, tag: int = 0) -> Any:
         for tensor in tensors:
             for waiting in self._expected:
                 _repeat(tensor, waiting)
         self._expected.clear()
-        return _done(tensors)
+        return finished(tensors)
 
     def recv(self, tensors: list[torch.Tensor], source: int, tag: int = 0) -> Any:
         for tensor in tensors:
             tensor.zero_()
             self._count(tensor.nbytes)
         self._expected = tensors  # the next send has what an equal peer would have sent
-        return _done(tensors)
+        return finished(tensors)
 
     def _count(self, received: int) -> None:
         self.received += received
@@ -141,13 +135,6 @@ def _repeat(rows: torch.Tensor, into: torch.Tensor) -> None:
         target[start : start + count].copy_(values[:count])
 
 
-def _done(tensors: list[torch.Tensor]) -> Any:
-    """The handle of work that has ended."""
-    future: torch.futures.Future[Any] = torch.futures.Future()
-    future.set_result(tensors)
-    return c10d._create_work_from_future(future)
-
-
 @contextmanager
 def standing_in(size: int) -> Iterator[StandIn]:
     """A context in which this process's default group is a `StandIn` for rank 0 of `size` processes."""
@@ -160,26 +147,9 @@ def standing_in(size: int) -> Iterator[StandIn]:
     dist.Backend.register_backend(_NAME, create, devices=["cpu"])
     dist.init_process_group(_NAME, store=dist.HashStore(), rank=0, world_size=size)
     plain = dist.all_gather_object
-    dist.all_gather_object = _gather_objects  # TorchRec checks that the shards it hears of make up the whole table
+    dist.all_gather_object = gather_objects  # TorchRec checks that the shards it hears of make up the whole table
     try:
         yield made[0]
     finally:
         dist.all_gather_object = plain
         leave_group()
-
-
-def _gather_objects(gathered: list[Any], mine: Any, group: Any = None) -> None:
-    for rank in range(len(gathered)):
-        gathered[rank] = _of_rank(mine, rank) if isinstance(mine, ShardedTensorMetadata) else mine
-
-
-def _of_rank(mine: ShardedTensorMetadata, rank: int) -> ShardedTensorMetadata:
-    """What `rank` would say about its shard of a tensor, of which `mine` describes rank 0's."""
-    theirs = copy.deepcopy(mine)
-    for shard in theirs.shards_metadata:
-        rows, block = mine.size[0], shard.shard_sizes[0]
-        start = min(rank * block, rows)
-        shard.shard_offsets = [start, *shard.shard_offsets[1:]]
-        shard.shard_sizes = [min(block, rows - start), *shard.shard_sizes[1:]]
-        shard.placement = f"rank:{rank}/cpu"
-    return theirs
