@@ -16,11 +16,12 @@ import time
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from distrec.config.run import RunConfig
 from distrec.config.tree import decode, set_keys
 from distrec.errors import InputError, WorkersFailed, shown
-from distrec.runtime import WORKER_ENVIRONMENT, tune_process
+from distrec.runtime import WORKER_ENVIRONMENT, quiet, tune_process
 
 STEPS = 3  # the first allocates gradients; the second has them and what the first one left; a third is like it
 _BAD_INPUT = 2
@@ -57,50 +58,86 @@ def rehearse(config: RunConfig, workers: int, steps: int = STEPS) -> Rehearsal:
         InputError: what the run would refuse too.
         WorkersFailed: the process died, or raised another error.
     """
-    request = {"config": config.model_dump(), "workers": workers, "steps": steps}
-    environment = {**os.environ, **WORKER_ENVIRONMENT} if workers else dict(os.environ)
+    answer = _in_a_process({"config": config.model_dump(), "workers": workers, "steps": steps}, workers > 0)
+    return Rehearsal(**answer)
+
+
+def ray_worker_bytes(threads: int) -> int:
+    """Largest resident memory in bytes of a Ray worker that has imported what a worker of a run imports.
+
+    It is more than that of another process: a worker talks to Ray in threads of its own. Measured in a worker of the
+    cluster that RAY_ADDRESS names, or else of a new local one.
+
+    Raises:
+        WorkersFailed: Ray did not start.
+    """
+    size: int = _in_a_process({"threads": threads}, True)["bytes"]
+    return size
+
+
+def _in_a_process(request: dict[str, Any], as_worker: bool) -> Any:
+    """What this module answers to `request` in a new process, as a JSON value."""
+    environment = {**os.environ, **(WORKER_ENVIRONMENT if as_worker else {}), "TQDM_DISABLE": "1"}
     with tempfile.TemporaryDirectory() as folder:
-        request["folder"] = folder
         done = subprocess.run(
             [sys.executable, "-m", "distrec.sizing.rehearsal"],
-            input=json.dumps(request),
-            env={**environment, "TQDM_DISABLE": "1"},
+            input=json.dumps({**request, "folder": folder}),
+            env=environment,
             capture_output=True,
             text=True,
         )
-        answer = Path(folder, "answer.json")
         if done.returncode == 0:
-            return Rehearsal(**json.loads(answer.read_text(encoding="utf-8")))
+            return json.loads(Path(folder, "answer.json").read_text(encoding="utf-8"))
     last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
     if done.returncode == _BAD_INPUT:
         raise InputError(last)
-    ended = (
-        f"ended with status {done.returncode}" if done.returncode > 0 else f"was killed by signal {-done.returncode}"
-    )
+    signal = done.returncode < 0
+    ended = f"was killed by signal {-done.returncode}" if signal else f"ended with status {done.returncode}"
     raise WorkersFailed(f"the rehearsal of a worker {ended}: {shown(last, 300, quoted=False)}")
 
 
 def _main() -> int:
     request = json.loads(sys.stdin.read())
+    folder = request.pop("folder")
     try:
-        found = _rehearse(decode(RunConfig, request["config"]), request["workers"], request["steps"], request["folder"])
+        if "threads" in request:
+            answer = {"bytes": _of_a_ray_worker(**request)}
+        else:
+            request["config"] = decode(RunConfig, request["config"])
+            answer = asdict(_rehearse(**request, folder=folder))
     except InputError as error:
         print(error, file=sys.stderr)
         return _BAD_INPUT
-    Path(request["folder"], "answer.json").write_text(json.dumps(asdict(found)), encoding="utf-8")
+    Path(folder, "answer.json").write_text(json.dumps(answer), encoding="utf-8")
     return 0
 
 
-def _rehearse(config: RunConfig, workers: int, steps: int, folder: str) -> Rehearsal:
-    from distrec.runtime import quiet
+def _of_a_ray_worker(threads: int) -> int:
+    import ray
 
+    from distrec.cluster.connection import ray_cluster
+    from distrec.sizing.rehearsal import ready  # by its name, not as part of this main module
+
+    with ray_cluster():
+        task = ray.remote(ready).options(num_cpus=0, runtime_env={"env_vars": WORKER_ENVIRONMENT})
+        size: int = ray.get(task.remote(threads, True))
+        return size
+
+
+def ready(threads: int, on_ray: bool) -> int:
+    """Prepare this process as a worker's is before it reads anything; returns its largest resident memory in bytes."""
     quiet()
-    tune_process(config.train.threads)
-    phases: dict[str, int] = {}
-    if workers:
-        import ray.train  # as in a worker
+    tune_process(threads)
+    if on_ray:
+        import ray.train
         import ray.train.torch  # noqa: F401
+    import distrec.training.loop  # noqa: F401
 
+    return high_water()
+
+
+def _rehearse(config: RunConfig, workers: int, steps: int, folder: str) -> Rehearsal:
+    phases = {"process": ready(config.train.threads, workers > 0)}
     # Numbers are wrong here, so nothing may be written that a run would read.
     here = {"run.storage": folder, "run.name": "rehearsal", "run.graphs": None, "tracking.mlflow": None}
     config = decode(RunConfig, set_keys(config.model_dump(), here, "rehearsal"))
@@ -114,7 +151,6 @@ def _rehearse(config: RunConfig, workers: int, steps: int, folder: str) -> Rehea
     from distrec.training.run_folder import RunFolder
 
     run = RunFolder.of(config)
-    phases["process"] = high_water()
     with standing_in(max(workers, 1)) as group:
         world = World.current()
         checkpoints = Checkpoints(run.checkpoints, world)
