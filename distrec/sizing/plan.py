@@ -77,7 +77,7 @@ def plan(config: RunConfig, workers: Sequence[int] = (), steps: int = STEPS) -> 
     Args:
         config: a run config.
         workers: numbers of workers; by default those of the config.
-        steps: number of training steps to measure.
+        steps: the fewest training steps to measure.
 
     Raises:
         InputError: the config is invalid, its dataset does not exist or lacks what the method reads, or the rehearsal
