@@ -19,7 +19,7 @@ from distrec.methods.base import Method
 from distrec.methods.registry import build_method, resolve
 from distrec.runtime import total_memory
 from distrec.sizing.likeness import share_of, write_likeness
-from distrec.sizing.rehearsal import STEPS, Rehearsal, ray_worker_bytes, rehearse
+from distrec.sizing.rehearsal import STEPS, Rehearsal, rehearse
 from distrec.training.attempts import with_absolute_paths
 from distrec.training.size import checkpoint_bytes, dense_values, worker_parts
 
@@ -94,8 +94,7 @@ def plan(config: RunConfig, workers: Sequence[int] = (), steps: int = STEPS) -> 
                 f"key 'train.global_batch' is {config.train.global_batch} but there are {number} workers; give each at "
                 "least one row."
             )
-    bare = ray_worker_bytes(config.train.threads) if any(numbers) else 0
-    return [_plan(config, data, method, number, steps, bare) for number in numbers]
+    return [_plan(config, data, method, number, steps) for number in numbers]
 
 
 def worker_bytes(config: RunConfig) -> int:
@@ -110,7 +109,7 @@ def worker_bytes(config: RunConfig) -> int:
     return plan(config, [config.train.least_workers])[0].peak
 
 
-def _plan(config: RunConfig, data: Dataset, method: Method, workers: int, steps: int, bare: int) -> Plan:
+def _plan(config: RunConfig, data: Dataset, method: Method, workers: int, steps: int) -> Plan:
     parts = worker_parts(config, data, method, workers, dense_values(method))
     share = rehearsed_share(data.manifest, sum(method_widths(data, method)), sum(parts.values()))
     if share == 1:
@@ -120,11 +119,8 @@ def _plan(config: RunConfig, data: Dataset, method: Method, workers: int, steps:
     known = {name: parts[name] for name in ("dense module", "checkpoint being written")}
     if config.optimizer.tables == "exact":
         known["gradients of tables"] = parts["tables"]
-    ray = bare - found.phases["process"] if workers else 0  # a rehearsal does without Ray
-    copy = parts["checkpoint being written"]  # nor has it this, since it saves to a local disk
-    phases = {
-        name: value + ray + (copy if name not in ("process", "build") else 0) for name, value in found.phases.items()
-    }
+    copy = parts["checkpoint being written"]  # not part of a rehearsal, which saves to a local disk
+    phases = {name: value + (copy if name not in ("process", "build") else 0) for name, value in found.phases.items()}
     return Plan(
         workers=workers,
         share=share,

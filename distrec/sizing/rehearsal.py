@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -65,26 +66,9 @@ def rehearse(config: RunConfig, workers: int, steps: int = STEPS) -> Rehearsal:
         InputError: what the run would refuse too.
         WorkersFailed: the process died, or raised another error.
     """
-    answer = _in_a_process({"config": config.model_dump(), "workers": workers, "steps": steps}, workers > 0)
-    return Rehearsal(**answer)
-
-
-def ray_worker_bytes(threads: int) -> int:
-    """Largest resident memory in bytes of a Ray worker that has imported what a worker of a run imports.
-
-    It is more than that of another process: a worker talks to Ray in threads of its own. Measured in a worker of the
-    cluster that RAY_ADDRESS names, or else of a new local one.
-
-    Raises:
-        WorkersFailed: Ray did not start.
-    """
-    size: int = _in_a_process({"threads": threads}, True)["bytes"]
-    return size
-
-
-def _in_a_process(request: dict[str, Any], as_worker: bool) -> Any:
-    """What this module answers to `request` in a new process, as a JSON value."""
-    environment = {**os.environ, **(WORKER_ENVIRONMENT if as_worker else {}), "TQDM_DISABLE": "1"}
+    request = {"config": config.model_dump(), "workers": workers, "steps": steps}
+    # A cluster that is connected is left alone: the dataset may be here only.
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [sys.executable, "-m", "distrec.sizing.rehearsal"],
@@ -94,7 +78,7 @@ def _in_a_process(request: dict[str, Any], as_worker: bool) -> Any:
             text=True,
         )
         if done.returncode == 0:
-            return json.loads(Path(folder, "answer.json").read_text(encoding="utf-8"))
+            return Rehearsal(**json.loads(Path(folder, "answer.json").read_text(encoding="utf-8")))
     last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
     if done.returncode == _BAD_INPUT:
         raise InputError(last)
@@ -104,47 +88,66 @@ def _in_a_process(request: dict[str, Any], as_worker: bool) -> Any:
 
 
 def _main() -> int:
+    from distrec.sizing.rehearsal import answer, in_ray_worker  # by their names, not as part of this main module
+
     request = json.loads(sys.stdin.read())
-    folder = request.pop("folder")
-    try:
-        if "threads" in request:
-            answer = {"bytes": _of_a_ray_worker(**request)}
-        else:
-            request["config"] = decode(RunConfig, request["config"])
-            answer = asdict(_rehearse(**request, folder=folder))
-    except InputError as error:
-        print(error, file=sys.stderr)
+    refusal = in_ray_worker(request) if request["workers"] else answer(request)
+    if refusal is not None:
+        print(refusal, file=sys.stderr)
         return _BAD_INPUT
-    Path(folder, "answer.json").write_text(json.dumps(answer), encoding="utf-8")
     return 0
 
 
-def _of_a_ray_worker(threads: int) -> int:
+def in_ray_worker(request: dict[str, Any]) -> str | None:
+    """`answer` in a worker of a new local Ray cluster.
+
+    The threads in which a worker talks to Ray allocate from the same heap as training does. Their small blocks keep
+    large freed ones apart: without Ray, SASRec's heap was smaller by a third.
+    """
     import ray
 
     from distrec.cluster.connection import ray_cluster
-    from distrec.sizing.rehearsal import ready  # by its name, not as part of this main module
+    from distrec.training.heartbeat import Monitor
 
     with ray_cluster():
-        task = ray.remote(ready).options(num_cpus=0, runtime_env={"env_vars": WORKER_ENVIRONMENT})
-        size: int = ray.get(task.remote(threads, True))
-        return size
+        monitor = ray.remote(Monitor).options(num_cpus=0).remote()
+        options: dict[str, Any] = {"num_cpus": 0, "runtime_env": {"env_vars": WORKER_ENVIRONMENT}}
+        worker = ray.remote(Worker).options(**options).remote()
+        refusal: str | None = ray.get(worker.rehearse.remote(request, monitor))
+        return refusal
 
 
-def ready(threads: int, on_ray: bool) -> int:
-    """Prepare this process as a worker's is before it reads anything; returns its largest resident memory in bytes."""
+class Worker:
+    """A Ray actor that rehearses beside a heartbeat and, as Ray Train trains, in a thread that is not the main one."""
+
+    def rehearse(self, request: dict[str, Any], monitor: Any) -> str | None:
+        """What `answer` returns."""
+        from distrec.training.heartbeat import Heartbeat
+
+        with Heartbeat(monitor, 0), ThreadPoolExecutor(1) as thread:
+            return thread.submit(answer, request).result()
+
+
+def answer(request: dict[str, Any]) -> str | None:
+    """Rehearse in this process, and write the result into the folder of the request; or return why not."""
+    request = {**request, "config": decode(RunConfig, request["config"])}
+    try:
+        found = _rehearse(**request)
+    except InputError as error:
+        return str(error)
+    Path(request["folder"], "answer.json").write_text(json.dumps(asdict(found)), encoding="utf-8")
+    return None
+
+
+def _rehearse(config: RunConfig, workers: int, steps: int, folder: str) -> Rehearsal:
     quiet()
-    tune_process(threads)
-    if on_ray:
+    tune_process(config.train.threads)
+    if workers:
         import ray.train
         import ray.train.torch  # noqa: F401
     import distrec.training.loop  # noqa: F401
 
-    return high_water()
-
-
-def _rehearse(config: RunConfig, workers: int, steps: int, folder: str) -> Rehearsal:
-    phases = {"process": ready(config.train.threads, workers > 0)}
+    phases = {"process": high_water()}
     # Numbers are wrong here, so nothing may be written that a run would read.
     here = {"run.storage": folder, "run.name": "rehearsal", "run.graphs": None, "tracking.mlflow": None}
     config = decode(RunConfig, set_keys(config.model_dump(), here, "rehearsal"))
@@ -182,7 +185,7 @@ def _rehearse(config: RunConfig, workers: int, steps: int, folder: str) -> Rehea
                 number += 1
             phases[name] = high_water()
             trainer.end_epoch()
-            phases["evaluation and checkpoint"] = high_water()
+            phases.setdefault("evaluation and checkpoint", high_water())
         trainer.cursor.best_checkpoint = None
         trainer.summarise()
         phases["test"] = high_water()

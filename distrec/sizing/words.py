@@ -102,8 +102,8 @@ def remedy(plan: Plan) -> str:
     largest = max(plan.held, key=lambda name: plan.held[name])
     doing = plan.peak - plan.phases["process"] - sum(plan.held.values())
     if doing > plan.held[largest]:
-        steps, build = plan.phases["steps"] - plan.phases["build"], plan.phases["build"] - plan.phases["process"]
-        if steps > build:
+        built = plan.phases["build"]
+        if plan.peak - built > built - plan.phases["process"]:
             return f"most is needed while a step runs: {_BATCH}; or use more workers or larger machines"
         return "most is needed while graphs and features are built: use more workers or larger machines"
     what = _REMEDY.get(largest, "use more workers")

@@ -68,7 +68,6 @@ def test_what_is_linear_in_the_rows_is_extrapolated_to_the_dataset(
     whole = write_graph(out, GraphSize(4000, 2000, 80_000, 1, 1))
     batches: list[int] = []
     monkeypatch.setattr(planning, "rehearse", linear(batches))
-    monkeypatch.setattr(planning, "ray_worker_bytes", lambda threads: 1000 + threads)
     monkeypatch.setattr(planning, "_MOST_SCORES", 4000 * 2000 / 4**2)
     (found,) = plan(config(out, {"name": "bprmf", "dim": 4}, train={"workers": 2, "global_batch": 64}))
     rows = whole.manifest.interactions["train"]
@@ -175,8 +174,7 @@ def refusals(data: str) -> list[tuple[Sequence[str], str]]:
 def test_bad_input_is_refused_before_anything_is_rehearsed(
     case: int, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("rehearse", "ray_worker_bytes"):
-        monkeypatch.setattr(planning, name, lambda *_: pytest.fail("a rehearsal began"))
+    monkeypatch.setattr(planning, "rehearse", lambda *_: pytest.fail("a rehearsal began"))
     file = tmp_path / "run.yaml"
     file.write_text(f"data: {data}\nrun: {{name: r}}\nmethod: {{name: bprmf}}\n")
     arguments, message = refusals(data)[case]
