@@ -27,8 +27,7 @@ from distrec.runtime import WORKER_ENVIRONMENT, quiet, tune_process
 STEPS = 3
 """The fewest training steps in each of the two epochs of a rehearsal."""
 
-# Where sizes differ from step to step, the gaps between freed blocks do not fit the next ones, and the heap grows for
-# dozens of steps: SASRec's took a tenth more after 60 steps than after 3.
+# Where sizes differ from step to step, freed blocks do not fit the next ones, and the heap grows for dozens of steps.
 _STILL = 5  # steps in a row without growth that end the steps of an epoch
 _NOISE = 1 << 20  # bytes that do not count as growth
 _MOST_STEPS = 40
@@ -101,8 +100,7 @@ def _main() -> int:
 def in_ray_worker(request: dict[str, Any]) -> str | None:
     """`answer` in a worker of a new local Ray cluster.
 
-    The threads in which a worker talks to Ray allocate from the same heap as training does. Their small blocks keep
-    large freed ones apart: without Ray, SASRec's heap was smaller by a third.
+    A worker talks to Ray in threads of its own: importing the same packages, it took 16 MB more than another process.
     """
     import ray
 
