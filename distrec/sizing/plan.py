@@ -100,7 +100,7 @@ def plan(config: RunConfig, workers: Sequence[int] = (), steps: int = STEPS) -> 
 def worker_bytes(config: RunConfig) -> int:
     """The predicted peak memory of the hungriest worker in bytes, at the smallest number of workers of the config.
 
-    It starts a local Ray cluster and rehearses, which takes half a minute on an idle machine.
+    It starts a local Ray cluster and rehearses there, which takes tens of seconds.
 
     Raises:
         InputError: the config is invalid, or its dataset does not exist or lacks what the method reads.
