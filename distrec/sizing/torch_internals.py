@@ -19,7 +19,7 @@ def finished(tensors: list[torch.Tensor]) -> Any:
     """The handle of a collective's work that has ended; groups that are written in C++ make it in C++."""
     future: torch.futures.Future[Any] = torch.futures.Future()
     future.set_result(tensors)
-    return _distributed_c10d._create_work_from_future(future)
+    return _distributed_c10d._create_work_from_future(future)  # type: ignore[attr-defined]
 
 
 def name_of(group: dist.ProcessGroup) -> str:
@@ -43,5 +43,5 @@ def _of_rank(mine: ShardedTensorMetadata, rank: int) -> ShardedTensorMetadata:
         start = min(rank * block, rows)
         shard.shard_offsets = [start, *shard.shard_offsets[1:]]
         shard.shard_sizes = [min(block, rows - start), *shard.shard_sizes[1:]]
-        shard.placement = f"rank:{rank}/cpu"
+        shard.placement = f"rank:{rank}/cpu"  # type: ignore[assignment]  # as TorchRec writes it
     return theirs
