@@ -167,6 +167,25 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--print-config", action="store_true", help=_PRINT_CONFIG)
     train.set_defaults(run=_train)
 
+    plan = verbs.add_parser(
+        "plan",
+        help="predict the memory, exchanges and checkpoints of a run, before it starts",
+        description="Rehearse one worker of a run on this machine, in a few steps and without the others, and print "
+        "what it needs.",
+    )
+    plan.add_argument("config", help="a run config, such as configs/lightgcn/demo.yaml")
+    plan.add_argument("overrides", nargs="*", default=[], metavar="key=value")
+    plan.add_argument(
+        "--workers", type=_whole, nargs="+", default=[], metavar="N", help="numbers of workers; default: the config's"
+    )
+    plan.add_argument("--machine-memory", metavar="SIZE", help="memory of a machine, such as 16Gi, to be filled")
+    plan.add_argument(
+        "--storage-rate", type=_whole, default=200, metavar="MB/S", help="what the storage writes; default: 200 MB/s"
+    )
+    plan.add_argument("--probe", action="store_true", help="measure 20 steps, and say how long an epoch takes")
+    plan.add_argument("--json", action="store_true", help="print a JSON list, with one object per number of workers")
+    plan.set_defaults(run=_plan)
+
     tune = verbs.add_parser("tune", help="search over methods and their settings, or continue a sweep")
     tune.add_argument("config", metavar="SWEEP", help="a sweep config, such as configs/sweeps/demo.yaml")
     tune.add_argument("overrides", nargs="*", default=[], metavar="key=value")
@@ -356,6 +375,13 @@ def _train(arguments: argparse.Namespace) -> None:
     from distrec.training.launch import train
 
     print(summary_table(train(arguments.config, arguments.overrides)))
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from distrec.sizing.command import command
+
+    options = {name: value for name, value in vars(arguments).items() if name not in ("verb", "run")}
+    command(**options)
 
 
 def _tune(arguments: argparse.Namespace) -> None:

@@ -20,6 +20,7 @@ FLOORS = [
     {"tables", "graph", "encoders"},
     {"methods", "evaluation"},
     {"training"},
+    {"sizing"},
     {"tuning"},
     {"submission"},
     {"doctor"},
