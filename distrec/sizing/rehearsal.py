@@ -2,7 +2,7 @@
 
 Everything that takes memory is done as in a run, by the same code: the worker imports what a worker imports, reads its
 data, builds its graphs, trains, ranks and saves. So no method needs a formula for its memory, and what is measured is a
-process's resident memory, with all that its allocator keeps.
+process's resident memory, with all that its allocator keeps. With workers, this process is one of Ray Train's.
 """
 
 from __future__ import annotations
@@ -13,16 +13,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 from distrec.config.run import RunConfig
 from distrec.config.tree import decode, set_keys
 from distrec.errors import InputError, WorkersFailed, shown
-from distrec.runtime import WORKER_ENVIRONMENT, quiet, tune_process
 
 STEPS = 3
 """The fewest training steps in each of the two epochs of a rehearsal."""
@@ -87,62 +84,23 @@ def rehearse(config: RunConfig, workers: int, steps: int = STEPS) -> Rehearsal:
 
 
 def _main() -> int:
-    from distrec.sizing.rehearsal import answer, in_ray_worker  # by their names, not as part of this main module
+    from distrec.training.launch import workers_for
 
     request = json.loads(sys.stdin.read())
-    refusal = in_ray_worker(request) if request["workers"] else answer(request)
-    if refusal is not None:
-        print(refusal, file=sys.stderr)
+    workers = request["workers"]
+    one = {"train.workers": min(workers, 1), "train.cpus_per_worker": 1.0, "train.max_failures": 0}
+    config = decode(RunConfig, set_keys(request.pop("config"), one, "rehearsal"))
+    try:
+        with workers_for(config) as start:
+            start("distrec.sizing.rehearsal:rehearse_here", None, **request)
+    except InputError as error:
+        print(error, file=sys.stderr)
         return _BAD_INPUT
     return 0
 
 
-def in_ray_worker(request: dict[str, Any]) -> str | None:
-    """`answer` in a worker of a new local Ray cluster.
-
-    A worker talks to Ray in threads of its own: importing the same packages, it took 16 MB more than another process.
-    """
-    import ray
-
-    from distrec.cluster.connection import ray_cluster
-    from distrec.training.heartbeat import Monitor
-
-    with ray_cluster():
-        monitor = ray.remote(Monitor).options(num_cpus=0).remote()
-        options: dict[str, Any] = {"num_cpus": 0, "runtime_env": {"env_vars": WORKER_ENVIRONMENT}}
-        worker = ray.remote(Worker).options(**options).remote()
-        refusal: str | None = ray.get(worker.rehearse.remote(request, monitor))
-        return refusal
-
-
-class Worker:
-    """A Ray actor that rehearses beside a heartbeat and, as Ray Train trains, in a thread that is not the main one."""
-
-    def rehearse(self, request: dict[str, Any], monitor: Any) -> str | None:
-        """What `answer` returns."""
-        from distrec.training.heartbeat import Heartbeat
-
-        with Heartbeat(monitor, 0), ThreadPoolExecutor(1) as thread:
-            return thread.submit(answer, request).result()
-
-
-def answer(request: dict[str, Any]) -> str | None:
-    """Rehearse in this process, and write the result into the folder of the request; or return why not."""
-    request = {**request, "config": decode(RunConfig, request["config"])}
-    try:
-        found = _rehearse(**request)
-    except InputError as error:
-        return str(error)
-    Path(request["folder"], "answer.json").write_text(json.dumps(asdict(found)), encoding="utf-8")
-    return None
-
-
-def _rehearse(config: RunConfig, workers: int, steps: int, folder: str) -> Rehearsal:
-    quiet()
-    tune_process(config.train.threads)
-    if workers:
-        import ray.train
-        import ray.train.torch  # noqa: F401
+def rehearse_here(config: RunConfig, workers: int, steps: int, folder: str) -> None:
+    """Rehearse in this process, as the only worker, and write the result into `folder`; the rest as in `rehearse`."""
     import distrec.training.loop  # noqa: F401
 
     phases = {"process": high_water()}
@@ -155,10 +113,12 @@ def _rehearse(config: RunConfig, workers: int, steps: int, folder: str) -> Rehea
     from distrec.sizing.held import held
     from distrec.sizing.standin import standing_in
     from distrec.training.checkpoint import Checkpoints
+    from distrec.training.dense import leave_group
     from distrec.training.loop import Trainer
     from distrec.training.run_folder import RunFolder
 
     run = RunFolder.of(config)
+    leave_group()  # of this worker alone; a larger one stands in for it
     with standing_in(max(workers, 1)) as group:
         world = World.current()
         checkpoints = Checkpoints(run.checkpoints, world)
@@ -189,7 +149,8 @@ def _rehearse(config: RunConfig, workers: int, steps: int, folder: str) -> Rehea
         phases["test"] = high_water()
         growing = accumulate(phases.values(), max)  # the kernel's count varies by some pages
         phases = dict(zip(phases, growing, strict=True))
-        return Rehearsal(phases, held(trainer), received, seconds, engine.steps_per_epoch)
+        found = Rehearsal(phases, held(trainer), received, seconds, engine.steps_per_epoch)
+    Path(folder, "answer.json").write_text(json.dumps(asdict(found)), encoding="utf-8")
 
 
 def high_water() -> int:
