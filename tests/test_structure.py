@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).parents[1]
 FLOORS = [
     {"errors"},
     {"config", "runtime", "cluster", "parallel"},
-    {"data"},
+    {"arguments", "data"},
     {"tables", "graph", "encoders"},
     {"methods", "evaluation"},
     {"training"},
