@@ -4,22 +4,23 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # The torch that pip installs first, with its own dependencies. For a CPU build, give the path of a wheel, or
 # "torch==2.13.0 --index-url URL".
 TORCH ?= torch==2.13.0
-# Which lock file is installed: cpu or gpu.
+# Which lock file is installed, cpu or gpu; dev.txt, with what tests and checks need, is installed with either.
 LOCK ?= cpu
 
 BIN := .venv/bin
 STAMP := .venv/installed-$(LOCK)
 
-.PHONY: env demo test test-all test-lab lint clean
+.PHONY: env demo test test-all test-lab test-image lint clean
 
 env: $(STAMP)
 
 # With another LOCK, the environment is built again, because packages of the previous lock would remain in it.
-$(STAMP): locks/$(LOCK).txt pyproject.toml
+$(STAMP): locks/$(LOCK).txt locks/dev.txt pyproject.toml
 	@set -- .venv/installed-*; if [ -e "$$1" ] && [ ! -e $@ ]; then rm -rf .venv; fi
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -qq --disable-pip-version-check -c locks/$(LOCK).txt $(TORCH) setuptools
-	$(BIN)/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -r locks/$(LOCK).txt
+	$(BIN)/pip install -qq --disable-pip-version-check -c locks/$(LOCK).txt -c locks/dev.txt $(TORCH) setuptools
+	$(BIN)/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation \
+		-r locks/$(LOCK).txt -r locks/dev.txt
 	$(BIN)/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -43,7 +44,7 @@ demo: env
 test: SCOPE := and not wide
 test test-all: lint
 	@echo "== Tests, two at a time; those of several processes start gloo workers and Ray clusters on this machine"
-	$(PYTEST) -n 2 --no-loadscope-reorder -m "not realdata and not lab $(SCOPE)"
+	$(PYTEST) -n 2 --no-loadscope-reorder -m "not realdata and not lab and not image $(SCOPE)"
 	@echo "== Tests on real data: the datasets in shared/data next to the repository"
 	$(PYTEST) -m "realdata $(SCOPE)"
 
@@ -56,6 +57,12 @@ test-lab: env
 	@echo "== Tests on several hosts: head, three workers, client and storage"
 	$(PYTEST) -m lab tests/lab
 
+# The image, really built and used. Needs root, package registries and 10 GB of free disk.
+test-image: env
+	@command -v buildah mmdebstrap >/dev/null || apt-get install -y -qq buildah mmdebstrap >/dev/null 2>&1 || true
+	@echo "== Tests in the image"
+	TORCH="$(TORCH)" $(PYTEST) -m image tests/image
+
 # Each process has one thread, since several processes run at the same time.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
@@ -63,6 +70,8 @@ lint: env
 	@echo "== Style: ruff"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@echo "== Dockerfile: hadolint"
+	$(BIN)/hadolint Dockerfile
 	@echo "== Types: mypy"
 	$(BIN)/mypy
 

@@ -12,8 +12,9 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from distrec.arguments import parse
 from distrec.errors import (
     CLOSED_PIPE,
     DONE,
@@ -25,8 +26,6 @@ from distrec.errors import (
     exit_status,
     shown,
 )
-
-_PRINT_CONFIG = "show the config with every setting and its description, and stop"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,11 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    parsed = _parse(arguments)
+    parsed = parse(arguments)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, until training handles both
     try:
-        return parsed.run(parsed) or DONE
+        return _VERBS[parsed.verb](parsed) or DONE
     except (InputError, Interrupted, NonFiniteLoss, KeyboardInterrupt) as error:
         print(f"distrec {parsed.verb}: {str(error) or 'interrupted'}", file=sys.stderr)
         return exit_status(error)
@@ -70,241 +69,6 @@ def _output_is_closed() -> bool:
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)  # reports errors only
     return bool(poll.poll(0))
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the arguments. Overrides `key=value` may be anywhere, which argparse does not support for positionals."""
-    parser = _parser()
-    parsed, rest = parser.parse_known_args(arguments)
-    if parsed.verb in ("submit", "manifest"):
-        parsed.job = rest  # in the order in which they were given
-        return parsed
-    overrides = [word for word in rest if not word.startswith("-")]
-    if rest and (len(overrides) < len(rest) or not hasattr(parsed, "overrides")):
-        parser.error(f"distrec {parsed.verb} has no argument {shown(rest[0])}; see 'distrec {parsed.verb} --help'.")
-    if overrides:
-        parsed.overrides = [*parsed.overrides, *overrides]
-    return parsed
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="distrec", description="Multimodal recommenders, trained at any size.")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-
-    demo = verbs.add_parser("demo-data", help="write the embedded demo shop")
-    demo.add_argument("--out", required=True, help="folder to write")
-    demo.add_argument("--seed", type=_whole, default=7)
-    demo.set_defaults(run=_demo_data)
-
-    synth = verbs.add_parser("synth", help="write a random dataset of any size, already prepared")
-    kinds = synth.add_subparsers(dest="kind", required=True, metavar="KIND")
-    graph = kinds.add_parser("graph", help="users, items, interactions and clustered features 'text' and 'image'")
-    for name, what in (
-        ("users", "number of users"),
-        ("items", "number of items"),
-        ("edges", "number of interactions"),
-        ("dim", "width of feature set 'text'"),
-    ):
-        graph.add_argument(f"--{name}", type=_whole, required=True, metavar="N", help=what)
-    graph.add_argument(
-        "--image-dim", type=_whole, metavar="N", help="width of feature set 'image'; by default that of 'text'"
-    )
-    graph.add_argument("--out", required=True, help="new folder or s3:// prefix of the prepared dataset")
-    graph.add_argument("--seed", type=_whole, default=7)
-    graph.set_defaults(run=_synth_graph)
-
-    prepare = verbs.add_parser("prepare", help="turn raw data into a prepared dataset")
-    prepare.add_argument("config", help="a data config, such as configs/data/movielens.yaml")
-    prepare.add_argument("overrides", nargs="*", default=[], metavar="key=value")
-    prepare.add_argument("--source", required=True, help="folder or s3:// prefix of the raw data")
-    prepare.add_argument("--out", required=True, help="folder or s3:// prefix of the prepared dataset")
-    prepare.set_defaults(run=_prepare)
-
-    check = verbs.add_parser("check", help="verify a prepared dataset")
-    check.add_argument("data", help="folder or s3:// prefix of a prepared dataset")
-    check.set_defaults(run=_check)
-
-    encode = verbs.add_parser(
-        "encode",
-        help="encode raw texts and images into features",
-        epilog="--tokens needs space: with the default encoders up to 150 KB per item in float16, which is 1.5 GB for "
-        "the 9,742 items of MovieLens, and as much again in the cache. With --image-pool 3, it is 49 KB per item.",
-    )
-    encode.add_argument("data", help="folder or s3:// prefix of a prepared dataset")
-    encode.add_argument("--text", help="text encoder: a name, the folder of a transformers model, or none")
-    encode.add_argument("--image", help="image encoder: a name, the folder of a transformers model, or none")
-    encode.add_argument(
-        "--max-tokens",
-        type=_whole,
-        metavar="N",
-        help="without --tokens: tokens after which a text is cut; 128 by default",
-    )
-    encode.add_argument(
-        "--tokens",
-        action="store_true",
-        help="write 'text-tokens' and 'image-tokens', the whole last layer, instead of one vector per item",
-    )
-    encode.add_argument("--text-tokens", type=_whole, metavar="N", help="with --tokens: tokens per text; 30 by default")
-    encode.add_argument(
-        "--image-pool", type=_whole, metavar="N", help="with --tokens: average feature maps down to N x N"
-    )
-    encode.add_argument(
-        "--cut",
-        type=_whole,
-        metavar="N",
-        help="with --tokens: write 'text-tokens-cutN' and 'image-tokens-cutN', the hidden states before the last N "
-        "layers, for a method that trains these layers",
-    )
-    encode.add_argument("--workers", type=_whole, default=2, help="Ray actors; 0 encodes in this process")
-    encode.add_argument("--threads", type=_whole, default=1, help="CPU threads per worker")
-    encode.add_argument("--batch", type=_whole, help="contents per forward pass; the encoder's own by default")
-    encode.add_argument("--cache", help="folder that keeps encoded contents; inside the dataset by default")
-    encode.set_defaults(run=_encode)
-
-    train = verbs.add_parser("train", help="train a model, or continue a run")
-    train.add_argument("config", help="a run config, such as configs/lightgcn/demo.yaml")
-    train.add_argument("overrides", nargs="*", default=[], metavar="key=value")
-    train.add_argument("--print-config", action="store_true", help=_PRINT_CONFIG)
-    train.set_defaults(run=_train)
-
-    tune = verbs.add_parser("tune", help="search over methods and their settings, or continue a sweep")
-    tune.add_argument("config", metavar="SWEEP", help="a sweep config, such as configs/sweeps/demo.yaml")
-    tune.add_argument("overrides", nargs="*", default=[], metavar="key=value")
-    tune.add_argument("--print-config", action="store_true", help=_PRINT_CONFIG)
-    tune.set_defaults(run=_tune)
-
-    evaluate = verbs.add_parser("evaluate", help="rank a split with the best weights of trained runs")
-    evaluate.add_argument("runs", nargs="+", metavar="RUN", help="<run.storage>/<run.name>; several are compared")
-    evaluate.add_argument("--split", choices=("valid", "test"), default="test", help="the split to rank; default: test")
-    evaluate.add_argument(
-        "--mask",
-        choices=("train", "train+valid", "none"),
-        help="items to leave out of a user's ranking; by default as the run was trained ('evaluate.mask')",
-    )
-    evaluate.add_argument(
-        "--ks", type=_whole, nargs="+", default=[], metavar="K", help="cut-offs in addition to the run's 'evaluate.ks'"
-    )
-    evaluate.add_argument("--workers", type=_whole, default=0, help="Ray Train workers; 0 evaluates in this process")
-    evaluate.add_argument(
-        "--beside", metavar="FILE", help="JSON file of further metrics for the table: {split: {name: {metric: value}}}"
-    )
-    evaluate.set_defaults(run=_evaluate)
-
-    report = verbs.add_parser("report", help="write a sweep's results so far as one HTML page, Markdown and JSON")
-    report.add_argument("sweep", metavar="SWEEP_DIR", help="<run.storage>/<run.name> of a sweep, or its s3:// prefix")
-    report.add_argument(
-        "--no-examples",
-        action="store_true",
-        help="leave out users' histories and recommendations with the items' titles and pictures, so that a report on "
-        "licensed data can be published",
-    )
-    report.set_defaults(run=_report)
-
-    drill = verbs.add_parser(
-        "drill",
-        help="kill and freeze a worker of a run that trains, and measure how the run goes on",
-        description="Do to the workers of a run that trains on a Ray cluster what happens on clusters, one fault after "
-        "the other, and print how long the run took to notice and to train on, and which rows were lost or doubled.",
-    )
-    drill.add_argument("folder", metavar="RUN", help="<run.storage>/<run.name> of a run that is being trained")
-    drill.add_argument(
-        "--faults",
-        nargs="+",
-        choices=("kill", "freeze"),
-        default=["kill", "freeze"],
-        metavar="FAULT",
-        help="kill (SIGKILL) and freeze (SIGSTOP), in the given order; by default both",
-    )
-    drill.set_defaults(run=_drill)
-
-    doctor = verbs.add_parser("doctor", help="check this machine, a run's storage and a cluster, and name remedies")
-    doctor.add_argument("config", nargs="?", help="config of a run that is to be trained")
-    doctor.add_argument("overrides", nargs="*", default=[], metavar="key=value")
-    doctor.add_argument("--storage", help="folder or s3:// prefix; by default 'run.storage' of the config")
-    doctor.add_argument(
-        "--address",
-        metavar="URL",
-        help="address of a cluster's dashboard, such as http://head:8265; by default RAY_API_SERVER_ADDRESS",
-    )
-    doctor.add_argument("--json", action="store_true", help="print JSON in place of a table")
-    doctor.set_defaults(run=_doctor)
-
-    submit = verbs.add_parser(
-        "submit",
-        help="run a verb as a job of a Ray cluster, and follow it",
-        usage="distrec submit VERB [ARGUMENT ...] [--address URL] [--env NAME=VALUE] [--no-wait]",
-        description="Send the current folder to a Ray cluster, run a verb there with its own arguments, show its log, "
-        "and end with its exit status.",
-        allow_abbrev=False,  # what is not an option of submit is an argument of the verb
-    )
-    submit.add_argument(
-        "--address",
-        metavar="URL",
-        help="address of the cluster's dashboard, such as http://head:8265; by default RAY_API_SERVER_ADDRESS",
-    )
-    submit.add_argument(
-        "--env",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="environment variable of the job, not a secret; may be given several times",
-    )
-    submit.add_argument("--no-wait", action="store_true", help="print the job's id and do not follow it")
-    submit.set_defaults(run=_submit)
-
-    manifest = verbs.add_parser(
-        "manifest",
-        help="write a verb as manifests for Kubernetes",
-        usage="distrec manifest VERB [ARGUMENT ...] --out FOLDER [--overlay NAME] [OPTION ...]",
-        description="Write train, tune or encode with its own arguments as a folder for 'kubectl apply -k': a RayJob "
-        "for KubeRay, a RayCluster, or a Job that submits to a cluster that exists.",
-        allow_abbrev=False,  # what is not an option of manifest is an argument of the verb
-    )
-    manifest.add_argument("--out", required=True, metavar="FOLDER", help="new folder to write")
-    manifest.add_argument(
-        "--kind", choices=("RayJob", "RayCluster", "Job"), default="RayJob", help="what is started; RayJob by default"
-    )
-    manifest.add_argument(
-        "--overlay",
-        dest="overlays",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="what is added: cpu, gpu, kueue, volcano, autoscaling, token, s3, pvc, monitoring; may be given several "
-        "times",
-    )
-    manifest.add_argument("--name", help="name of the object; by default the run's")
-    manifest.add_argument("--image", help="image of head, workers and submitter; by default distrec:<version>")
-    manifest.add_argument(
-        "--image-extra",
-        dest="image_extras",
-        action="append",
-        default=[],
-        metavar="PACKAGE",
-        help="a package that the image has and the lock files have not, such as mlflow-skinny",
-    )
-    manifest.add_argument("--memory", help="memory of a worker pod, such as 8Gi; by default as 'plan' says")
-    manifest.add_argument("--pods", type=_whole, metavar="N", help="for tune: worker pods; by default those of a trial")
-    manifest.add_argument("--queue", help="queue of Kueue or Volcano; default: default")
-    manifest.add_argument("--secret", help="Secret with the keys of overlay s3, or with the token for a Job")
-    manifest.add_argument("--claim", help="volume claim of overlay pvc; default: distrec")
-    manifest.add_argument("--mount", metavar="PATH", help="where overlay pvc mounts it; default: /data")
-    manifest.add_argument("--address", metavar="URL", help="for a Job: the dashboard, such as http://head:8265")
-    manifest.set_defaults(run=_manifest)
-    return parser
-
-
-def _whole(text: str) -> int:
-    """The value of an option that is a whole number, read as in a config."""
-    from distrec.config.text import read_yaml
-
-    try:
-        value = read_yaml(text, f"value {shown(text)}")
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    if type(value) is not int:
-        raise argparse.ArgumentTypeError(f"value {shown(text)} is not a whole number; give one.")
-    return value
 
 
 def _demo_data(arguments: argparse.Namespace) -> None:
@@ -340,7 +104,7 @@ def _encode(arguments: argparse.Namespace) -> None:
     quiet()
     from distrec.encoders.encode import encode
 
-    options = {name: value for name, value in vars(arguments).items() if name not in ("verb", "run", "data")}
+    options = {name: value for name, value in vars(arguments).items() if name not in ("verb", "data")}
     encode(arguments.data, **options)
 
 
@@ -356,6 +120,13 @@ def _train(arguments: argparse.Namespace) -> None:
     from distrec.training.launch import train
 
     print(summary_table(train(arguments.config, arguments.overrides)))
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from distrec.sizing.command import command
+
+    options = {name: value for name, value in vars(arguments).items() if name not in ("verb",)}
+    command(**options)
 
 
 def _tune(arguments: argparse.Namespace) -> None:
@@ -420,7 +191,7 @@ def _manifest(arguments: argparse.Namespace) -> None:
     parsed, given = _inner(arguments)
     from distrec.kubernetes.manifest import Options, manifest, told
 
-    options = {name: value for name, value in vars(arguments).items() if name not in ("verb", "run", "job")}
+    options = {name: value for name, value in vars(arguments).items() if name not in ("verb", "job")}
     print(told(Options(**options), manifest(parsed, given, Options(**options))))
 
 
@@ -432,8 +203,25 @@ def _inner(arguments: argparse.Namespace) -> tuple[argparse.Namespace, list[str]
             f"{shown(verb)} is no verb that a job can run; name one first, as in "
             f"'distrec {arguments.verb} train CONFIG'."
         )
-    return _parse(arguments.job), given
+    return parse(arguments.job), given
 
+
+_VERBS: dict[str, Callable[[argparse.Namespace], int | None]] = {
+    "demo-data": _demo_data,
+    "synth": _synth_graph,
+    "prepare": _prepare,
+    "check": _check,
+    "encode": _encode,
+    "train": _train,
+    "plan": _plan,
+    "tune": _tune,
+    "evaluate": _evaluate,
+    "report": _report,
+    "drill": _drill,
+    "doctor": _doctor,
+    "submit": _submit,
+    "manifest": _manifest,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -100,21 +100,21 @@ def total_memory() -> int:
     return whole
 
 
-def check_fits(needed: int, what: str, remedy: str) -> None:
+def check_fits(needed: int, what: str, remedy: str, place: str = "this machine") -> None:
     """Refuse what certainly exceeds the memory of this machine, before anything is allocated.
 
     Args:
         needed: the fewest bytes that it takes.
         what: the settings that decide about it, for the message.
         remedy: what to do, as a command.
+        place: this machine, for the message.
 
     Raises:
         InputError: the machine has less memory.
     """
     if needed > (there := total_memory()):
         raise InputError(
-            f"{what} need at least {needed / 1e9:,.1f} GB of memory, but this machine has {there / 1e9:,.1f} GB; "
-            f"{remedy}."
+            f"{what} need at least {needed / 1e9:,.1f} GB of memory, but {place} has {there / 1e9:,.1f} GB; {remedy}."
         )
 
 

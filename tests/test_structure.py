@@ -16,10 +16,11 @@ REPOSITORY = Path(__file__).parents[1]
 FLOORS = [
     {"errors"},
     {"config", "runtime", "cluster", "parallel"},
-    {"data"},
+    {"arguments", "data"},
     {"tables", "graph", "encoders"},
     {"methods", "evaluation"},
     {"training"},
+    {"sizing"},
     {"tuning"},
     {"submission"},
     {"doctor"},

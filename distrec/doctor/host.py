@@ -196,7 +196,7 @@ def threads(
             )  # fmt: skip
         return passed(name, f"{train.threads} per worker, for which {train.cpus_per_worker:g} CPU is reserved")
     workers = max(train.least_workers, 1)
-    found = f"{workers} workers with {train.threads} threads each on {here:g} cores"
+    found = f"workers: {workers}, threads of each: {train.threads}, cores: {here:g}"
     if workers * train.threads > max(here, 1):
         return failed(name, found, "lower 'train.threads' or 'train.workers'")
     return passed(name, found)

@@ -196,10 +196,8 @@ def planned_memory(configs: Sequence[RunConfig]) -> str:
     Raises:
         InputError: the data of a config cannot be read from here.
     """
-    try:
-        from distrec.sizing import worker_bytes
-    except ImportError:
-        raise InputError("the memory of a worker is not known; give it, such as --memory 8Gi.") from None
+    from distrec.sizing import worker_bytes
+
     try:
         most = max(worker_bytes(config) for config in configs)
     except InputError as error:

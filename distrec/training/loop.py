@@ -88,9 +88,9 @@ class Trainer:
         with StopWatch(self.run, self.world) as stop, self._saver:
             while self.cursor.epoch < self.epochs and not self.cursor.stopped:
                 self._train_epoch(stop)
-                self._end_epoch()
+                self.end_epoch()
         last = self.config.train.epochs == self.total
-        self._trackers.close(self._summarise() if last else None)
+        self._trackers.close(self.summarise() if last else None)
         return self._saver.newest
 
     def _train_epoch(self, stop: StopWatch) -> None:
@@ -119,7 +119,7 @@ class Trainer:
                 self._checkpoint()
             if asked == STOP:
                 if cursor.step == steps:
-                    self._end_epoch()
+                    self.end_epoch()
                 self._saver.wait()
                 raise Interrupted(f"stopped {place_in_words(**self._place())}; the same command continues from there.")
 
@@ -139,7 +139,8 @@ class Trainer:
         steps = self.engine.steps_per_epoch
         return {"epoch": self.cursor.epoch, "epochs": self.total, "step": self.cursor.step, "steps": steps}
 
-    def _end_epoch(self) -> None:
+    def end_epoch(self) -> None:
+        """Close the books of an epoch whose steps are done: rank the validation split, save, and start the next one."""
         cursor, rows = self.cursor, self.engine.samples_per_epoch
         epoch = cursor.epoch
         self.ledger.merge(self.world)
@@ -195,7 +196,8 @@ class Trainer:
                 f"{self._last_good()}"
             ) from None
 
-    def _summarise(self) -> dict[str, Any]:
+    def summarise(self) -> dict[str, Any]:
+        """Rank the splits with the weights of the best epoch, write `summary.json` and return it. Collective."""
         cursor, config = self.cursor, self.config
         if cursor.best_checkpoint is not None:
             load_weights(self.engine, self.checkpoints, cursor.best_checkpoint)

@@ -7,6 +7,7 @@ torch before a worker does, and the work is named in place of being pickled.
 from __future__ import annotations
 
 import importlib
+import os
 import socket
 from typing import Any
 
@@ -53,19 +54,24 @@ def train_worker(config: RunConfig, attempt: int) -> None:
         attempt: the number of the attempt in `run.json`, from 1.
 
     Raises:
-        InputError: also if this host does not see the run's folder or the data as the driver does.
+        InputError: also if this host does not see the run's folder or the data as the driver does, or has not the
+            memory that the workers on it certainly need.
     """
     from distrec.data.dataset import Dataset
+    from distrec.methods.registry import build_method
     from distrec.parallel.world import World
     from distrec.training.heartbeat import phase
     from distrec.training.loop import fit
     from distrec.training.run_folder import RunFolder
+    from distrec.training.size import check_host
 
     phase("restore")
     world, run = World.current(), RunFolder.of(config)
     _require_shared(config, run, attempt)
+    data, here = Dataset.open(config.data, checked=True), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    check_host(config, data, build_method(config, data), world.size, here, socket.gethostname())
     try:
-        fit(world, Dataset.open(config.data, checked=True), config, attempt)
+        fit(world, data, config, attempt)
     except Interrupted as error:
         if world.rank == 0 and run.requested() == "stop":  # the driver may not live long enough to write it
             run.note_outcome(error)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from distrec.cli import _parse
+from distrec.arguments import parse
 from distrec.data.dataset import Dataset, vector_table, write_part
 from distrec.data.manifest import FORMAT, FeatureEntry, Manifest, write_manifest
 from distrec.data.storage import Folder, open_folder
@@ -234,4 +234,4 @@ def test_the_remedy_names_the_set_s_own_encoder(name: str, tokens: int, ending: 
     entry = FeatureEntry(tokens=tokens, width=4, dtype="float16", missing=0, source=source, parts=[])
     command = f"distrec encode s3://b/d --image '/my models/vit' --text none{options}"
     assert entry.remedy(name, "s3://b/d") == f"run '{command}' again"
-    assert _parse(shlex.split(command)[1:]).verb == "encode"
+    assert parse(shlex.split(command)[1:]).verb == "encode"

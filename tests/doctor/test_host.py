@@ -148,7 +148,7 @@ def test_limits_of_control_groups(
 def test_threads_have_cores(tmp_path: Path) -> None:
     two = run_config(tmp_path, workers=2, threads=2, cpus_per_worker=2)
     assert host.threads(two, False, {}, here=4).state == "passed"
-    is_failure(host.threads(two, False, {}, here=3), "2 workers with 2 threads each on 3 cores", "lower 'train.thr")
+    is_failure(host.threads(two, False, {}, here=3), "workers: 2, threads of each: 2, cores: 3", "lower 'train.thr")
     assert host.threads(two, True, {}, here=1).state == "passed"  # the workers are elsewhere
     greedy = run_config(tmp_path, workers=2, threads=3, cpus_per_worker=2)
     is_failure(

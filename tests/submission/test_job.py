@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distrec.cli import _parse
+from distrec.arguments import parse
 from distrec.errors import InputError
 from distrec.submission.job import _FILES, _PLACES, Job
 from distrec.submission.upload import Upload
@@ -23,7 +23,7 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def job(*words: str, **environment: str) -> Job:
-    return Job.of(_parse(words), words[1:], environment)
+    return Job.of(parse(words), words[1:], environment)
 
 
 def refusal(*words: str, **environment: str) -> str:
