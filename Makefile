@@ -10,7 +10,7 @@ LOCK ?= cpu
 BIN := .venv/bin
 STAMP := .venv/installed-$(LOCK)
 
-.PHONY: env demo test test-all test-lab test-image lint clean
+.PHONY: env demo test test-all test-lab test-manifests test-image lint clean
 
 env: $(STAMP)
 
@@ -55,7 +55,12 @@ FAKETIME := /usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1
 test-lab: env
 	@[ -e $(FAKETIME) ] || apt-get install -y -qq libfaketime >/dev/null 2>&1 || true
 	@echo "== Tests on several hosts: head, three workers, client and storage"
-	$(PYTEST) -m lab tests/lab
+	$(PYTEST) -m lab tests/lab --ignore tests/lab/test_rayjob.py
+
+# Manifests of Kubernetes on the same hosts, as its operator would run them. Needs kubectl too.
+test-manifests: env
+	@echo "== A RayJob and a Job on several hosts"
+	$(PYTEST) -m lab tests/lab/test_rayjob.py
 
 # The image, really built and used. Needs root, package registries and 10 GB of free disk.
 test-image: env
