@@ -168,7 +168,7 @@ def _extrapolated(config: RunConfig, manifest: Manifest, share: float, workers: 
         with tempfile.TemporaryDirectory() as folder:
             out = str(Path(folder, "data"))
             write_likeness(out, manifest, share_of(manifest, part))
-            smaller = {"data": out}
+            smaller: dict[str, object] = {"data": out}
             if batch > shares[-1] * train:  # otherwise a batch would have fewer rows than in the run
                 smaller["train.global_batch"] = max(workers, round(part * batch))
             found.append(rehearse(decode(RunConfig, set_keys(config.model_dump(), smaller, "plan")), workers, steps))
