@@ -24,7 +24,7 @@ from tests.lab.faults import BY_NAME, FAULTS, Undisturbed, meet
 from tests.lab.hosts import Lab, lack
 from tests.lab.site import encode, start
 
-_RAYS_OWN = ("(raylet)", "\t")  # how lines of Ray itself begin in a job's log
+_RAYS_OWN = ("(raylet)", "\t", " ")  # how lines of Ray itself begin in a job's log
 COLUMNS = ("detected", "started", "next_step", "next_checkpoint", "resubmitted")
 
 
@@ -90,7 +90,7 @@ def table(records: dict[str, list[dict[str, Any]]]) -> str:
         outcome = "; ".join(sorted({", then ".join(record["outcome"]) for record in mine}))
         rows = "; ".join(sorted({f"{_rows(record, 'lost')}, {_rows(record, 'duplicated')}" for record in mine}))
         state = "; ".join(sorted({record["state"] for record in mine}))
-        said = [line for line in mine[0]["saw"] if not line.startswith(_RAYS_OWN) and "[state-dump]" not in line]
+        said = [line for line in mine[0]["saw"] if not line.startswith(_RAYS_OWN)]
         saw = (said or ["nothing"])[0].replace("|", "\\|")
         out.append(
             _line((fault.what, len(mine), outcome, times["detected"], times["started"], times["next_step"], startup,
