@@ -216,8 +216,13 @@ class DenseEngine:
 
 
 def leave_group() -> None:
-    """Destroy the default process group, in DeepSpeed too: otherwise this process's next run would use the old one."""
-    if dist.is_initialized() and "deepspeed" in sys.modules:
+    """Destroy the default process group, in DeepSpeed too: otherwise this process's next run would use the old one.
+
+    Work that has left the group already is no error.
+    """
+    if not dist.is_initialized():
+        return
+    if "deepspeed" in sys.modules:
         import deepspeed.comm
 
         if deepspeed.comm.is_initialized():
