@@ -18,11 +18,8 @@ from distrec.kubernetes.workload import Workload, planned_memory, workload
 from distrec.submission.cluster import choose_address
 from distrec.submission.environment import STOP_WAIT
 
-_FOLDERS = {
-    "RayJob": "/etc/distrec",
-    "RayCluster": "",
-    "Job": "",
-}  # where the driver, or the submitter, has its configs
+# Where the driver, or the submitter, has its configs; "": in its working folder.
+_FOLDERS = {"RayJob": "/etc/distrec", "RayCluster": "", "Job": ""}
 _HOME = "/home/distrec"  # the working folder of the image
 _HEAD_MEMORY = "5Gi"
 _RETRIES = 3

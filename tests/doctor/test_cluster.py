@@ -20,7 +20,7 @@ from distrec.doctor import cluster
 from distrec.doctor.cluster import ask, head_port, hosts, troubles
 from distrec.doctor.finding import Finding, failed, not_applicable, passed
 from distrec.runtime import versions
-from tests.doctor.servers import server
+from tests.one_answer import server
 from tests.ray_head import Head, free_ports, ray_head
 
 REPOSITORY = Path(__file__).resolve().parents[2]

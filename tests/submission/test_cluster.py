@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import http.server
 import os
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import ray
@@ -16,25 +13,7 @@ from distrec.errors import InputError
 from distrec.submission import cluster
 from distrec.submission.cluster import Cluster, choose_address, last_number, within
 from distrec.submission.ray_internals import cluster_version
-
-
-@contextmanager
-def server(status: int, body: str) -> Iterator[str]:
-    """The URL of a server that gives one answer to everything."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as one:
-        threading.Thread(target=one.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{one.server_address[1]}"
-        one.shutdown()
+from tests.one_answer import server
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A server on this machine that answers like a dashboard, in whatever way a test wants."""
+"""A server on this machine that takes the place of a dashboard and gives one answer to everything."""
 
 from __future__ import annotations
 
