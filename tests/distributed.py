@@ -114,10 +114,15 @@ class SharedCluster:
         self._stack: ExitStack | None = None
 
     def start(self) -> None:
-        """Start it, unless it runs."""
-        if self._stack is not None:
-            return
+        """Start it, unless it runs; then wait for free CPUs, which what an earlier test started may still hold."""
         import ray
+
+        if self._stack is not None:
+            deadline = time.monotonic() + 60
+            while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+                assert time.monotonic() < deadline, ray.available_resources()
+                time.sleep(0.1)
+            return
 
         self._stack = ExitStack()
         patch = self._stack.enter_context(pytest.MonkeyPatch.context())

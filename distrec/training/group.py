@@ -24,6 +24,7 @@ from distrec.training.worker import ray_worker
 _LOOK = 1.0  # seconds between looks at the heartbeats
 _LOOK_AT_HOSTS = 2.0  # seconds between looks at the hosts: some are taken away half a minute after they say so
 _LOOK_AT_ROOM = 10.0  # seconds between looks for room for more workers
+_NEWS = 3.0  # seconds for which Ray may learn that a host is gone whose connections have broken
 _FEW = 16  # workers that Ray Train can ask for their state twice per second; more of them every 2 s, as by default
 
 
@@ -70,21 +71,23 @@ class Group:
         config, errors = self._config.model_dump(), dict[int, BaseException]()
         payload = {"config": config, "work": work, "arguments": dict(arguments), "monitor": self._monitor}
         try:
-            on_cluster(lambda: self._fit(payload), self._look)
-        except WorkersFailed:  # this process has lost the cluster
-            raise
-        except Exception as error:
-            errors = _by_rank(error)
-            with suppress(Exception):  # a worker may have begun and died since the last look
-                self._beats = ray.get(self._monitor.read.remote(), timeout=5)
+            try:
+                on_cluster(lambda: self._fit(payload), self._look)
+            except WorkersFailed:  # this process has lost the cluster
+                raise
+            except Exception as error:
+                errors = _by_rank(error)
+            with suppress(Exception):  # a worker may have begun and ended since the last look
+                self._take(ray.get(self._monitor.read.remote(), timeout=5))
         finally:
             with suppress(Exception):
                 ray.kill(self._monitor)
+        gone = self._gone(errors) if errors else set()
         lost = {rank for rank, error in errors.items() if is_loss(error)}
-        gone = _gone({beat.node for rank, beat in self._beats.items() if rank in lost})
+        lost |= {rank for rank, beat in self._beats.items() if beat.node in gone}
         return End(
             errors,
-            self._frozen or told(errors, self._beats, gone),
+            self._frozen or told(errors, self._beats, lost, gone),
             bool(lost),
             self._asked,
             taken=bool(gone & self._leaving),
@@ -135,7 +138,7 @@ class Group:
         if not done:
             return
         answer, self._answer = self._answer, None
-        self._beats = ray.get(answer)
+        self._take(ray.get(answer))
         still = frozen(
             {rank: beat.silent for rank, beat in self._beats.items()},
             {rank: "training" in beat.phases for rank, beat in self._beats.items()},
@@ -145,9 +148,12 @@ class Group:
             stuck = ", ".join(who(rank, self._beats) for rank in still)
             self._frozen = f"{stuck} did not answer for {silent:.0f} s"
             self._monitor.kill_workers.remote()
+
+    def _take(self, beats: dict[int, Beat]) -> None:
+        self._beats = beats
         if not self._noted and self._trained() > 0:
             self._noted = True
-            self._journal.started(start_seconds(self._beats, time.monotonic() - self._began))
+            self._journal.started(start_seconds(beats, time.monotonic() - self._began))
 
     def _look_at_hosts(self) -> None:
         from distrec.cluster.ray_internals import draining_nodes
@@ -171,6 +177,22 @@ class Group:
             self._ask_to_end("resize")
             self._journal.say(f"the cluster has room for {self._workers + room} workers: saving a checkpoint")
         self._room = room
+
+    def _gone(self, errors: Mapping[int, BaseException]) -> set[str]:
+        """Those of the workers' hosts that have left the cluster, by Ray's id.
+
+        A worker sees at once that a connection breaks. If that is all there is, Ray gets time to learn why.
+        """
+        import ray
+
+        nodes, gone = {beat.node for beat in self._beats.values()}, set[str]()
+        until = time.monotonic() + (_NEWS if all(map(_is_broken_link, errors.values())) else 0.0)
+        with suppress(Exception):  # Ray's, if the head is gone too
+            while not (gone := nodes - {node["NodeID"] for node in ray.nodes() if node["Alive"]}):
+                if time.monotonic() >= until:
+                    break
+                time.sleep(0.2)
+        return gone
 
     def _ask_to_end(self, reason: Reason) -> None:
         self._journal.request_stop(reason)  # first: if the storage does not answer, the next look tries again
@@ -202,20 +224,25 @@ def is_loss(error: BaseException) -> bool:
     return isinstance(getattr(error, "health_check_failure", error), ray.exceptions.RayError)
 
 
-def told(errors: Mapping[int, BaseException], beats: Mapping[int, Beat], gone: set[str]) -> str:
+def _is_broken_link(error: BaseException) -> bool:
+    """Whether a worker saw only that another one is gone."""
+    return "gloo/transport" in str(error)  # as torch's messages of all such errors begin
+
+
+def told(errors: Mapping[int, BaseException], beats: Mapping[int, Beat], lost: set[int], gone: set[str]) -> str:
     """What happened, as a phrase for the log.
 
     Args:
         errors: what each worker raised or how it died, by rank; -1 for Ray Train itself.
         beats: what was last known of each worker.
+        lost: ranks of the workers whose process died.
         gone: hosts that have left the cluster, by Ray's id.
     """
-    lost = [rank for rank, error in errors.items() if is_loss(error)]
     if lost and gone:
         hosts = sorted({beats[rank].host for rank in lost if rank in beats and beats[rank].node in gone})
         return f"host {', '.join(hosts)} was lost, with worker {', '.join(map(str, sorted(lost)))}"
     if lost:
-        memory = any("running low on memory" in str(errors[rank]) for rank in lost)  # as Ray puts it
+        memory = any("running low on memory" in str(error) for error in errors.values())  # as Ray puts it
         why = "was killed because its host ran out of memory" if memory else "died"
         return f"{', '.join(who(rank, beats) for rank in sorted(lost))} {why}"
     if not errors:
@@ -237,12 +264,3 @@ def _by_rank(error: Exception) -> dict[int, BaseException]:
     """What each worker raised; -1 stands for Ray Train itself."""
     failures = getattr(error, "worker_failures", None)
     return dict(failures) if failures else {-1: error}
-
-
-def _gone(nodes: set[str]) -> set[str]:
-    """Those of `nodes` that have left the cluster."""
-    import ray
-
-    with suppress(Exception):  # Ray's, if the head is gone too
-        return nodes - {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-    return set()

@@ -1,9 +1,9 @@
 """Heartbeats of Ray Train workers: who is alive, how far each has come, and whether the driver still is.
 
-The driver starts one `Monitor`, a Ray actor beside it. Every worker reports to it twice per second from a thread of its
-own. A worker that is silent for long is frozen, or its host cannot be reached; the driver then ends all workers, and
-they start again. A worker that cannot reach the monitor has lost its driver, so nobody waits for its work: it ends
-itself, before another attempt at the run can begin elsewhere.
+The driver starts one `Monitor`, a Ray actor beside it. Every worker reports to it from a thread of its own, twice per
+second and when it begins a phase of its start. A worker that is silent for long is frozen, or its host cannot be
+reached; the driver then ends all workers, and they start again. A worker that cannot reach the monitor has lost its
+driver, so nobody waits for its work: it ends itself, before another attempt at the run can begin elsewhere.
 
 Ray Train itself notices a frozen worker after ten minutes, and workers of a lost driver after a minute or never.
 """
@@ -24,6 +24,7 @@ BEAT = 0.5  # seconds between two heartbeats
 ORPHAN = 20.0  # seconds without an answer after which a worker has lost its driver; a short cut of a link is survived
 
 _PHASES: dict[str, float] = {}  # when this process began each phase of its start
+_NEWS = threading.Event()  # a phase has begun since the last report
 
 
 class Beat(NamedTuple):
@@ -100,6 +101,7 @@ class Heartbeat:
 
     def __exit__(self, *_: Any) -> None:
         self._done.set()
+        _NEWS.set()
 
     def wait_until_known(self) -> None:
         """Return once the monitor knows this worker: if it dies later, the driver can say which process it was."""
@@ -110,6 +112,7 @@ class Heartbeat:
 
         answered = time.monotonic()
         while not self._done.is_set():
+            _NEWS.clear()
             with suppress(Exception):  # whatever Ray raises while the driver's host cannot be reached
                 now = time.monotonic()
                 phases = {name: now - began for name, began in _PHASES.items()}
@@ -119,9 +122,11 @@ class Heartbeat:
             if time.monotonic() - answered > ORPHAN and not self._done.is_set():
                 print(f"worker {self._rank} has lost its driver and ends", file=sys.stderr, flush=True)
                 os.kill(os.getpid(), signal.SIGKILL)  # an ordinary exit would wait for the other threads
-            self._done.wait(BEAT)
+            _NEWS.wait(BEAT)
 
 
 def phase(name: str) -> None:
     """Note that this process begins a phase of its start, unless it has begun it before."""
-    _PHASES.setdefault(name, time.monotonic())
+    if name not in _PHASES:
+        _PHASES[name] = time.monotonic()
+        _NEWS.set()

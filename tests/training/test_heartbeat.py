@@ -19,8 +19,8 @@ pytestmark = pytest.mark.multiprocess
 class Worker:
     """Reports to a monitor, as a Ray Train worker does, and takes two seconds without an answer for the end."""
 
-    def begin(self, monitor: Any, rank: int) -> int:
-        heartbeat.ORPHAN = 2.0
+    def begin(self, monitor: Any, rank: int, beat: float = heartbeat.BEAT) -> int:
+        heartbeat.ORPHAN, heartbeat.BEAT = 2.0, beat
         phase("imports")
         self._heartbeat = Heartbeat(monitor, rank)
         self._heartbeat.__enter__()
@@ -77,3 +77,14 @@ def test_a_worker_that_lost_its_driver_ends_itself(cluster: None) -> None:
     while psutil.pid_exists(process):
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+def test_the_monitor_hears_at_once_of_a_phase_that_begins(cluster: None) -> None:
+    """A worker may die before its next regular report."""
+    import ray
+
+    monitor, worker = ray.remote(num_cpus=0)(Monitor).remote(), ray.remote(num_cpus=0)(Worker).remote()
+    ray.get(worker.begin.remote(monitor, 0, 600.0))
+    read(monitor, lambda found: 0 in found)
+    ray.get(worker.train.remote())
+    read(monitor, lambda found: "training" in found[0].phases)
