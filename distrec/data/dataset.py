@@ -28,7 +28,8 @@ import pyarrow.parquet as pq
 from distrec.config import digest, nearest
 from distrec.data.manifest import FeatureEntry, FileEntry, Manifest, Split, read_manifest
 from distrec.data.opening import Defect, damaged, first_defect, reading_parquet
-from distrec.data.storage import Folder, open_folder, open_parquet, parquet_bytes, sha256
+from distrec.data.parquet import open_parquet, parquet_bytes
+from distrec.data.storage import Folder, open_folder, sha256
 from distrec.errors import InputError
 
 _BYTES_PER_GROUP = 8 << 20

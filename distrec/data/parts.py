@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from distrec.data.manifest import FileEntry
-from distrec.data.storage import Folder, parquet_bytes, sha256
+from distrec.data.parquet import parquet_bytes
+from distrec.data.storage import Folder, sha256
 
 ROWS_PER_PART = 1 << 22  # interactions
 ITEMS_PER_PART = 65_536  # features and content

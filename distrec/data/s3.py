@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -93,6 +94,16 @@ class S3(S3FileSystem):
                 with suppress(OSError, BotoCoreError):
                     file.discard()
             raise
+
+    def age(self, path: str) -> float | None:
+        """Seconds since an object was written, at least, by the store's clock; None if it does not tell."""
+        bucket, _, key = path.partition("/")
+        answer = self.call_s3("head_object", Bucket=bucket, Key=key)
+        now = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+        if now is None or "LastModified" not in answer:
+            return None
+        # Both are whole seconds, so their difference may be too large by less than one.
+        return (parsedate_to_datetime(now) - answer["LastModified"]).total_seconds() - 1.0
 
     def abort_uploads(self, path: str) -> int:
         """Abort all uploads in parts of files below a folder, and return their number; see `Folder.abort_uploads`."""

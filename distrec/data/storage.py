@@ -17,7 +17,6 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 from botocore.exceptions import BotoCoreError
 
 from distrec.config.paths import REMOTE, located
@@ -233,6 +232,25 @@ class Folder:
             self._require_file(*parts)
             return bytes(self.fs.cat_file(self.at(*parts)))
 
+    def age(self, *parts: str) -> float:
+        """Seconds since a file was written, at least, by the storage's own clock; 0 if that cannot be known.
+
+        No clock of a host is compared: an object store tells its time with every answer, and a shared disk marks a
+        file that is written now with it.
+        """
+        with suppress(OSError, InputError, BotoCoreError, ValueError):
+            if not self.local:
+                return max(0.0, self.fs.age(self.at(*parts)) or 0.0)
+            draft = self.at(f"{uuid.uuid4().hex[:8]}.part")
+            try:
+                with open(draft, "xb") as file:
+                    now = os.fstat(file.fileno()).st_mtime
+            finally:
+                with suppress(OSError):
+                    os.remove(draft)
+            return max(0.0, now - os.stat(self.at(*parts)).st_mtime)
+        return 0.0
+
     def sha256(self, *parts: str) -> str:
         """Hexadecimal SHA-256 of a file, which is read in blocks; errors as in `open`."""
         hasher = hashlib.sha256()
@@ -372,15 +390,3 @@ def open_folder(path: str) -> Folder:
 def sha256(data: bytes) -> str:
     """Hexadecimal SHA-256 of `data`."""
     return hashlib.sha256(data).hexdigest()
-
-
-def parquet_bytes(table: pa.Table, row_group_rows: int = 65_536, dictionary: bool = True) -> bytes:
-    """The bytes of a Parquet file with `table`; `dictionary` stores repeated values once."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", row_group_size=row_group_rows, use_dictionary=dictionary)
-    return sink.getvalue().to_pybytes()
-
-
-def open_parquet(folder: Folder, *parts: str) -> pq.ParquetFile:
-    """Open a Parquet file inside `folder`; row groups are read when asked for."""
-    return pq.ParquetFile(folder.open(*parts))

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distrec.data.dataset import group_rows, vectors
-from distrec.data.storage import Folder, open_parquet, parquet_bytes
+from distrec.data.parquet import open_parquet, parquet_bytes
+from distrec.data.storage import Folder
 from distrec.errors import InputError
 
 HASH_BYTES = 16

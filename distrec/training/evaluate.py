@@ -11,7 +11,7 @@ from distrec.config.run import RunConfig
 from distrec.config.text import read_file, read_json
 from distrec.config.tree import decode, set_keys
 from distrec.data.dataset import Dataset
-from distrec.data.storage import parquet_bytes
+from distrec.data.parquet import parquet_bytes
 from distrec.errors import InputError, shown
 from distrec.methods.registry import resolve
 from distrec.runtime import check_stack, quiet

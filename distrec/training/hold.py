@@ -4,8 +4,9 @@ The attempt that holds a folder keeps a file `holder-NNNNNN.json` in it, which n
 every `BEAT` seconds. A newcomer that finds such a file decides whether its attempt is alive:
 
 * On the same machine it looks for the process, by number and start time.
-* On another machine it compares no clocks. It watches the file: if that changes, its attempt is alive; if it stays the
-  same for `WATCH` seconds, its attempt is dead.
+* On another machine it watches the file. If that changes, its attempt is alive. If it has been the same for `WATCH`
+  seconds, and for `LOOK` of them under the newcomer's eyes, its attempt is dead. The time before the newcomer came is
+  known from the storage's own clock (`Folder.age`), so that no clocks of hosts are compared.
 
 A newcomer takes a folder from a dead attempt by creating the file with the next number. Creating it fails if it exists,
 so only one of several newcomers succeeds. The attempt whose file has the highest number holds the folder. One that was
@@ -31,8 +32,9 @@ from distrec.errors import InputError, Interrupted, StorageError
 from distrec.training.attempts import now, writing_to
 
 # Seconds. WATCH is several beats, since a busy driver may delay one, and longer than workers train on after they have
-# lost their driver (`distrec.training.heartbeat`).
-BEAT, WATCH, LOOK = 5.0, 30.0, 1.0
+# lost their driver (`distrec.training.heartbeat`). LOOK is about as long as a request to a storage that has just come
+# back may wait (`distrec.data.s3`).
+BEAT, WATCH, LOOK, STEP = 5.0, 30.0, 10.0, 1.0
 _SETTLE = 1.0  # seconds after which a store that ignores "create only" shows which of two writers came last
 _NAME = re.compile(r"holder-([0-9]{6,18})\.json")
 _ACTIVE: set[str] = set()  # tokens of the holds of this process
@@ -182,26 +184,26 @@ def _left(folder: Folder, name: str, what: str, remedy: str = "") -> bytes | Non
     Raises:
         InputError: the attempt is alive.
     """
-    first, looked, quiet = _content(folder, name), time.monotonic(), 0.0
-    content, said = first, False
+    content = first = _content(folder, name)
+    watch, quiet, looked = 0.0, 0.0, time.monotonic()
     while content is not None:
         record = _parsed(content)
         alive = _alive_here(record)
         if alive or (alive is None and content != first):
             raise InputError(_taken(folder, what, record, remedy))
-        if alive is False or quiet > WATCH:
+        if alive is False or 0 < watch < quiet:
             break
-        if not said:
+        if not watch:
+            watch = max(LOOK, WATCH - folder.age(name))
             print(
-                f"{what} {folder} was left by {_who(record)}; looking for up to {WATCH:.0f} s whether that is alive",
+                f"{what} {folder} was left by {_who(record)}; looking for up to {watch:.0f} s whether that is alive",
                 flush=True,
             )
-            said = True
-        time.sleep(LOOK)
+        time.sleep(STEP)
         content = _content(folder, name)
         # While the storage does not answer, no attempt can write, so that time says nothing.
         looked, before = time.monotonic(), looked
-        quiet += min(looked - before, 2 * LOOK)
+        quiet += min(looked - before, 2 * STEP)
     return content
 
 

@@ -17,7 +17,8 @@ import pytest
 
 from distrec.data import s3 as client
 from distrec.data import storage
-from distrec.data.storage import Folder, open_folder, open_parquet, parquet_bytes
+from distrec.data.parquet import open_parquet, parquet_bytes
+from distrec.data.storage import Folder, open_folder
 from distrec.errors import InputError, StorageError, StorageFull
 from distrec.training.attempts import writing_to
 from tests.faulty_s3 import FaultyS3

@@ -3,6 +3,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pyarrow as pa
 import pytest
 from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 
+from distrec.data.parquet import open_parquet, parquet_bytes
 from distrec.data.refusals import Unanswered
-from distrec.data.storage import Folder, open_folder, open_parquet, parquet_bytes, sha256
+from distrec.data.storage import Folder, open_folder, sha256
 from distrec.errors import InputError, StorageError
 
 
@@ -81,6 +83,22 @@ def test_remove_takes_files_and_folders_and_forgives_absence(where: str):
 def test_a_missing_file_is_a_file_not_found(where: str):
     with pytest.raises(FileNotFoundError):
         open_folder(where).read_bytes("none")
+
+
+def test_the_age_of_a_file_is_told_by_the_storage(where: str, monkeypatch: pytest.MonkeyPatch):
+    folder = open_folder(where)
+    assert folder.age("none") == 0
+    before = time.monotonic()
+    folder.write_bytes(b"x", "file")
+    written = time.monotonic()
+    assert folder.age("file") <= time.monotonic() - before
+    time.sleep(3)
+    monkeypatch.setattr("time.time", lambda: 0.0)  # of this host: it does not matter
+    least = time.monotonic() - written
+    age = folder.age("file")
+    # An object store tells whole seconds, so up to two are missing.
+    assert least - 2.1 < age <= time.monotonic() - before
+    assert folder.names() == ["file"]
 
 
 def test_parquet_is_read_by_row_group(where: str):

@@ -108,7 +108,7 @@ def others() -> Iterator[Others]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("BEAT", 0.1), ("WATCH", 0.2), ("LOOK", 0.02), ("_SETTLE", 0.05)):
+    for name, seconds in (("BEAT", 0.1), ("WATCH", 0.2), ("LOOK", 0.1), ("STEP", 0.02), ("_SETTLE", 0.05)):
         monkeypatch.setattr(hold, name, seconds)
 
 
@@ -167,8 +167,29 @@ def test_another_machine_watches_for_signs_of_life(
     monkeypatch.setattr(hold, "WATCH", 0.2)
     started = time.monotonic()
     take(place)
-    assert time.monotonic() - started > 0.2
+    assert time.monotonic() - started > hold.LOOK
     assert LOOKING in capsys.readouterr().out
+
+
+def test_what_stood_still_for_long_is_looked_at_shortly(
+    others: Others, tmp_path: Path, elsewhere: None, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hold, "WATCH", 3600.0)
+    folder = open_folder(str(tmp_path))
+    others.kill(others.holder(str(tmp_path)))
+    (name,) = hold.holders(folder)
+    os.utime(folder.at(name), (time.time() - 7200,) * 2)
+    take(str(tmp_path))
+    assert f"looking for up to 0 {LOOKING}" in capsys.readouterr().out
+
+    process = others.holder(str(tmp_path))  # it writes although its last writing seems to be old
+    os.kill(process, signal.SIGSTOP)
+    time.sleep(0.2)
+    os.utime(folder.at(*hold.holders(folder)), (0, 0))
+    monkeypatch.setattr(hold, "LOOK", 60.0)
+    threading.Timer(0.5, os.kill, (process, signal.SIGCONT)).start()
+    with pytest.raises(InputError, match=f"is being trained by process {process} on host"):
+        take(str(tmp_path))
 
 
 def test_an_attempt_that_was_taken_over_says_so_and_leaves_the_folder_alone(

@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw
 from distrec.config import RunConfig, decode
 from distrec.data.dataset import Dataset, write_part
 from distrec.data.manifest import FORMAT, Manifest, write_manifest
-from distrec.data.storage import Folder, open_folder, parquet_bytes
+from distrec.data.parquet import parquet_bytes
+from distrec.data.storage import Folder, open_folder
 from distrec.methods.registry import resolve
 
 USERS, ITEMS = 200, 60
