@@ -48,12 +48,9 @@ test test-all: lint
 	@echo "== Tests on real data: the datasets in shared/data next to the repository"
 	$(PYTEST) -m "realdata $(SCOPE)"
 
-FAKETIME := /usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1
-
 # Several hosts on this machine, made of network namespaces. Needs root and iproute2. The hosts end with the tests,
-# however these end. A test that needs libfaketime is skipped where it cannot be installed.
+# however these end.
 test-lab: env
-	@[ -e $(FAKETIME) ] || apt-get install -y -qq libfaketime >/dev/null 2>&1 || true
 	@echo "== Tests on several hosts: head, three workers, client and storage"
 	$(PYTEST) -m lab tests/lab --ignore tests/lab/test_rayjob.py
 

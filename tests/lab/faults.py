@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.lab import observe
+from tests.lab.clock import fast_clock, lacks_compiler
 from tests.lab.cluster import ENDED, WORKERS, Cluster
 from tests.lab.hosts import SHARED, Host, wait_until
 from tests.lab.observe import TRAINER, Observer, Place, Record
@@ -22,7 +23,6 @@ EPOCHS, STEPS, LR = 10, 16, 1e-2  # of a run; steps are per epoch
 SETTINGS = (f"data={DATA}", f"train.epochs={EPOCHS}", "train.checkpoint_every=4", "tracking.tensorboard=false")
 LONG = 40  # epochs of a run that is long enough to grow
 _READY = 2  # epochs before the fault
-_FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 
 
 class Disk:
@@ -195,16 +195,15 @@ def _storage(**fault: object) -> Callable[[Scene], None]:
 
 def _wrong_clock(cluster: Cluster) -> None:
     """Start one host's Ray again under a clock that is 20 minutes fast."""
-    host = cluster.lab["w1"]
-    restart(cluster, host, {"LD_PRELOAD": str(_FAKETIME), "FAKETIME": "+1200", "FAKETIME_DONT_FAKE_MONOTONIC": "1"})
+    restart(cluster, cluster.lab["w1"], fast_clock(cluster.lab, 1200))
 
 
 def _no_proxy(cluster: Cluster) -> str | None:
     return None if cluster.storage.proxy else "tests/faulty_s3.py is not there"
 
 
-def _no_faketime(cluster: Cluster) -> str | None:
-    return None if _FAKETIME.exists() else "libfaketime is not installed (Debian package libfaketime)"
+def _no_compiler(cluster: Cluster) -> str | None:
+    return lacks_compiler()
 
 
 def _no_elastic(cluster: Cluster) -> str | None:
@@ -251,7 +250,7 @@ FAULTS = (
     Fault("storage-resets", "the storage resets every second connection for 30 s",
           _storage(reset=True, seconds=30, fraction=0.5), lacks=_no_proxy),
     Fault("clock", "a host's clock is 20 minutes fast", lambda scene: None, ("train.workers=3",), before=_wrong_clock,
-          lacks=_no_faketime),
+          lacks=_no_compiler),
     Fault("elastic", "[1, 3] workers: a host loses power and is back after 30 s", _host_comes_back,
           ("train.workers=[1,3]", f"train.epochs={LONG}"),
           epochs=LONG, lacks=_no_elastic),
@@ -369,8 +368,7 @@ def repair(cluster: Cluster) -> None:
         host, ray = cluster.lab[name], cluster.ray.get(name)
         if host.is_on:
             host.restore()
-        fake = any("faketime" in value for value in host.environment.values())
-        if not host.is_on or ray is None or ray.status is not None or fake or name not in cluster.nodes():
+        if not host.is_on or ray is None or ray.status is not None or host.environment or name not in cluster.nodes():
             restart(cluster, host)
         with suppress(AssertionError):
             host.kill(TRAINER)
