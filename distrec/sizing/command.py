@@ -8,7 +8,7 @@ from json import dumps
 from distrec.config.bounds import MOST_WORKERS, check_option
 from distrec.config.run import load_run
 from distrec.runtime import check_stack
-from distrec.sizing.plan import plan
+from distrec.sizing.plan import plan, until_it_fits
 from distrec.sizing.rehearsal import STEPS
 from distrec.sizing.words import bytes_of, machines, per_machine, plan_text
 
@@ -31,7 +31,8 @@ def command(
         config: path of a run config.
         overrides: `dotted.key=value` settings.
         workers: numbers of workers; empty: those of the config.
-        machine_memory: memory of a machine, as in Kubernetes; None: not asked.
+        machine_memory: memory of a machine, as in Kubernetes; None: not asked. Without `workers`, more of them are
+            tried until one fits.
         storage_rate: MB/s that the storage writes.
         probe: measure `PROBE` steps, and say how long an epoch takes.
         json: print JSON instead of a table.
@@ -45,7 +46,10 @@ def command(
     check_option("storage-rate", storage_rate, 1, _MOST_RATE)
     machine = None if machine_memory is None else bytes_of(machine_memory)
     run = load_run(config, overrides)
-    plans = plan(run, workers, PROBE if probe else STEPS)
+    steps = PROBE if probe else STEPS
+    plans = plan(run, workers, steps)
+    if machine is not None and not workers:
+        plans = until_it_fits(run, plans, machine, steps)
     if not json:
         print(plan_text(plans, run, storage_rate, machine, probe))
         return

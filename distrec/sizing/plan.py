@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from distrec.config.bounds import MOST_WORKERS
 from distrec.config.run import RunConfig
 from distrec.config.tree import decode, set_keys
 from distrec.data.dataset import Dataset
@@ -26,6 +27,7 @@ from distrec.training.size import checkpoint_bytes, dense_values, worker_parts
 _MOST_SCORES = 2e9  # of users and items in an evaluation: some ten seconds on one core
 _MOST_PRODUCTS = 1e12  # in the search for neighbours among all pairs of items
 _MOST_MEMORY = 0.25  # of this machine's memory, for the state of a rehearsed worker
+_HELPS = 0.95  # of the peak: twice as many workers that need more than this do not help
 _SMALLER = 0.5  # the share of the second rehearsal, from which and the first the rest is extrapolated
 
 
@@ -95,6 +97,26 @@ def plan(config: RunConfig, workers: Sequence[int] = (), steps: int = STEPS) -> 
                 "least one row."
             )
     return [_plan(config, data, method, number, steps) for number in numbers]
+
+
+def until_it_fits(config: RunConfig, plans: Sequence[Plan], machine: int, steps: int = STEPS) -> list[Plan]:
+    """Plans for more workers too, twice as many each time, until one fits into a machine or more of them help little.
+
+    Args:
+        config: the run config.
+        plans: those known already, for the most workers last.
+        machine: bytes of memory of a machine.
+        steps: as in `plan`.
+    """
+    found = list(plans)
+    while found[-1].peak > machine:
+        more = 2 * found[-1].processes
+        if more > min(MOST_WORKERS, config.train.global_batch):
+            break
+        found += plan(config, [more], steps)
+        if found[-1].peak > _HELPS * found[-2].peak and found[-2].workers:  # the first of many has Ray as well
+            break
+    return found
 
 
 def worker_bytes(config: RunConfig) -> int:

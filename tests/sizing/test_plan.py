@@ -90,6 +90,33 @@ def test_only_what_is_large_is_not_rehearsed_with_itself(users: int, data: str) 
     assert 0 < share <= rehearsed_share(manifest, 0, 0) <= 1
 
 
+def shared(whole: int, every: int) -> Any:
+    """A rehearsal in which workers share `whole` bytes, and each needs `every` more."""
+    return lambda config, workers, steps: Rehearsal({"steps": every + whole // max(workers, 1)}, {}, 0, [0.0], 1)
+
+
+@pytest.mark.parametrize(
+    ("machine", "batch", "tried"),
+    [
+        (2000, 64, [0]),
+        (600, 64, [0, 2]),
+        (150, 64, [0, 2, 4, 8, 16, 32]),
+        (150, 8, [0, 2, 4, 8]),  # a worker needs a row of the batch
+        (90, 1 << 16, [0, 2, 4, 8, 16, 32, 64, 128, 256]),  # 200 more bytes are never saved
+    ],
+)
+def test_more_workers_are_tried_until_one_fits_a_machine(
+    machine: int, batch: int, tried: list[int], data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "rehearse", shared(1000, 100))
+    monkeypatch.setattr(
+        planning, "worker_parts", lambda *_: {"tables": 0, "dense module": 0, "checkpoint being written": 0}
+    )
+    run = config(data, {"name": "popularity"}, train={"workers": 0, "global_batch": batch})
+    found = planning.until_it_fits(run, plan(run), machine)
+    assert [one.workers for one in found] == tried
+
+
 def test_a_likeness_has_the_shapes_of_what_it_is_like(tmp_path: Path) -> None:
     entries = {
         "text": FeatureEntry(width=7, dtype="float32", missing=3, source="a.npy", parts=["x"]),
