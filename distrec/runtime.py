@@ -123,9 +123,9 @@ def tune_process(threads: int) -> None:
 
     By default glibc maps a new region for every block above 32 MiB and unmaps it when freed, so each large output
     causes page faults again: adding two [26495, 448] matrices takes 22 ms in new memory and 2.6 ms in reused memory.
-    Mapping and trimming are therefore turned off, so resident memory stays at its peak. With THP_MEM_ALLOC_ENABLE,
-    torch aligns outputs of 2 MiB and more to 2 MiB, and the kernel may use huge pages. Without it, small gaps left by
-    the aligned allocator keep freed blocks from being merged, and the heap fragments.
+    Mapping and trimming are therefore turned off, so resident memory stays at its peak until `release_memory`. With
+    THP_MEM_ALLOC_ENABLE, torch aligns outputs of 2 MiB and more to 2 MiB, and the kernel may use huge pages. Without
+    it, small gaps left by the aligned allocator keep freed blocks from being merged, and the heap fragments.
     """
     os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # read by torch at its first large allocation
     libc = ctypes.CDLL(None)
@@ -135,3 +135,13 @@ def tune_process(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
+
+
+def release_memory() -> None:
+    """Give the pages of this process that hold nothing back to the system.
+
+    Blocks whose size changes from step to step do not fit the gaps that other work leaves, and the other way round. The
+    resident memory of SASRec's workers grew by a tenth in each of four epochs. With this after the steps of every
+    epoch, it stays as it is in the second one.
+    """
+    ctypes.CDLL(None).malloc_trim(0)

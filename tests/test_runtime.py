@@ -162,3 +162,25 @@ def test_deepspeed_starts_without_compiling_despite_a_stale_lock(tmp_path: Path)
     result = python(SHM, TORCH_EXTENSIONS_DIR=str(tmp_path), **place)
     assert result.returncode == 0, result.stderr
     assert [path.name for path in lock.parent.iterdir()] == ["lock"]
+
+
+RELEASED = """
+from distrec.runtime import release_memory, tune_process
+tune_process(1)
+import torch
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+held = [[torch.ones(1 << 20), torch.ones(1 << 10)] for _ in range(100)]  # 4 MiB, which go, and 4 KiB, which stay
+held = [small for large, small in held]
+before = resident()
+release_memory()
+print(before - resident(), sum(int(small.sum()) for small in held))
+"""
+
+
+def test_memory_is_released_between_blocks_in_use() -> None:
+    freed, total = map(int, python(RELEASED).stdout.split())
+    assert freed > 300 << 20
+    assert total == 100 << 10

@@ -21,6 +21,7 @@ from distrec.evaluation.ending import ending
 from distrec.evaluation.ranking import Evaluator, Ranked
 from distrec.methods.registry import stretches
 from distrec.parallel.world import World
+from distrec.runtime import release_memory
 from distrec.tables.spec import plan_tables
 from distrec.training.alike import alike
 from distrec.training.checkpoint import Checkpoints
@@ -144,6 +145,7 @@ class Trainer:
         cursor, rows = self.cursor, self.engine.samples_per_epoch
         epoch = cursor.epoch
         self.ledger.merge(self.world)
+        release_memory()
         record: dict[str, Any] = {
             "epoch": epoch + 1,
             "loss": {name: total / rows for name, total in cursor.term_sums.items()},
