@@ -59,6 +59,7 @@ def _shapes(**sets: tuple[int, int]) -> dict[str, FeatureEntry]:
 FEATURES = _shapes(text=(1, 384), image=(1, 1280), text_tokens=(30, 384), image_tokens=(9, 1280))
 RANDOM = ("baby", "baby-next", "movielens-next")  # datasets that get them
 TWO = ("train.epochs=2", "tracking.mlflow=null")
+LARGE = ("train.global_batch=2097152", "train.epochs=1")  # an epoch of 16 steps
 CASES = [
     Case("baby", "bprmf", "bprmf/baby", "baby"),
     Case("baby", "lightgcn", "lightgcn/baby", "baby"),
@@ -78,9 +79,8 @@ CASES = [
     Case("movielens", "sasrec", "sasrec/movielens-next", "movielens-next"),
     Case("movielens", "bivrec", "bivrec/movielens-next", "movielens-next"),
     Case("movielens", "odmt", "odmt/movielens-next", "movielens-next"),
-    # Batches of two million rows make an epoch of 16 steps.
-    Case("graph", "lightgcn", "lightgcn/baby", "graph", ("train.global_batch=2097152", "train.epochs=1")),
-    Case("graph", "bprmf", "bprmf/baby", "graph", ("train.global_batch=2097152", "train.epochs=1")),
+    Case("graph", "lightgcn", "lightgcn/baby", "graph", (*LARGE, "method.dim=32", "method.layers=2")),
+    Case("graph", "bprmf", "bprmf/baby", "graph", LARGE),
 ]
 WORKERS = {"baby": (1, 2, 3), "movielens": (1, 2, 3), "graph": (1, 2)}
 RAW = {"baby": "amazon-baby-interactions", "movielens": "ml-latest-small-mm"}
