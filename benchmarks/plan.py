@@ -148,8 +148,8 @@ def _complete(out: str) -> bool:
 
 
 def _config(case: Case, data: str, workers: int, storage: str) -> tuple[str, list[str]]:
-    run = [f"data={data}", f"train.workers={workers}", f"run.storage={storage}", "run.name=run"]
-    return f"configs/{case.config}.yaml", [*TWO, *run, *case.overrides]
+    run = [f"data={data}", f"train.workers={workers}", "train.cpus_per_worker=0.5", f"run.storage={storage}"]
+    return f"configs/{case.config}.yaml", [*TWO, *run, "run.name=run", *case.overrides]
 
 
 def measured(case: Case, data: str, workers: int) -> int:
