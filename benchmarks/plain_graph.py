@@ -16,8 +16,14 @@ import torch
 from plain import Program, coo
 from torch.nn import functional
 
-from distrec.data.dataset import Dataset
+from distrec.data.dataset import Dataset, Interactions
+from distrec.data.sampling import Triples
+from distrec.methods.batch import Step, batch_of
 from distrec.methods.mentor import Draws
+from distrec.methods.workspace import Workspace
+from distrec.parallel.partition import Partition
+from distrec.parallel.world import World
+from distrec.tables.spec import Side
 
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
 
@@ -161,12 +167,16 @@ class Mentor(Program):
 
     def project_draws(self) -> dict[Any, torch.Tensor]:
         """The noise by (tower, hop) and the feature mask by side, as the project draws them at this step."""
-        draws, batch = Draws(), SimpleNamespace(seed=self.seed, epoch=0, step=self.steps)
-        sides, width, out = {"user": self.users, "item": self.items}, self.weights["id_feat"].shape[1], {}
-        for side, rows in sides.items():
-            out[side] = draws.keep(batch, side, range(rows), 2 * width, self.dropout)  # type: ignore[arg-type]
+        draws, width, out = Draws(), self.weights["id_feat"].shape[1], {}
+        counts: Any = SimpleNamespace(users=self.users, items=self.items)
+        space, nobody = Workspace(World(0, 1), counts, Interactions(*[np.empty(0, np.int64)] * 3)), Partition(1, 1)
+        one = Triples(*[np.zeros(1, np.int64)] * 4)
+        batch: Any = batch_of(space.world, nobody, nobody, one, Step(self.seed, 0, self.steps, 1, 1))
+        sides: tuple[Side, Side] = ("user", "item")
+        for side in sides:
+            out[side] = draws.keep(space, batch, side, 2 * width, self.dropout)
         for hop in range(self.hops if self.contrast else 0):
-            both = [draws.noise(batch, hop, side, range(rows), 4 * width) for side, rows in sides.items()]  # type: ignore[arg-type]
+            both = [draws.noise(space, batch, hop, side, 4 * width) for side in sides]
             for tower, columns in zip(("v_n1", "t_n1", "v_n2", "t_n2"), torch.cat(both).split(width, 1)):
                 out[tower, hop] = columns
         return out

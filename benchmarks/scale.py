@@ -89,7 +89,7 @@ def bytes_sent(run: Callable[[], Any]) -> int:
 
 def by_degree(side: Partition, ids: np.ndarray) -> np.ndarray:
     """`ids` after the rows of each worker's block are renumbered, highest degree first."""
-    degree, number = np.bincount(ids, minlength=side.rows), np.empty(side.rows, np.int32)
+    degree, number = np.bincount(ids, minlength=side.total), np.empty(side.total, np.int32)
     for rank in range(side.size):
         start, stop = side.start(rank), side.stop(rank)
         number[start + np.argsort(-degree[start:stop], kind="stable")] = np.arange(start, stop)

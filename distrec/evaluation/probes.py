@@ -41,7 +41,7 @@ class Probes:
         needed[world.rank] = torch.cat([torch.from_numpy(probes), *(chunk.item for chunk in self._plan.chunks)])
         self._exchange, places = batch_exchange(world, items, needed)
         self._probe_places, self._targets = places[:PROBES], places[PROBES:]
-        column = np.full(items.rows, -1)
+        column = np.full(items.total, -1)
         column[probes] = np.arange(PROBES)
         known = [torch.from_numpy(column[chunk.mask_item]) for chunk in self._plan.chunks]
         self._mask = [

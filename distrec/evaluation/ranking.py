@@ -110,12 +110,12 @@ class Evaluator:
                 "the split to evaluate has no interactions; choose another split, or prepare the data again."
             )
         self.world, self.users, self.items, self.ks = world, users, items, tuple(ks)
-        self.pairs = Pairs.of(held_out, masked, items.rows)
+        self.pairs = Pairs.of(held_out, masked, items.total)
         self._plan = plan(world, users, self.pairs, np.arange(len(self.pairs.user)))
         self._probes = None
-        if items.rows >= 4 * probes.PROBES and ks[-1] <= probes.PROBES:
+        if items.total >= 4 * probes.PROBES and ks[-1] <= probes.PROBES:
             popular = np.bincount(
-                np.concatenate([held_out.item, *(rows.item for rows in masked)]), minlength=items.rows
+                np.concatenate([held_out.item, *(rows.item for rows in masked)]), minlength=items.total
             )
             self._probes = Probes(world, users, items, self.pairs, popular, ks[-1])
 
@@ -140,7 +140,7 @@ class Evaluator:
 
         first = -int(self.world.max_(torch.tensor(-not_finite)))
         if first != _NONE:
-            user, item = divmod(first, self.items.rows)
+            user, item = divmod(first, self.items.total)
             raise FloatingPointError(f"the score of user {user} and item {item} is NaN or infinite")
 
         # Each rank adds K minus its count, so that pairs that the probes decided, which no rank counts, get rank K.
@@ -158,7 +158,7 @@ class Evaluator:
         users = planned.exchange.fetch_values(user_block)
         # With several chunks of items, a target's score is needed before its own chunk is scored. So one pass reads the
         # targets' scores, and a second one counts.
-        whole = self.items.rows <= ITEMS_PER_CHUNK
+        whole = self.items.total <= ITEMS_PER_CHUNK
         targets = [torch.empty(len(chunk.pair)) for chunk in planned.chunks]
         for low, _, items in () if whole else self.item_chunks(item_block):
 
@@ -187,8 +187,8 @@ class Evaluator:
 
     def item_chunks(self, block: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:
         """Start, end and representations of each chunk of items; copies, since a product may depend on alignment."""
-        for low in range(0, self.items.rows, ITEMS_PER_CHUNK):
-            high = min(low + ITEMS_PER_CHUNK, self.items.rows)
+        for low in range(0, self.items.total, ITEMS_PER_CHUNK):
+            high = min(low + ITEMS_PER_CHUNK, self.items.total)
             yield low, high, self.world.chunk(block, self.items, low, high).clone()
 
     def _first_not_finite(self, chunk: Chunk, low: int, scores: torch.Tensor) -> int:
@@ -196,7 +196,7 @@ class Evaluator:
         if scores.sum().isfinite():  # a sum that is not finite proves nothing, since it may overflow
             return _NONE
         row, column = (~scores.isfinite()).nonzero().numpy(force=True).T
-        return int((self.pairs.user[chunk.at[row]] * self.items.rows + low + column).min(initial=_NONE))
+        return int((self.pairs.user[chunk.at[row]] * self.items.total + low + column).min(initial=_NONE))
 
     def _count(
         self,

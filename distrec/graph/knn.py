@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from distrec.parallel.partition import Partition
@@ -12,9 +14,21 @@ _ROWS, _COLUMNS = 1024, 8192
 _TILE = 64
 
 
+class Neighbours(NamedTuple):
+    """The nearest items of each of mine, best first, equal cosines in item order.
+
+    Attributes:
+        cosines: `[my items, k]`.
+        items: their numbers, `[my items, k]`.
+    """
+
+    cosines: torch.Tensor
+    items: torch.Tensor
+
+
 def cosine_neighbours(
     world: World, partition: Partition, block: torch.Tensor, k: int, include_self: bool = True
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> Neighbours:
     """The k most similar items of each of my items. Collective.
 
     Args:
@@ -22,16 +36,13 @@ def cosine_neighbours(
         block: my items' vectors `[my items, width]`, each of unit length or zero.
         k: the number of neighbours; lowered to the number of items that can be neighbours.
         include_self: whether an item may be its own neighbour.
-
-    Returns:
-        Cosines `[my items, k]` and item numbers `[my items, k]`, best first, equal cosines in item order.
     """
-    k = min(k, partition.rows if include_self else partition.rows - 1)
+    k = min(k, partition.total if include_self else partition.total - 1)
     mine = torch.arange(partition.start(world.rank), partition.stop(world.rank))
     values = torch.empty(len(block), 0)
     items = torch.empty(len(block), 0, dtype=torch.int64)
-    for start in range(0, partition.rows, _COLUMNS):
-        stop = min(start + _COLUMNS, partition.rows)
+    for start in range(0, partition.total, _COLUMNS):
+        stop = min(start + _COLUMNS, partition.total)
         candidates = world.chunk(block, partition, start, stop)
         parts = []
         for rows, numbers in zip(block.split(_ROWS), mine.split(_ROWS), strict=True):
@@ -43,7 +54,7 @@ def cosine_neighbours(
         if parts:
             best = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]) + start
             values, items = merge_top(values, items, *best, k)
-    return values, items
+    return Neighbours(values, items)
 
 
 def _products(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

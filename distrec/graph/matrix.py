@@ -30,11 +30,11 @@ class ShardedMatrix:
         self, world: World, rows: Partition, columns: Partition, row: np.ndarray, column: np.ndarray, value: np.ndarray
     ):
         self.world, self.row_partition, self.column_partition = world, rows, columns
-        needed = rows_among(column, columns.rows)
+        needed = rows_among(column, columns.total)
         self.exchange: Exchange
         self.exchange, position = planned_exchange(world, columns, torch.from_numpy(needed))
         local_row = row - rows.start(world.rank)
-        place = np.zeros(columns.rows, np.int64)
+        place = np.zeros(columns.total, np.int64)
         place[needed] = position.numpy()
         local_column = place[column]
         count = rows.count(world.rank)
@@ -60,8 +60,8 @@ class ShardedMatrix:
     def record(self) -> dict[str, Any]:
         """For the run record: this rank's number of entries, the chosen exchange, and the rows received per product."""
         return {
-            "rows": self.row_partition.rows,
-            "columns": self.column_partition.rows,
+            "rows": self.row_partition.total,
+            "columns": self.column_partition.total,
             "my_entries": len(self._by_row.values),
             "exchange": self.exchange.strategy,
             "rows_received_per_product": self.exchange.received,

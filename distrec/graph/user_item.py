@@ -35,11 +35,11 @@ class UserItemGraph:
     """
 
     def __init__(self, world: World, users: Partition, items: Partition, user: np.ndarray, item: np.ndarray):
-        user_scale = inverse_sqrt(np.bincount(user, minlength=users.rows).astype(np.float32))
-        item_scale = inverse_sqrt(np.bincount(item, minlength=items.rows).astype(np.float32))
+        user_scale = inverse_sqrt(np.bincount(user, minlength=users.total).astype(np.float32))
+        item_scale = inverse_sqrt(np.bincount(item, minlength=items.total).astype(np.float32))
         sides = {"users": (users, items, user, item), "items": (items, users, item, user)}
         self._counted = {stays: _rows_received(world, *side) for stays, side in sides.items()}
-        self._stays = min(sides, key=lambda name: (self._counted[name], -sides[name][0].rows))
+        self._stays = min(sides, key=lambda name: (self._counted[name], -sides[name][0].total))
         rows, columns, row, column = sides[self._stays]
         mine = _mine(world, rows, row)
         value = user_scale[user[mine]] * item_scale[item[mine]]
@@ -91,5 +91,5 @@ def _mine(world: World, side: Partition, numbers: np.ndarray) -> np.ndarray:
 
 def _rows_received(world: World, rows: Partition, columns: Partition, row: np.ndarray, column: np.ndarray) -> int:
     """The column-side rows that a rank receives per product if the row side stays, with the cheaper exchange."""
-    needed = torch.from_numpy(rows_among(column[_mine(world, rows, row)], columns.rows))
+    needed = torch.from_numpy(rows_among(column[_mine(world, rows, row)], columns.total))
     return min(counted_rows(world, columns, needed).values())

@@ -14,13 +14,12 @@ from torch.nn import functional
 from distrec.config.bounds import MOST_LAYERS, MOST_NEIGHBOURS, MOST_WIDTH
 from distrec.data.dataset import Dataset
 from distrec.data.histories import Histories
-from distrec.graph.matrix import ShardedMatrix
 from distrec.graph.polynomial import mean_of_powers
-from distrec.graph.user_item import UserItemGraph
-from distrec.methods.base import Graph, Method, MethodConfig, Representations, Space, require_features
-from distrec.methods.batch import Lookup, TripleBatch
-from distrec.methods.losses import bpr, gram_distance, info_nce
-from distrec.tables.features import Fill, feature_block, unit_rows
+from distrec.methods.base import Graph, Method, MethodConfig, Representations, require_features
+from distrec.methods.batch import TripleBatch
+from distrec.methods.losses import bpr
+from distrec.methods.workspace import Workspace
+from distrec.tables.features import Fill, unit_rows
 from distrec.tables.spec import Table
 
 
@@ -98,22 +97,20 @@ class AlignRec(Method):
     def features(self) -> list[str]:
         return self.config.features
 
-    def build(self, space: Space) -> None:
+    def build(self, space: Workspace) -> None:
         super().build(space)
-        sets = [
-            feature_block(space.world, space.items, space.data, name, self.config.fill) for name in self.config.features
-        ]
-        self.initial_content = torch.cat([unit_rows(rows) for rows in sets], 1)
-        self.user_item = UserItemGraph(space.world, space.users, space.items, space.train.user, space.train.item)
         config = self.config
+        sets = [space.features(name, config.fill) for name in config.features]
+        self.initial_content = torch.cat([unit_rows(rows) for rows in sets], 1)
+        self.user_item = space.user_item()
         made_of = {
             "features": config.features,
             "fill": config.fill,
             "rows": "unit rows side by side, unit rows of these",
         }
         lists = space.neighbours(unit_rows(self.initial_content), config.knn_k, made_of)
-        self.item_item = item_graph(space, *lists)
-        self.layer_weights = mean_of_powers(self.config.user_item_layers)
+        self.item_item = space.item_graph([lists], "cosine")
+        self.layer_weights = mean_of_powers(config.user_item_layers)
 
     def tables(self) -> list[Table]:
         dim = self.config.dim
@@ -146,7 +143,7 @@ class AlignRec(Method):
     def loss(self, batch: TripleBatch) -> dict[str, torch.Tensor]:
         config = self.config
         ids, content = self.views()
-        # Contrastive and similarity terms compare rows of the whole batch, so every rank gets its distinct rows.
+        # Contrastive and similarity terms compare rows of the whole batch, so every worker gets its distinct rows.
         user_id, user_content = batch.users.distinct(ids.users, content.users)
         item_id, item_content = batch.positives.distinct(ids.items, content.items)
         users = (user_id + user_content)[batch.users.place]
@@ -155,23 +152,20 @@ class AlignRec(Method):
         squares = users.square().sum() + positives.square().sum() + negatives.square().sum()
         terms = {
             "bpr": batch.mean(bpr(users, positives, negatives)),
-            "reg": config.reg_weight * squares / 2 / batch.configured,
+            "reg": config.reg_weight * squares / 2 / batch.full_size,
         }
         if config.uia_weight:
             terms["uia"] = config.uia_weight * batch.mean(1 - functional.cosine_similarity(users, positives, dim=1))
         if config.cl_loss:
-            terms["cca_item"] = config.cl_loss * self._cca(item_content, item_id, batch.positives, batch.size)
-            terms["cca_user"] = config.cl_loss * self._cca(user_content, user_id, batch.users, batch.size)
+            # Content rows are the anchors, ID rows the candidates (4.4).
+            tau = config.cca_temperature
+            items = batch.positives.contrast(item_content, item_id, tau)
+            users = batch.users.contrast(user_content, user_id, tau)
+            terms["cca_item"] = config.cl_loss * (items / batch.size)
+            terms["cca_user"] = config.cl_loss * (users / batch.size)
         if config.sim_weight:
             terms["sim"] = config.sim_weight * self._similarity(item_content, batch)
         return terms
-
-    def _cca(self, content: torch.Tensor, ids: torch.Tensor, lookup: Lookup, batch_size: int) -> torch.Tensor:
-        """My share of NCE(content, ids) (4.4): content rows are the anchors, ID rows the candidates."""
-        anchors, candidates = unit_rows(content), unit_rows(ids)
-        mine = lookup.my_distinct()
-        total = info_nce(anchors[mine], candidates, lookup.counts, mine.start, self.config.cca_temperature)
-        return total / batch_size
 
     def _similarity(self, item_content: torch.Tensor, batch: TripleBatch) -> torch.Tensor:
         """My share of || Z_p Z_p^T - cos(X_p, X_p) ||_F / B over the batch's positives (4.5).
@@ -182,27 +176,7 @@ class AlignRec(Method):
         content = self.block("content").detach() if self.config.moving_target else self.initial_content
         (target,) = batch.positives.distinct(content)
         scale = batch.positives.counts.sqrt().unsqueeze(1)
-        squares = gram_distance(item_content * scale, unit_rows(target) * scale, self.space.world)
+        squares = self.space.gram_distance(item_content * scale, unit_rows(target) * scale)
         # Without any content both matrices are zero, where a square root has no derivative: the clamp makes it zero.
-        norm = self.space.world.total(squares).clamp(min=1e-30).sqrt()
-        return self.my_share(norm / batch.size)
-
-
-def item_graph(space: Space, cosines: torch.Tensor, neighbours: torch.Tensor) -> ShardedMatrix:
-    """S (3.2): the k most similar items of each item, itself included; S_ij = cos_ij / sqrt(r_i r_j), r = row sums.
-
-    S is not symmetric. Where a row sum is not positive, the published formula is undefined; its factor is 0 here.
-
-    Args:
-        cosines: of my items with their neighbours, `[my items, k]`.
-        neighbours: their item numbers, `[my items, k]`.
-    """
-    sums = cosines.sum(1)
-    scale = torch.where(sums > 0, sums.clamp(min=1e-30).rsqrt(), 0.0)
-    everyone = space.world.gather_blocks(scale, space.items)
-    values = scale.unsqueeze(1) * cosines * everyone[neighbours]
-    mine = space.mine("item")
-    row = torch.arange(mine.start, mine.stop).repeat_interleave(neighbours.shape[1])
-    return ShardedMatrix(
-        space.world, space.items, space.items, row.numpy(), neighbours.reshape(-1).numpy(), values.reshape(-1).numpy()
-    )
+        norm = self.space.total(squares).clamp(min=1e-30).sqrt()
+        return self.space.share(norm / batch.size)

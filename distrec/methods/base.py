@@ -1,10 +1,10 @@
 """The method contract: what a recommender declares about itself, and what it may use.
 
 A method never sees ranks, collectives, optimizers or checkpoints. It names its tables and its dense module. It writes
-its loss with `block` (my rows of a table), the graphs' products, and the batch's `rows` and `distinct` look-ups. There
-is one rule: **every loss term is my share, and the sum over ranks is the term**. A mean over the batch is
-`batch.mean(per_row)`. A value that is not a sum over rows, such as a norm, is computed from a sum that `world.total`
-made global, and is returned as `my_share(value)`.
+its loss with `block` (my rows of a table), the graphs' products, the batch's `rows` and `distinct` look-ups, and the
+verbs of its workspace. There is one rule: **every loss term is my share, and the sum over workers is the term**. A
+mean over the batch is `batch.mean(per_row)`. A value that is not a sum over rows, such as a norm, is computed from a
+sum that `space.total` made global, and is returned as `space.share(value)`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,9 @@ from distrec.config import Section
 from distrec.data.dataset import Dataset, Interactions
 from distrec.data.histories import Histories
 from distrec.data.sampling import PairSampler, Sampler
-from distrec.data.storage import open_folder
 from distrec.errors import InputError
-from distrec.graph.kept import kept_neighbours
-from distrec.graph.knn import cosine_neighbours
 from distrec.methods.batch import Lookup, OwnedRows
-from distrec.parallel.partition import Partition
-from distrec.parallel.world import World
+from distrec.methods.workspace import Workspace
 from distrec.tables.spec import Initializer, Side, Table, from_rows
 
 
@@ -36,58 +32,6 @@ class MethodConfig(Section):
     """Base of a method's own settings, `method.*` in the run config."""
 
     name: str = Field(description="name of the method, such as lightgcn")
-
-
-@dataclass(frozen=True)
-class Space:
-    """What a method may use on one worker.
-
-    Attributes:
-        world: the group of workers.
-        users, items: which worker owns which rows.
-        data: the prepared dataset.
-        train: the training split.
-        graphs: folder in which neighbour lists are shared between runs; None: they are not.
-    """
-
-    world: World
-    users: Partition
-    items: Partition
-    data: Dataset
-    train: Interactions
-    graphs: str | None = None
-
-    def partition(self, side: Side) -> Partition:
-        """The partition of one side."""
-        return self.users if side == "user" else self.items
-
-    def mine(self, side: Side) -> range:
-        """The global numbers of my rows of one side."""
-        partition, rank = self.partition(side), self.world.rank
-        return range(partition.start(rank), partition.stop(rank))
-
-    def neighbours(
-        self, block: torch.Tensor, k: int, made_of: Mapping[str, Any], include_self: bool = True
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The k most similar items of each of mine, as `cosine_neighbours` finds them. Collective.
-
-        The lists are stored in the folder `run.graphs`, if that is set, and read from there the next time.
-
-        Args:
-            block: my items' vectors of unit length, `[my items, width]`.
-            k: number of neighbours per item.
-            made_of: everything besides the dataset that determines `block` (names of feature sets, fill rule, further
-                steps), as a JSON value. Methods that give the same value share their lists, so their blocks must be
-                bit-identical.
-            include_self: whether an item counts among its own neighbours.
-
-        Returns:
-            Cosines and item numbers, `[my items, k]` each.
-        """
-        if self.graphs is None:
-            return cosine_neighbours(self.world, self.items, block, k, include_self)
-        whole = {"data": self.data.hash, **made_of}
-        return kept_neighbours(open_folder(self.graphs), self.world, self.items, whole, block, k, include_self)
 
 
 @dataclass
@@ -105,7 +49,11 @@ class Graph(Protocol):
 
 
 class Method(ABC):
-    """A recommender. On a worker, `__init__` is followed by `build`, and then by `attach`, which the engine calls."""
+    """A recommender.
+
+    `tables`, `dense`, `sampler` and what a method says of itself need only the config and the dataset. On a worker, the
+    engine calls `build`, then `attach`; `loss` and `representations` follow.
+    """
 
     Config: ClassVar[type[MethodConfig]]
     trainable: ClassVar[bool] = True
@@ -124,7 +72,7 @@ class Method(ABC):
     draws_dropout: ClassVar[tuple[str, ...]] = ("dropout",)
     """Settings that, if not 0, make each worker draw dropout of its own, so that results depend on their number."""
 
-    space: Space
+    space: Workspace
     _block: Callable[[str], torch.Tensor]
     _rows: Callable[..., list[torch.Tensor]]
     dense_module: Callable[..., Any]
@@ -153,9 +101,17 @@ class Method(ABC):
         """The module that DeepSpeed trains, written for one device. The method calls it as `self.dense_module(…)`."""
         return None
 
-    def build(self, space: Space) -> None:
+    def build(self, space: Workspace) -> None:
         """Build graphs and read features on this worker. Overriding methods call this one first."""
         self.space = space
+
+    def start_epoch(self, seed: int, epoch: int) -> None:  # noqa: B027  # most methods do nothing then
+        """Called before the first step of an epoch, and before the first one after a restart within it. Collective.
+
+        Args:
+            seed: the run's seed. Random draws are keyed by it and the epoch, so that a restart repeats them.
+            epoch: the epoch's number, from 0.
+        """
 
     def attach(
         self,
@@ -186,10 +142,6 @@ class Method(ABC):
             return block()[start - first : stop - first].numpy()
 
         return from_rows(read)
-
-    def my_share(self, value: torch.Tensor) -> torch.Tensor:
-        """This rank's share of a value that is the same on all ranks."""
-        return value / self.space.world.size
 
     def kept(self) -> dict[str, tuple[Side, torch.Tensor]]:
         """Arrays that a checkpoint must hold besides the tables, by name: their side and my rows.

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
 
+from distrec.data import keyed
 from distrec.data.histories import PADDING
 from distrec.data.sampling import Samples, Triples, Windows
+from distrec.methods.losses import info_nce
 from distrec.parallel.exchange import BoundaryExchange, batch_exchange
 from distrec.parallel.partition import Partition, share
 from distrec.parallel.world import World
+from distrec.tables.features import unit_rows
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The items that the rows of all workers predict.
+
+    Attributes:
+        items: one per row, in the order of the workers `[rows of all workers]`; the same on every worker.
+        counts: the number of rows of each worker.
+    """
+
+    items: torch.Tensor
+    counts: list[int]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def holders(self) -> int:
+        """The number of workers that have any row."""
+        return sum(count > 0 for count in self.counts)
 
 
 class Lookup:
@@ -56,9 +81,16 @@ class Lookup:
         """How often each distinct id occurs in the whole batch, `[distinct]` float32."""
         return self._unique[2].to(torch.float32)
 
-    def my_distinct(self) -> slice:
-        """My share of the distinct ids, for work that is divided among ranks row by row."""
-        return slice(*share(len(self._unique[0]), self._world.rank, self._world.size))
+    def contrast(self, anchors: torch.Tensor, candidates: torch.Tensor, temperature: float) -> torch.Tensor:
+        """My share of InfoNCE summed over the whole batch, in which a repeated id counts as often as it occurs.
+
+        Args:
+            anchors, candidates: two views of the distinct ids `[distinct, width]`, of any length, as from `distinct`;
+                same rows are the positives.
+            temperature: at least 0.03.
+        """
+        mine = slice(*share(len(self._unique[0]), self._world.rank, self._world.size))
+        return info_nce(unit_rows(anchors)[mine], unit_rows(candidates), self.counts, mine.start, temperature)
 
     @cached_property
     def _unique(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -93,61 +125,101 @@ class OwnedRows:
         self._place = torch.empty_like(order)
         self._place[order] = torch.arange(len(order))
         self.mine = ids[order].split(self._counts)[world.rank]
-        self._local = self.mine - partition.start(world.rank)
+        self._local, self._count = self.mine - partition.start(world.rank), partition.count(world.rank)
 
     def rows(self, *blocks: torch.Tensor) -> list[torch.Tensor]:
         """The rows of the ids that I own `[mine, …]` from each partitioned array, which is given by my block."""
         return [block.index_select(0, self._local) for block in blocks]
+
+    def placed(self, values: torch.Tensor) -> torch.Tensor:
+        """My block `[my rows, width]`: the values `[mine, width]` where distinct ids are, and zeros elsewhere."""
+        return values.new_zeros(self._count, values.shape[1]).index_copy(0, self._local, values)
 
     def spread(self, values: torch.Tensor) -> torch.Tensor:
         """The values of all ids `[n, width]`, in their order, from each rank's `[mine, width]`; with gradient."""
         return self._world.gathered(values, self._counts).index_select(0, self._place)
 
 
-class Batch:
-    """One step's samples, divided into one share per rank.
+@dataclass(frozen=True)
+class Step:
+    """Which step a batch belongs to.
 
     Attributes:
-        world: the ranks that share it.
-        size: number of rows of the global batch.
-        rows: number of rows of this batch; fewer than `size` if it is a micro-batch (`train.accumulate`).
-        part: number of the micro-batch within the global batch.
-        configured: `train.global_batch`; the last batch of an epoch may have fewer rows.
         seed: the run's seed, a key of random draws.
-        epoch, step: the current epoch, and the step within it; keys of random draws.
+        epoch, step: the epoch, and the step within it; keys of random draws.
+        size: number of rows of the global batch. The last batch of an epoch may have fewer than the others.
+        full_size: `train.global_batch`.
+        part: number of this micro-batch within the global batch (`train.accumulate`).
     """
 
-    def __init__(
-        self,
-        world: World,
-        users: Partition,
-        items: Partition,
-        samples: Samples,
-        configured: int,
-        seed: int,
-        epoch: int,
-        step: int,
-    ):
-        self.world, self._items = world, items
-        self.size = self.rows = len(samples.users)
-        self.configured, self.part = configured, 0
-        self.seed, self.epoch, self.step = seed, epoch, step
-        self.users = Lookup(world, users, samples.users)
+    seed: int
+    epoch: int
+    step: int
+    size: int
+    full_size: int
+    part: int = 0
 
-    @property
-    def mine(self) -> range:
-        """Which rows of this batch are my share."""
-        return range(*share(self.rows, self.world.rank, self.world.size))
+
+class Batch:
+    """The samples of one step, or of a micro-batch of it, divided into one share per worker.
+
+    Attributes:
+        size: number of rows of the whole global batch. **Divide losses by it**, or use `mean`: with micro-batches it is
+            larger than the number of rows at hand.
+        full_size: `train.global_batch`, for formulas of published programs that divide by it in short batches too.
+        seed, epoch, step, part: keys of random draws.
+        users: the column of users.
+    """
+
+    def __init__(self, world: World, users: Partition, items: Partition, samples: Samples, at: Step):
+        self._world, self._items, self._rows = world, items, len(samples.users)
+        self.size, self.full_size = at.size, at.full_size
+        self.seed, self.epoch, self.step, self.part = at.seed, at.epoch, at.step, at.part
+        self.users = Lookup(world, users, samples.users)
+        self._mine = slice(*share(self._rows, world.rank, world.size))
 
     @property
     def counts(self) -> list[int]:
-        """Number of rows of every rank's share."""
-        shares = (share(self.rows, rank, self.world.size) for rank in range(self.world.size))
+        """Number of rows of every worker's share."""
+        shares = (share(self._rows, rank, self._world.size) for rank in range(self._world.size))
         return [stop - start for start, stop in shares]
+
+    @property
+    def numbers(self) -> torch.Tensor:
+        """The numbers of my rows within this batch, `[my rows]`."""
+        return torch.arange(self._mine.start, self._mine.stop)
+
+    def my_rows(self, whole: torch.Tensor) -> torch.Tensor:
+        """My share `[my rows, …]` of an array with a row per row of this batch, which every worker has."""
+        return whole[self._mine]
 
     def mean(self, per_row: torch.Tensor) -> torch.Tensor:
         """My share of the mean over the global batch of `per_row` `[my rows]`."""
         return per_row.sum() / self.size
+
+    def everyone(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows of all workers in the order of the batch `[rows, …]`, from my share of them, with gradient."""
+        return self._world.gathered(rows, self.counts)
+
+    def contrast(self, anchors: torch.Tensor, candidates: torch.Tensor, temperature: float) -> torch.Tensor:
+        """My share of InfoNCE summed over the batch, where same rows of both views are the positives.
+
+        Args:
+            anchors: my rows of one view, of unit length `[my rows, width]`.
+            candidates: all rows of the other one, of unit length `[rows, width]`, as from `everyone`.
+            temperature: at least 0.03.
+        """
+        return info_nce(anchors, candidates, anchors.new_ones(len(candidates)), self._mine.start, temperature)
+
+    def key(self, name: str, *more: str | int) -> tuple[str | int, ...]:
+        """The key of this step's draws for `name`; `more` tells several of them apart."""
+        return (name, self.seed, self.epoch, self.step, *more)
+
+    def uniform(self, width: int, name: str, *more: str | int) -> torch.Tensor:
+        """Draws in [0, 1) for my rows, by their place in the epoch `[my rows, width]`, at any number of workers."""
+        first = self.step * self.full_size + self._mine.start
+        rows = range(first, first + self._mine.stop - self._mine.start)
+        return torch.from_numpy(keyed.uniform_rows((name, self.seed, self.epoch, *more), rows, width))
 
 
 class TripleBatch(Batch):
@@ -157,8 +229,8 @@ class TripleBatch(Batch):
         users, positives, negatives: the columns.
     """
 
-    def __init__(self, world: World, users: Partition, items: Partition, samples: Triples, *where: int):
-        super().__init__(world, users, items, samples, *where)
+    def __init__(self, world: World, users: Partition, items: Partition, samples: Triples, at: Step):
+        super().__init__(world, users, items, samples, at)
         self.positives = Lookup(world, items, samples.positives)
         self.negatives = Lookup(world, items, samples.negatives)
 
@@ -170,30 +242,44 @@ class WindowBatch(Batch):
         windows: item numbers of the whole global batch `[B, L]`, the newest last, -1 for padding.
     """
 
-    def __init__(self, world: World, users: Partition, items: Partition, samples: Windows, *where: int):
-        super().__init__(world, users, items, samples, *where)
+    def __init__(self, world: World, users: Partition, items: Partition, samples: Windows, at: Step):
+        super().__init__(world, users, items, samples, at)
         self.windows = torch.from_numpy(samples.items)
 
     def lookup(self, columns: slice = slice(None)) -> Lookup:
         """Some columns of the windows, with item 0 (whose rows the caller masks) in place of padding."""
         ids = self.windows[:, columns]
-        return Lookup(self.world, self._items, ids.masked_fill(ids == PADDING, 0).numpy())
+        return Lookup(self._world, self._items, ids.masked_fill(ids == PADDING, 0).numpy())
 
     @property
     def real(self) -> torch.Tensor:
         """Whether each place of my rows of the windows holds an item: bool `[my rows, L]`."""
-        return self.windows[self.mine.start : self.mine.stop] != PADDING
+        return self.my_rows(self.windows) != PADDING
 
     def owned(self, ids: torch.Tensor) -> OwnedRows:
         """A list of item ids that every rank knows, for work at the items' owners."""
-        return OwnedRows(self.world, self._items, ids)
+        return OwnedRows(self._world, self._items, ids)
+
+    def last_items(self) -> Targets:
+        """Each window predicts its newest item."""
+        return Targets(self.windows[:, -1], self.counts)
+
+    def next_items(self) -> tuple[torch.Tensor, Targets]:
+        """Each position of the windows `[B, L + 1]` that holds an item predicts the next item.
+
+        Returns:
+            Which of my rows' first L positions predict, bool `[my rows, L]`; and the items that all positions predict.
+        """
+        known = self.windows[:, :-1] != PADDING
+        counts = [int(part.sum()) for part in known.sum(1).split(self.counts)]
+        return self.my_rows(known), Targets(self.windows[:, 1:][known], counts)
 
 
-def batch_of(world: World, users: Partition, items: Partition, samples: Samples, *where: int) -> Batch:
-    """The batch of these samples; `where` is `configured, seed, epoch, step`."""
+def batch_of(world: World, users: Partition, items: Partition, samples: Samples, at: Step) -> Batch:
+    """The batch of these samples."""
     if isinstance(samples, Windows):
-        return WindowBatch(world, users, items, samples, *where)
-    return TripleBatch(world, users, items, samples, *where)
+        return WindowBatch(world, users, items, samples, at)
+    return TripleBatch(world, users, items, samples, at)
 
 
 def _fetch(exchange: BoundaryExchange, blocks: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:

@@ -38,8 +38,8 @@ from distrec.data.dataset import Dataset, Interactions
 from distrec.data.histories import Histories
 from distrec.data.sampling import RandomWindows, Sampler
 from distrec.errors import InputError
-from distrec.methods.base import Method, MethodConfig, Representations, Space, require_features
-from distrec.methods.batch import Lookup, WindowBatch
+from distrec.methods.base import Method, MethodConfig, Representations, require_features
+from distrec.methods.batch import OwnedRows, WindowBatch
 from distrec.methods.interests import (
     ClusterAttention,
     Content,
@@ -49,10 +49,9 @@ from distrec.methods.interests import (
     View,
     allocation_distance,
 )
-from distrec.methods.losses import info_nce
 from distrec.methods.sequential import user_vectors
-from distrec.methods.softmax import full_softmax
-from distrec.tables.features import Fill, feature_block, unit_rows
+from distrec.methods.workspace import Workspace
+from distrec.tables.features import Fill, unit_rows
 from distrec.tables.spec import Table, normal
 
 VIEWS = ("id", "mm")
@@ -88,18 +87,20 @@ class Draws:
 
     def training(self, batch: WindowBatch, view: str, interests: int, tokens: int) -> torch.Tensor:
         """For my rows of the batch, by their positions in the epoch `[my rows, interests, tokens]`."""
-        first = batch.step * batch.configured + batch.mine.start
-        rows = range(first, first + len(batch.mine))
-        return _gumbel(("gumbel", batch.seed, batch.epoch, view), rows, interests, tokens)
+        return _gumbel(batch.uniform(interests * tokens, "gumbel", view), interests)
 
     def evaluation(self, users: np.ndarray, view: str, interests: int, tokens: int) -> torch.Tensor:
         """For consecutive users `[users, interests, tokens]`."""
         first = int(users[0]) if len(users) else 0
-        return _gumbel(("evaluation gumbel", view), range(first, first + len(users)), interests, tokens)
+        rows = range(first, first + len(users))
+        return _gumbel(
+            torch.from_numpy(keyed.uniform_rows(("evaluation gumbel", view), rows, interests * tokens)), interests
+        )
 
 
-def _gumbel(key: tuple[str | int, ...], rows: range, interests: int, tokens: int) -> torch.Tensor:
-    draws = torch.from_numpy(keyed.uniform_rows(key, rows, interests * tokens)).view(len(rows), interests, tokens)
+def _gumbel(uniform: torch.Tensor, interests: int) -> torch.Tensor:
+    """Gumbel draws `[rows, interests, tokens]` from uniform ones `[rows, interests x tokens]`, in place."""
+    draws = uniform.unflatten(1, (interests, -1))
     return draws.clamp_(min=torch.finfo(torch.float32).tiny).log_().neg_().log_().neg_()
 
 
@@ -237,13 +238,11 @@ class BiVRec(Method):
     def dense(self) -> torch.nn.Module:
         config = self.config
         content = Content([self.data.feature(name).width for name in self.features()], config.dim, config.mm_type)
-        self.net = TwoViews(content, {name: self._view(name) for name in VIEWS}, config.dim, config.dropout)
-        return self.net
+        return TwoViews(content, {name: self._view(name) for name in VIEWS}, config.dim, config.dropout)
 
     def _view(self, name: str) -> View:
         config = self.config
         patches = Patches(config.dim, config.length, config.scales, config.positions)
-        self._tokens = patches.tokens
         gaussian = None
         if config.gaussian != "none":
             gaussian = GaussianAttention(config.dim, config.interests, config.gaussian, patches.centres())
@@ -255,28 +254,16 @@ class BiVRec(Method):
         zero = name == "mm" and config.zero_tokens
         return View(config.dim, config.interests, patches, gaussian, cluster, masked, zero, config.dropout)
 
-    def build(self, space: Space) -> None:
+    def build(self, space: Workspace) -> None:
         super().build(space)
-        self.inputs = [
-            feature_block(space.world, space.items, space.data, name, self.config.fill) for name in self.features()
-        ]
+        self.inputs = [space.features(name, self.config.fill) for name in self.features()]
 
     def loss(self, batch: WindowBatch) -> dict[str, torch.Tensor]:
-        config, space = self.config, self.space
+        config, targets = self.config, batch.last_items()
         seen: dict[str, torch.Tensor] = self.dense_module(lambda net: self._read(net, batch))
-        targets, counts = batch.windows[:, -1], batch.counts
         catalogues = {"id": (config.lambda_id, self.block("item")), "mm": (config.lambda_mm, seen["content"])}
         terms = {
-            f"ce_{view}": weight
-            / batch.size
-            * full_softmax(
-                self.net.readout(seen[f"interests_{view}"], seen[f"target_{view}"]),
-                rows,
-                targets,
-                counts,
-                space.items,
-                space.world,
-            )
+            f"ce_{view}": weight / batch.size * self.space.cross_entropy(seen[f"interest_{view}"], rows, targets)
             for view, (weight, rows) in catalogues.items()
             if view == "id" or weight
         }
@@ -289,38 +276,32 @@ class BiVRec(Method):
         """The dense module's outputs that the loss needs, for my share of the batch and for my items.
 
         Returns:
-            `content` `[my items, dim]`; and for each row of my share: `interests_*` `[my rows, K, dim]`, `target_*` and
-            `z_*` `[my rows, dim]` of either view, and `allocation` `[my rows]` if it is used.
+            `content` `[my items, dim]`; for each row of my share and either view, `interests_*` `[my rows, K, dim]`,
+            the one of these that the target selects as `interest_*`, and `z_*`, `[my rows, dim]` each; and
+            `allocation` `[my rows]` if it is used.
         """
         config, lookup, real = self.config, batch.lookup(), batch.real[:, :-1]
-        content = self._content(net, None if config.lambda_mm else lookup)
+        content = self._content(net, None if config.lambda_mm else batch.owned(torch.unique(lookup.ids)))
         ids, contents = lookup.rows(self.block("item"), content)
         if config.pad_collision:
             ids = torch.where((lookup.mine == 0).unsqueeze(-1), ids.detach(), ids)
         seen, logits, there = {"content": content}, {}, real
         for view, rows in (("id", ids), ("mm", contents)):
-            noise = (
-                self.draws.training(batch, view, config.interests, self._tokens) if config.gumbel == "open" else None
-            )
+            noise = self.draws.training(batch, view, config.interests, net.tokens) if config.gumbel == "open" else None
             interests, logits[view], there = net.interests(view, rows[:, :-1], real, noise)
-            seen |= {f"interests_{view}": interests, f"target_{view}": rows[:, -1].detach()}
+            seen |= {f"interests_{view}": interests, f"interest_{view}": net.readout(interests, rows[:, -1].detach())}
             seen[f"z_{view}"] = net.pooled(view, interests)
         if config.lambda_f:
             first, second = ((logits[view] / config.tau_a).log_softmax(1) for view in VIEWS)
             seen["allocation"] = allocation_distance(first, second, there, config.allocation)
         return seen
 
-    def _content(self, net: TwoViews, lookup: Lookup | None) -> torch.Tensor:
-        """Content vectors of my items `[my items, dim]`; with a look-up only of its items, and zeros elsewhere."""
-        if lookup is None:
+    def _content(self, net: TwoViews, some: OwnedRows | None) -> torch.Tensor:
+        """Content vectors of my items `[my items, dim]`; with a list of distinct items, zeros for all others."""
+        if some is None:
             content: torch.Tensor = net.content(*self.inputs)
             return content
-        mine = self.space.mine("item")
-        ids = torch.unique(lookup.ids)
-        place = ids[(ids >= mine.start) & (ids < mine.stop)] - mine.start
-        return torch.zeros(len(mine), self.config.dim).index_copy(
-            0, place, net.content(*(rows.index_select(0, place) for rows in self.inputs))
-        )
+        return some.placed(net.content(*some.rows(*self.inputs)))
 
     def _contrast(self, batch: WindowBatch, ids: torch.Tensor, contents: torch.Tensor) -> torch.Tensor:
         """My share of the contrast of both views over the global batch (4); S is cosine / temperature.
@@ -332,21 +313,20 @@ class BiVRec(Method):
         It is computed in float64: at the start all vectors are nearly equal, and gradients are their small differences
         divided by small norms.
         """
-        temperature, first = self.config.temperature, batch.mine.start
+        temperature = self.config.temperature
         ids, contents = unit_rows(ids.double()), unit_rows(contents.double())
-        all_contents = batch.world.gathered(contents, batch.counts)
+        all_contents = batch.everyone(contents)
         if self.config.nce == "clip":
-            all_ids, ones = batch.world.gathered(ids, batch.counts), ids.new_ones(batch.size)
-            rows = info_nce(ids, all_contents, ones, first, temperature)
-            columns = info_nce(contents, all_ids, ones, first, temperature)
+            rows = batch.contrast(ids, all_contents, temperature)
+            columns = batch.contrast(contents, batch.everyone(ids), temperature)
             return ((rows + columns) / (2 * batch.size)).float()
         similar = ids @ all_contents.t() / temperature
         mine = torch.arange(len(ids))
-        pull = similar.mean(1) if self.config.nce == "released" else similar[mine, first + mine]
+        pull = similar.mean(1) if self.config.nce == "released" else similar[mine, batch.numbers]
         if batch.size == 1:  # nothing to push away from
             return -pull.sum().float()
         own = torch.zeros_like(similar, dtype=torch.bool)
-        own[mine, first + mine] = True
+        own[mine, batch.numbers] = True
         return batch.mean(similar.masked_fill(own, -torch.inf).logsumexp(1) - pull).float()
 
     def representations(self, histories: Histories) -> Representations:
@@ -357,12 +337,16 @@ class BiVRec(Method):
         inputs = torch.cat([blocks[view] for view in self._ranked], 1)
         noisy = config.gumbel == "open" and config.noise_in_evaluation
 
-        def interests(rows: torch.Tensor, real: torch.Tensor, users: np.ndarray) -> torch.Tensor:
+        def read(net: TwoViews, rows: torch.Tensor, real: torch.Tensor, users: np.ndarray) -> torch.Tensor:
             found = []
             for view, x in zip(self._ranked, rows.split(config.dim, -1), strict=True):
-                noise = self.draws.evaluation(users, view, config.interests, self._tokens) if noisy else None
-                found.append(self.dense_module(lambda net: net.interests(view, x, real, noise))[0])  # noqa: B023
+                noise = self.draws.evaluation(users, view, config.interests, net.tokens) if noisy else None
+                found.append(net.interests(view, x, real, noise)[0])
             return torch.stack(found, 1)
+
+        def interests(rows: torch.Tensor, real: torch.Tensor, users: np.ndarray) -> torch.Tensor:
+            out: torch.Tensor = self.dense_module(lambda net: read(net, rows, real, users))
+            return out
 
         users = user_vectors(self.space, histories, config.length, inputs, interests)
         items = inputs.unflatten(1, (len(self._ranked), config.dim))
@@ -370,7 +354,7 @@ class BiVRec(Method):
             users, items = (
                 torch.nn.functional.pad(rows, (0, 1), value=value) for rows, value in ((users, 1), (items, 0))
             )
-            items[: int(self.space.mine("item").start == 0 and len(items) > 0), :, -1] = _NEVER
+            items[self.space.place("item", torch.tensor([0])), :, -1] = _NEVER
         return Representations(users, items.contiguous())
 
     def score(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:

@@ -98,7 +98,7 @@ class Branches(nn.Module):
         histories: torch.Tensor | None = None,
         real: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Vectors of items, of users, or in a training step of both, since ZeRO needs one call of a module per step.
+        """Vectors of items, of users, or in a training step of both: weights are at hand during a call only.
 
         Args:
             items: ID rows `[items, width]`, text and image tokens `[items, tokens, width]` each, and which tokens are

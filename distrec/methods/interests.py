@@ -61,7 +61,7 @@ class Patches(nn.Module):
         self.patches = [-(-length // p) for p in self.scales]
         self.tokens = sum(self.patches)
         for p in self.scales:
-            if p > 1:  # a parameter of this module, not of a list: ZeRO 3 gathers a module's own weights at its call
+            if p > 1:  # a parameter of this module, not of a list: at a call, a module's own weights are at hand
                 self.register_parameter(f"mix_{p}", nn.Parameter(torch.eye(dim).repeat(p, 1, 1) / p))
         self.place = nn.Parameter(torch.zeros(self.tokens, dim)) if positions else None
         self.scale = nn.Parameter(torch.zeros(len(self.scales), dim)) if positions else None
@@ -266,8 +266,8 @@ class View(nn.Module):
 class TwoViews(nn.Module):
     """Both views, the norm that they share, and the heads for their pooled vectors.
 
-    A call takes the function to run. ZeRO gathers the weights once per call, and the function may use several parts of
-    the module, with exchanges between workers in between.
+    A call takes the function to run, because weights are at hand during a call only. The function may use several parts
+    of the module, with exchanges between workers in between.
     """
 
     target_weight: torch.Tensor
@@ -289,6 +289,12 @@ class TwoViews(nn.Module):
         for view in views.values():
             if view.gaussian is not None:
                 nn.init.zeros_(view.gaussian.out.weight)
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens of a history."""
+        view: Any = self.views["id"]
+        return int(view.patches.tokens)
 
     def forward(self, work: Callable[[TwoViews], Any]) -> Any:
         """The result of `work` on this module."""

@@ -11,10 +11,10 @@ from pydantic import Field
 from distrec.config.bounds import MOST_LAYERS, MOST_WIDTH
 from distrec.data.histories import Histories
 from distrec.graph.polynomial import mean_of_powers
-from distrec.graph.user_item import UserItemGraph
-from distrec.methods.base import Graph, Method, MethodConfig, Representations, Space
+from distrec.methods.base import Graph, Method, MethodConfig, Representations
 from distrec.methods.batch import TripleBatch
 from distrec.methods.losses import bpr
+from distrec.methods.workspace import Workspace
 from distrec.tables.spec import Table
 
 
@@ -41,9 +41,9 @@ class LightGCN(Method):
     def tables(self) -> list[Table]:
         return [Table("user", "user", self.config.dim), Table("item", "item", self.config.dim)]
 
-    def build(self, space: Space) -> None:
+    def build(self, space: Workspace) -> None:
         super().build(space)
-        self.graph = UserItemGraph(space.world, space.users, space.items, space.train.user, space.train.item)
+        self.graph = space.user_item()
         self.layer_weights = mean_of_powers(self.config.layers)
 
     def graphs(self) -> dict[str, Graph]:
@@ -63,9 +63,9 @@ class LightGCN(Method):
         positives, ego_positives = batch.positives.rows(final.items, self.block("item"))
         negatives, ego_negatives = batch.negatives.rows(final.items, self.block("item"))
         squares = torch.stack([rows.square().sum() for rows in (ego_users, ego_positives, ego_negatives)])
-        # Norms over the whole batch's rows, since ranks' norms do not add up.
-        norms = self.space.world.total(squares).sqrt().sum()
+        # Norms over the whole batch's rows, since those of workers' shares do not add up.
+        norms = self.space.total(squares).sqrt().sum()
         return {
             "bpr": batch.mean(bpr(users, positives, negatives)),
-            "reg": self.my_share(self.config.reg * norms / batch.size),
+            "reg": self.space.share(self.config.reg * norms / batch.size),
         }

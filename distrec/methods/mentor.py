@@ -25,17 +25,13 @@ from pydantic import Field
 from torch.nn import functional
 
 from distrec.config.bounds import MOST_LAYERS, MOST_NEIGHBOURS, MOST_WIDTH
-from distrec.data import keyed
 from distrec.data.dataset import Dataset
 from distrec.data.histories import Histories
-from distrec.graph.matrix import ShardedMatrix
-from distrec.graph.user_item import UserItemGraph
-from distrec.methods.base import Graph, Method, MethodConfig, Representations, Space, require_features
+from distrec.methods.base import Graph, Method, MethodConfig, Representations, require_features
 from distrec.methods.batch import TripleBatch
-from distrec.methods.losses import bpr, info_nce
-from distrec.methods.moments import population_moments
-from distrec.parallel.exchange import GatherExchange
-from distrec.tables.features import Fill, feature_block, unit_rows
+from distrec.methods.losses import bpr
+from distrec.methods.workspace import Workspace
+from distrec.tables.features import Fill, unit_rows
 from distrec.tables.spec import Side, Table, side_by_side, xavier_normal
 
 CLEAN, NOISY = ["v", "t", "id"], ["v_n1", "t_n1", "v_n2", "t_n2"]
@@ -44,13 +40,17 @@ _HIDDEN, _RADIUS = 256, 0.1
 
 
 class Towers(torch.nn.Module):
-    """The towers' two-layer encoders (3.2), and the layer of the mask branch if it trains."""
+    """The towers' two-layer encoders (3.2), and the layer of the mask branch, which may keep its initial values."""
 
-    def __init__(self, widths: dict[str, int], dim: int, mask: bool):
+    def __init__(self, widths: dict[str, int], dim: int, mask: Literal["none", "fixed", "trained"]):
         super().__init__()
         self.first = torch.nn.ModuleDict({name: torch.nn.Linear(width, _HIDDEN) for name, width in widths.items()})
         self.second = torch.nn.ModuleDict({name: torch.nn.Linear(_HIDDEN, dim) for name in widths})
-        self.mask = torch.nn.Linear(2 * dim, 2 * dim) if mask else None
+        self.mask = torch.nn.Linear(2 * dim, 2 * dim) if mask != "none" else None
+        if self.mask is not None and mask == "fixed":
+            for name, parameter in list(self.mask.named_parameters()):
+                delattr(self.mask, name)
+                self.mask.register_buffer(name, parameter.detach())
 
     def forward(self, inputs: dict[str, torch.Tensor], names: Sequence[str]) -> torch.Tensor:
         """The towers `names` side by side, or the mask branch if `inputs` has the key "mask".
@@ -75,17 +75,15 @@ def source(tower: str) -> str:
 
 
 class Draws:
-    """The random numbers of a step, keyed by place: the same at any number of workers."""
+    """The random numbers of a step: the same at any number of workers."""
 
-    def noise(self, batch: TripleBatch, hop: int, side: str, rows: range, width: int) -> torch.Tensor:
-        """Uniform in [0, 1) for every noisy tower's rows, `[rows, width]`."""
-        key = ("noise", batch.seed, batch.epoch, batch.step, hop, side)
-        return torch.from_numpy(keyed.uniform_rows(key, rows, width))
+    def noise(self, space: Workspace, batch: TripleBatch, hop: int, side: Side, width: int) -> torch.Tensor:
+        """Uniform in [0, 1) for every noisy tower's rows, `[my rows, width]`."""
+        return space.uniform(side, width, batch.key("noise", hop))
 
-    def keep(self, batch: TripleBatch, side: str, rows: range, width: int, dropout: float) -> torch.Tensor:
-        """1 where the feature mask keeps an entry, else 0, `[rows, width]`."""
-        key = ("feature mask", batch.seed, batch.epoch, batch.step, side)
-        return (torch.from_numpy(keyed.uniform_rows(key, rows, width)) >= dropout).float()
+    def keep(self, space: Workspace, batch: TripleBatch, side: Side, width: int, dropout: float) -> torch.Tensor:
+        """1 where the feature mask keeps an entry, else 0, `[my rows, width]`."""
+        return (space.uniform(side, width, batch.key("feature mask")) >= dropout).float()
 
 
 class MENTOR(Method):
@@ -155,23 +153,22 @@ class MENTOR(Method):
     def title(self) -> str:
         return f"mentor ({self.config.variant})"
 
-    def build(self, space: Space) -> None:
+    def build(self, space: Workspace) -> None:
         super().build(space)
         config = self.config
-        image, text = (
-            feature_block(space.world, space.items, space.data, name, config.fill) for name in self.features()
-        )
+        image, text = (space.features(name, config.fill) for name in self.features())
         self.inputs = {"v": image, "t": text}
-        self.user_item = UserItemGraph(space.world, space.users, space.items, space.train.user, space.train.item)
+        self.user_item = space.user_item()
         if config.stale_scores:
-            self._stale = Representations(*(torch.zeros(len(space.mine(side)), 2 * config.dim) for side in _SIDES))
+            self._stale = Representations(*(torch.zeros(space.my_count(side), 2 * config.dim) for side in _SIDES))
         nearest = [
             space.neighbours(
                 unit_rows(block), config.knn_k, {"features": [name], "fill": config.fill, "rows": "unit rows"}
-            )[1]
+            )
             for name, block in zip(self.features(), (image, text), strict=True)
         ]
-        self.item_item = item_graph(space, list(zip(nearest, (config.image_weight, 1 - config.image_weight))))
+        weights = config.image_weight, 1 - config.image_weight
+        self.item_item = space.item_graph(nearest, "uniform", weights)
 
     def tables(self) -> list[Table]:
         dim = self.config.dim
@@ -187,11 +184,7 @@ class MENTOR(Method):
         widths["id"] = self.config.dim
         masked = self.config.mask_weight_f > 0
         widths = {name: widths[source(name)] for name in self.towers}
-        towers = Towers(widths, self.config.dim, mask=self.intent and masked)
-        if masked and not self.intent:
-            # It never trains, so it is not part of the module. Its initial values are the same on every worker.
-            self.mask_layer = torch.nn.Linear(2 * self.config.dim, 2 * self.config.dim).requires_grad_(False)
-        return towers
+        return Towers(widths, self.config.dim, "none" if not masked else "trained" if self.intent else "fixed")
 
     def graphs(self) -> dict[str, Graph]:
         return {"user_item": self.user_item, "item_item": self.item_item}
@@ -235,7 +228,7 @@ class MENTOR(Method):
         with torch.no_grad():
             for side, rows in zip(_SIDES, (users, items), strict=True):
                 noisy = rows[:, len(CLEAN) * dim :]
-                noise = self.draws.noise(batch, hop, side, self.space.mine(side), noisy.shape[1])
+                noise = self.draws.noise(self.space, batch, hop, side, noisy.shape[1])
                 noise = unit_rows(noise.view(-1, len(NOISY), dim)).view(noisy.shape)
                 noisy.addcmul_(noisy.sign(), noise, value=_RADIUS)
 
@@ -258,8 +251,7 @@ class MENTOR(Method):
 
     def _trained(self) -> bool:
         """Whether a training step has stored its E."""
-        mine = self._stale.users.any() | self._stale.items.any()
-        return bool(self.space.world.max_(mine.int()))
+        return self.space.any(self._stale.users.any() | self._stale.items.any())
 
     def loss(self, batch: TripleBatch) -> dict[str, torch.Tensor]:
         config, dim = self.config, self.config.dim
@@ -274,16 +266,16 @@ class MENTOR(Method):
         (preferences,) = batch.users.rows(self.block("preference")[:, : 2 * dim])
         weights = self.block("weight")
         squares = preferences.square().sum() / (batch.size * dim)
-        squares = squares + weights.square().sum() / (2 * self.space.users.rows)
+        squares = squares + weights.square().sum() / (2 * self.space.count("user"))
         terms = {
             "bpr": batch.mean(bpr(users, positives, negatives)) / np.log(2),  # base-2 logarithm (4.1)
             "reg": config.reg_weight * squares,
-            "align": config.align_weight * self.my_share(self.alignment(views, final)),
+            "align": config.align_weight * self.space.share(self.alignment(views, final)),
         }
         if self.noisy:
             one, two = self.final(views, 3), self.final(views, 5)
-            user_nce = self._contrast(one.users, two.users, "user")
-            item_nce = self._contrast(one.items, two.items, "item")
+            user_nce = self.space.contrast(one.users, two.users, "user", config.temperature)
+            item_nce = self.space.contrast(one.items, two.items, "item", config.temperature)
             terms |= {"nce_user": config.mask_weight_g * user_nce, "nce_item": config.mask_weight_g * item_nce}
         if config.mask_weight_f:
             terms["mask"] = config.mask_weight_f * self._mask(batch, final)
@@ -296,33 +288,24 @@ class MENTOR(Method):
             (views.users[:, s], views.items[:, s]) for s in (slice(k * dim, (k + 1) * dim) for k in range(3))
         )
         # The last three tables contain their tower twice.
-        return population_moments(self.space.world, [(final.users, final.items), guide, v, t], [1, 2, 2, 2])
+        return self.space.moments([(final.users, final.items), guide, v, t], [1, 2, 2, 2])
 
     def alignment(self, views: Representations, final: Representations) -> torch.Tensor:
-        """Absolute differences of both moments, summed over the six pairs of tables; the same on every rank."""
+        """Absolute differences of both moments, summed over the six pairs of tables; the same on every worker."""
         moments = self.moments(views, final)
         first, second = torch.triu_indices(4, 4, offset=1)
         return (moments[first] - moments[second]).abs().sum().float()
-
-    def _contrast(self, anchors: torch.Tensor, candidates: torch.Tensor, side: Side) -> torch.Tensor:
-        """My share of NCE over all rows of a side (4.5), from blocks of similarities: no square matrix is formed."""
-        partition = self.space.partition(side)
-        everyone = GatherExchange(self.space.world, partition).fetch(unit_rows(candidates))
-        first, counts = self.space.mine(side).start, torch.ones(partition.rows)
-        return info_nce(unit_rows(anchors), everyone, counts, first, self.config.temperature) / partition.rows
 
     def _mask(self, batch: TripleBatch, final: Representations) -> torch.Tensor:
         """My share of (1 - mean cos(drop(E), mlp(E))) over users plus the same over items (4.4)."""
         total = torch.zeros(())
         with torch.set_grad_enabled(self.intent):
             for side, rows in zip(_SIDES, (final.users, final.items), strict=True):
-                keep = self.draws.keep(batch, side, self.space.mine(side), rows.shape[1], self.config.dropout)
+                keep = self.draws.keep(self.space, batch, side, rows.shape[1], self.config.dropout)
                 dropped = rows * keep / (1 - self.config.dropout)
-                mapped = self.dense_module({"mask": rows}, []) if self.intent else self.mask_layer(rows)
-                total = (
-                    total
-                    + (1 - functional.cosine_similarity(dropped, mapped, dim=1)).sum() / self.space.partition(side).rows
-                )
+                mapped = self.dense_module({"mask": rows}, [])
+                distances = 1 - functional.cosine_similarity(dropped, mapped, dim=1)
+                total = total + distances.sum() / self.space.count(side)
         return total
 
 
@@ -331,21 +314,3 @@ def modality_weights(key: tuple[str | int, ...], rows: int, dim: int, start: int
     draws = np.exp(xavier_normal(key, rows, dim, start, stop))
     out: np.ndarray = draws / draws.sum(1, keepdims=True)
     return out
-
-
-def item_graph(space: Space, modalities: Sequence[tuple[torch.Tensor, float]]) -> ShardedMatrix:
-    """S (3.3): the weighted sum of the modalities' graphs, in which each item's k neighbours have equal weights.
-
-    An item is one of its own neighbours. With fewer than k items, all items are neighbours of each other.
-
-    Args:
-        modalities: for each modality, the neighbours of my items `[my items, k]` and the weight of its graph.
-    """
-    mine = space.mine("item")
-    rows, columns, values = [], [], []
-    for neighbours, weight in modalities:
-        rows.append(np.repeat(np.arange(mine.start, mine.stop), neighbours.shape[1]))
-        columns.append(neighbours.numpy().reshape(-1))
-        values.append(np.full(neighbours.numel(), weight / (neighbours.shape[1] + 1e-7), np.float32))
-    row, column, value = (np.concatenate(parts) for parts in (rows, columns, values))
-    return ShardedMatrix(space.world, space.items, space.items, row, column, value)

@@ -21,15 +21,15 @@ from distrec.data.dataset import Dataset, Interactions
 from distrec.data.histories import PADDING, Histories
 from distrec.data.sampling import Sampler, UserWindows
 from distrec.encoders.base import MODALITIES, Modality, cut_name
-from distrec.encoders.tail import Tail
 from distrec.errors import InputError
-from distrec.methods.base import Method, MethodConfig, Representations, Space
-from distrec.methods.batch import WindowBatch
+from distrec.methods.base import Method, MethodConfig, Representations
+from distrec.methods.batch import Targets, WindowBatch
 from distrec.methods.distillation import Candidates, distilled_softmax
 from distrec.methods.imt import SOURCES, Branches
-from distrec.methods.sequential import next_items, user_vectors
+from distrec.methods.sequential import user_vectors
 from distrec.methods.tails import EndToEnd, encoders_to_train, first_tokens
-from distrec.tables.features import TokenBlock, token_block
+from distrec.methods.workspace import Workspace
+from distrec.tables.features import TokenBlock
 from distrec.tables.spec import Table, xavier_normal
 
 _AT_ONCE = 1 << 22  # elements of a block's input when all items are encoded for ranking
@@ -40,13 +40,13 @@ class Read:
     """A batch's vectors and targets. A row is a position of my share's windows that has a next item.
 
     Attributes:
-        columns: the candidates' vectors `[columns, 3 dim]`, the same on every rank.
+        columns: the candidates' vectors `[columns, 3 dim]`, the same on every worker.
         users: the user vector of each row `[rows, 3 dim]`.
         candidates: what the columns represent.
         user: the window of each row, as a number within my share `[rows]`.
         label: the column of each row's next item `[rows]`.
         column: the column of each place of the batch's windows `[B, length + 1]`, arbitrary where there is no item.
-        rows: the number of rows of each rank.
+        targets: what the rows of all workers predict.
     """
 
     columns: torch.Tensor
@@ -55,7 +55,7 @@ class Read:
     user: torch.Tensor
     label: torch.Tensor
     column: torch.Tensor
-    rows: list[int]
+    targets: Targets
 
 
 class ODMT(Method):
@@ -143,7 +143,6 @@ class ODMT(Method):
         super().__init__(config, data)
         _check_choices(config)
         sets: dict[Modality, str] = {"text": config.text_tokens, "image": config.image_tokens}
-        self.tails: dict[Modality, Tail] = {}  # until `build`
         self.encoders = encoders_to_train(data, sets, config.train_encoder_layers)
         self._check_widths()
 
@@ -169,14 +168,12 @@ class ODMT(Method):
             config.dropout,
             hide_id=config.version == "v1",
         )
-        return EndToEnd(branches, self.tails) if self.tails else branches
+        tails = {name: encoder.tail() for name, encoder in self.encoders.items()}
+        return EndToEnd(branches, tails) if tails else branches
 
-    def build(self, space: Space) -> None:
+    def build(self, space: Workspace) -> None:
         super().build(space)
-        self.tails = {name: encoder.tail() for name, encoder in self.encoders.items()}
-        self.text, self.image = (
-            token_block(space.world, space.items, self.data, name, stand_in=not self.tails) for name in self.features()
-        )
+        self.text, self.image = (space.tokens(name, stand_in=not self.encoders) for name in self.features())
         self.log_popularity = self._log_popularity()
 
     def loss(self, batch: WindowBatch) -> dict[str, torch.Tensor]:
@@ -186,35 +183,35 @@ class ODMT(Method):
             read.users, read.columns, read.candidates, read.user, read.label, self.config.tau if weight else None
         )
         if self.config.negatives == "global":
-            means = sums / sum(read.rows)
-        else:  # all ranks' own means have the same weight, however many rows they have
-            means = sums / (max(1, len(read.users)) * sum(rows > 0 for rows in read.rows))
+            means = sums / len(read.targets)
+        else:  # all workers' own means have the same weight, however many rows they have
+            means = sums / (max(1, len(read.users)) * read.targets.holders)
         terms = {f"ce_{name}": means[place] for place, name in enumerate(SOURCES)}
         return terms | ({"kd": weight * means[len(SOURCES) :].sum()} if weight else {})
 
     def read(self, batch: WindowBatch) -> Read:
         """The batch's vectors: of all its items, and of my share's users at each position that predicts."""
-        known, _, rows = next_items(batch)
-        real, mine = batch.windows != PADDING, slice(batch.mine.start, batch.mine.stop)
+        known, targets = batch.next_items()
+        real = batch.windows != PADDING
         distinct, number = torch.unique(batch.windows[real], return_inverse=True)
         # A column is a distinct item or, without `dedupe`, a place in the batch's windows.
         ids = distinct if self.config.dedupe else batch.windows[real]
         column = torch.zeros_like(batch.windows)
         column[real] = number if self.config.dedupe else torch.arange(len(ids))
-        owned = batch.owned(ids)
+        owned, mine, own = batch.owned(ids), batch.my_rows(column), batch.my_rows(real)
         columns, users = self.dense_module(
             self._items(self.rows("item", owned)[0], *owned.rows(*self._tokens())),
             spread=owned.spread,
-            histories=column[mine, :-1],
+            histories=mine[:, :-1],
             real=known,
         )
-        counted = column[real] if self.config.negatives == "global" else column[mine][real[mine]]
+        counted = column[real] if self.config.negatives == "global" else mine[own]
         candidates = Candidates(
             self.log_popularity[ids],
             torch.bincount(counted, minlength=len(ids)).log(),
-            _own(column[mine], real[mine], ids, distinct),
+            _own(mine, own, ids, distinct),
         )
-        return Read(columns, users[known], candidates, known.nonzero()[:, 0], column[mine, 1:][known], column, rows)
+        return Read(columns, users[known], candidates, known.nonzero()[:, 0], mine[:, 1:][known], column, targets)
 
     def representations(self, histories: Histories) -> Representations:
         items = self._all_items()
@@ -270,8 +267,8 @@ class ODMT(Method):
         """The initial ID table (3.1): my items' first tokens, or their mean over modalities `[my items, id_dim]`."""
         blocks: dict[Modality, TokenBlock] = {"image": self.image, "text": self.text}
         chosen: tuple[Modality, ...] = {1: MODALITIES, 2: MODALITIES[1:], 3: MODALITIES[:1]}[self.config.init]
-        if self.tails:
-            return torch.stack([first_tokens(self.tails[name], blocks[name]) for name in chosen]).mean(0)
+        if self.encoders:
+            return torch.stack([first_tokens(self.encoders[name].tail(), blocks[name]) for name in chosen]).mean(0)
         return torch.stack([blocks[name].values[:, 0].float() for name in chosen]).mean(0)
 
     def _tokens(self) -> tuple[torch.Tensor, ...]:
@@ -297,12 +294,11 @@ class ODMT(Method):
         return ids, text, image, torch.cat([text_mask, image_mask], 1)
 
     def _all_items(self) -> torch.Tensor:
-        """My items' vectors `[my items, 3 dim]`, without gradient. Collective: all ranks make equally many calls."""
+        """My items' vectors `[my items, 3 dim]`, without gradient. Collective: all workers make equally many calls."""
         block, (text, image) = self.block("item").detach(), (self.text, self.image)
         tokens = text.values.shape[1] + image.values.shape[1]
         at_once, out = max(1, _AT_ONCE // (tokens * self.config.dim)), []
-        for low in range(0, self.space.items.block, at_once):
-            some = slice(low, low + at_once)
+        for some in self.space.pieces("item", at_once):
             vectors, _ = self.dense_module(self._items(block[some], *(x[some] for x in self._tokens())))
             out.append(vectors)
         return torch.cat(out)

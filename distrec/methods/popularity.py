@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from distrec.data.histories import Histories
-from distrec.methods.base import Method, MethodConfig, Representations, Space
+from distrec.methods.base import Method, MethodConfig, Representations
+from distrec.methods.workspace import Workspace
 
 
 class Popularity(Method):
@@ -20,11 +21,11 @@ class Popularity(Method):
 
     trainable = False
 
-    def build(self, space: Space) -> None:
+    def build(self, space: Workspace) -> None:
         super().build(space)
-        counts = np.bincount(space.train.item, minlength=space.items.rows).astype(np.float32)
-        self._counts = torch.from_numpy(counts[space.mine("item").start : space.mine("item").stop]).unsqueeze(1)
+        counts = np.bincount(space.train.item, minlength=space.count("item")).astype(np.float32)
+        self._counts = space.my_rows("item", torch.from_numpy(counts)).unsqueeze(1)
 
     def representations(self, histories: Histories) -> Representations:
-        users = torch.ones(len(self.space.mine("user")), 1)
+        users = torch.ones(self.space.my_count("user"), 1)
         return Representations(users, self._counts)

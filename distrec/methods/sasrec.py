@@ -19,8 +19,7 @@ from distrec.data.sampling import Sampler, UserWindows
 from distrec.errors import InputError
 from distrec.methods.base import Method, MethodConfig, Representations
 from distrec.methods.batch import WindowBatch
-from distrec.methods.sequential import next_items, user_vectors
-from distrec.methods.softmax import full_softmax
+from distrec.methods.sequential import user_vectors
 from distrec.methods.transformer import SequenceEncoder
 from distrec.tables.spec import Table, normal
 
@@ -75,8 +74,8 @@ class SASRec(Method):
         return Representations(user_vectors(self.space, histories, self.config.length, items, newest), items)
 
     def loss(self, batch: WindowBatch) -> dict[str, torch.Tensor]:
-        known, targets, counts = next_items(batch)
+        known, targets = batch.next_items()
         (inputs,) = self.rows("item", batch.lookup(slice(-1)))
         vectors = self.dense_module(inputs * known.unsqueeze(-1), known)[known]
-        total = full_softmax(vectors, self.block("item"), targets, counts, self.space.items, self.space.world)
+        total = self.space.cross_entropy(vectors, self.block("item"), targets)
         return {"ce": total / len(targets)}

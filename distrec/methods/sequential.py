@@ -1,4 +1,4 @@
-"""Functions that methods reading histories share: targets of next-item prediction, and user vectors for ranking."""
+"""User vectors for ranking, for methods that read histories."""
 
 from __future__ import annotations
 
@@ -8,29 +8,14 @@ import numpy as np
 import torch
 
 from distrec.data.histories import PADDING, Histories
-from distrec.methods.base import Space
-from distrec.methods.batch import WindowBatch
+from distrec.methods.workspace import Workspace
 from distrec.parallel.exchange import batch_exchange
-from distrec.parallel.partition import share
 
 _USERS_AT_ONCE = 512
 
 
-def next_items(batch: WindowBatch) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-    """The targets of the batch's windows `[B, L + 1]`: each position that holds an item predicts the next item.
-
-    Returns:
-        Which of my rows' first L positions predict, bool `[my rows, L]`; the items that the positions of all ranks
-        predict, in rank order `[predictions]`; the number of predictions of each rank.
-    """
-    known, size = batch.windows[:, :-1] != PADDING, batch.world.size
-    counts = known.sum(1)
-    shares = [slice(*share(batch.rows, rank, size)) for rank in range(size)]
-    return known[shares[batch.world.rank]], batch.windows[:, 1:][known], [int(counts[part].sum()) for part in shares]
-
-
 def user_vectors(
-    space: Space,
+    space: Workspace,
     histories: Histories,
     length: int,
     items: torch.Tensor,

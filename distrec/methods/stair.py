@@ -16,18 +16,14 @@ from pydantic import Field
 from distrec.config.bounds import MOST_LAYERS, MOST_NEIGHBOURS, MOST_WIDTH
 from distrec.data.dataset import Dataset
 from distrec.data.histories import Histories
-from distrec.data.ordered import distinct
 from distrec.errors import InputError
-from distrec.graph.matrix import ShardedMatrix
-from distrec.graph.neighbours import symmetric_neighbour_graph
 from distrec.graph.polynomial import decaying_powers, polynomial
-from distrec.graph.user_item import UserItemGraph
-from distrec.methods.base import Graph, Method, MethodConfig, Representations, Space, require_features
+from distrec.methods.base import Graph, Method, MethodConfig, Representations, require_features
 from distrec.methods.batch import TripleBatch
 from distrec.methods.losses import bpr
-from distrec.tables.features import Fill, feature_block, unit_rows
+from distrec.methods.workspace import Workspace
+from distrec.tables.features import Fill, unit_rows
 from distrec.tables.spec import Table
-from distrec.tables.whitening import whitened
 
 
 def stepwise_decay(dim: int, gamma: float) -> torch.Tensor:
@@ -88,25 +84,24 @@ class STAIR(Method):
     def features(self) -> list[str]:
         return self.config.features
 
-    def build(self, space: Space) -> None:
+    def build(self, space: Workspace) -> None:
         super().build(space)
         config = self.config
-        pairs = distinct(space.train.user.astype(np.int64) * space.items.rows + space.train.item)
-        user, item = pairs // space.items.rows, pairs % space.items.rows
-        self.user_item = UserItemGraph(space.world, space.users, space.items, user, item)
-        blocks = [feature_block(space.world, space.items, space.data, name, config.fill) for name in config.features]
+        user, item = space.distinct_pairs()
+        self.user_item = space.user_item(user, item)
+        blocks = [space.features(name, config.fill) for name in config.features]
         nearest = [
             space.neighbours(
                 unit_rows(block), k, {"features": [name], "fill": config.fill, "rows": "unit rows"}, include_self=False
-            )[1]
+            )
             for name, block, k in zip(config.features, blocks, config.neighbours, strict=True)
         ]
-        self.item_item = symmetric_neighbour_graph(space.world, space.items, nearest)
+        self.item_item = space.item_graph(nearest, "symmetric")
         backward = stepwise_decay(config.dim, config.gamma)
         self.forward_weights = decaying_powers(1 - backward, config.layers)
         self.backward_weights = decaying_powers(backward, config.layers)
         self.parts = [
-            k / sum(config.neighbours) * whitened(space.world, space.items, block, config.dim, name)
+            k / sum(config.neighbours) * space.whitened(block, config.dim, name)
             for name, block, k in zip(config.features, blocks, config.neighbours, strict=True)
         ]
         mixed = torch.stack(self.parts).sum(0)
@@ -114,11 +109,8 @@ class STAIR(Method):
 
     def _means(self, items: torch.Tensor, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
         """For each of my users, the mean vector of the training items `[my users, dim]`; zero without any."""
-        space, numbers = self.space, self.space.mine("user")
-        mine = (user >= numbers.start) & (user < numbers.stop)
-        degree = np.bincount(user, minlength=space.users.rows)
-        value = (1 / degree[user[mine]]).astype(np.float32)
-        return ShardedMatrix(space.world, space.users, space.items, user[mine], item[mine], value).times_values(items)
+        value = (1 / np.bincount(user)[user]).astype(np.float32)
+        return self.space.matrix("user", "item", user, item, value).times_values(items)
 
     def tables(self) -> list[Table]:
         return [

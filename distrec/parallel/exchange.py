@@ -56,7 +56,7 @@ class GatherExchange(Exchange):
 
     def __init__(self, world: World, partition: Partition):
         self.world, self.partition = world, partition
-        self.needed = partition.rows
+        self.needed = partition.total
         self.received = partition.block * (world.size - 1)
 
     def fetch_values(self, block: torch.Tensor) -> torch.Tensor:

@@ -12,23 +12,23 @@ import torch
 
 @dataclass(frozen=True)
 class Partition:
-    """The partition of `rows` rows over `size` ranks."""
+    """The partition of `total` rows over `size` ranks."""
 
-    rows: int
+    total: int
     size: int
 
     @property
     def block(self) -> int:
         """The number of rows in a full block (at least 1)."""
-        return max(1, -(-self.rows // self.size))
+        return max(1, -(-self.total // self.size))
 
     def start(self, rank: int) -> int:
         """The first row of `rank`; equals `rows` if its block is empty."""
-        return min(rank * self.block, self.rows)
+        return min(rank * self.block, self.total)
 
     def stop(self, rank: int) -> int:
         """The row after the last row of `rank`."""
-        return min((rank + 1) * self.block, self.rows)
+        return min((rank + 1) * self.block, self.total)
 
     def count(self, rank: int) -> int:
         """The number of rows that `rank` owns."""

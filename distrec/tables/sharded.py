@@ -60,8 +60,8 @@ class ShardedTables:
         for name, partition in self._partitions.items():
             if not self.exact and not partition.count(world.size - 1):
                 raise InputError(
-                    f"table '{name}' has {partition.rows} rows, too few for 'optimizer.tables: sparse' on {world.size} "
-                    "workers; use fewer workers or 'optimizer.tables: exact'."
+                    f"table '{name}' has {partition.total} rows, too few for 'optimizer.tables: sparse' on "
+                    f"{world.size} workers; use fewer workers or 'optimizer.tables: exact'."
                 )
         self._collections = _shard(world, tables, self._partitions, optimizer)
         self._blocks = {
@@ -165,13 +165,13 @@ class ShardedTables:
         with torch.no_grad():
             for start in range(first, stop, _INIT_ROWS):
                 end = min(start + _INIT_ROWS, stop)
-                rows = spec.init(("table", name, seed), partition.rows, spec.dim, start, end)
+                rows = spec.init(("table", name, seed), partition.total, spec.dim, start, end)
                 self._blocks[name][start - first : end - first] = torch.from_numpy(rows)
 
 
 def by_global_row(world: World, block: torch.Tensor, partition: Partition) -> DTensor:
     """My rows of an array `[rows]` or `[rows, width]`, as a sharded tensor that shares their storage."""
-    shape = torch.Size([partition.rows, *block.shape[1:]])
+    shape = torch.Size([partition.total, *block.shape[1:]])
     stride = (block.shape[1], 1) if block.dim() == 2 else (1,)
     mesh = DeviceMesh("cpu", list(range(world.size)))
     return DTensor.from_local(block, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
@@ -201,7 +201,7 @@ def _shard(
     for table in tables:
         config = EmbeddingConfig(
             name=table.name,
-            num_embeddings=partitions[table.name].rows,
+            num_embeddings=partitions[table.name].total,
             embedding_dim=table.dim,
             feature_names=[table.name],
         )

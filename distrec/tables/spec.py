@@ -91,7 +91,7 @@ def plan_tables(
     return [
         {
             "table": table.name,
-            "rows": partitions[table.side].rows,
+            "rows": partitions[table.side].total,
             "dim": table.dim,
             "sharding": "row_wise",
             "kernel": "dense" if optimizer.tables == "exact" else "fused",

@@ -34,7 +34,7 @@ def whitened(world: World, items: Partition, block: torch.Tensor, dim: int, name
     Raises:
         InputError: the features have fewer than `dim` independent directions.
     """
-    mean = world.sum_(block.sum(0, dtype=torch.float64) / items.rows)
+    mean = world.sum_(block.sum(0, dtype=torch.float64) / items.total)
 
     def centred() -> Iterator[torch.Tensor]:
         return (part.double() - mean for part in block.split(_ROWS))
@@ -56,5 +56,5 @@ def whitened(world: World, items: Partition, block: torch.Tensor, dim: int, name
         )
     directions = directions[:, :dim]
     largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
-    scale = largest.sign() / sigma[:dim] * (items.rows / dim) ** 0.5
+    scale = largest.sign() / sigma[:dim] * (items.total / dim) ** 0.5
     return torch.cat([(rows @ (directions * scale)).float() for rows in centred()])

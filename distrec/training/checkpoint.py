@@ -30,8 +30,8 @@ from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
 from distrec.training.alike import alike
 from distrec.training.attempts import Record, checked
+from distrec.training.disk import StorageFull, filling, require_room
 from distrec.training.run_folder import checkpoint_name, checkpoint_place, is_checkpoint
-from distrec.training.space import StorageFull, filling, require_room
 from distrec.training.tensor_file import read_rows, stored_tensors, write_tensors
 
 FORMAT = 1

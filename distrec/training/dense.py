@@ -60,6 +60,12 @@ class DenseEngine:
                 for name, value in initial.items():
                     self.set_weight(name, value)
 
+    @property
+    def module(self) -> torch.nn.Module:
+        """The module itself; under ZeRO 3 it holds a part of the weights."""
+        found: torch.nn.Module = self._engine.module
+        return found
+
     def train(self, mode: bool) -> None:
         """Switch to training mode (dropout is on) or to evaluation mode."""
         if self._engine is not None:

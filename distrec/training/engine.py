@@ -16,10 +16,10 @@ from distrec.data.histories import Histories
 from distrec.data.manifest import CONTEXT, SPLITS, Split
 from distrec.data.sampling import Samples, cut
 from distrec.errors import NonFiniteLoss
-from distrec.methods.base import Representations, Space
-from distrec.methods.batch import Batch, Lookup, OwnedRows, batch_of
+from distrec.methods.base import Representations
+from distrec.methods.batch import Batch, Lookup, OwnedRows, Step, batch_of
 from distrec.methods.registry import build_method
-from distrec.parallel.partition import Partition
+from distrec.methods.workspace import Workspace
 from distrec.parallel.world import World
 from distrec.tables.sharded import ShardedTables, by_global_row
 from distrec.training.clipping import clip_gradients
@@ -37,8 +37,7 @@ class Engine:
     def __init__(self, world: World, data: Dataset, config: RunConfig):
         self.world, self.config = world, config
         self.train_rows = data.interactions("train")
-        users, items = Partition(data.users, world.size), Partition(data.items, world.size)
-        self.space = Space(world, users, items, data, self.train_rows, config.run.graphs)
+        self.space = Workspace(world, data, self.train_rows, config.run.graphs)
         self.method = build_method(config, data)
         self.method.build(self.space)
         seed = config.train.seed
@@ -49,12 +48,10 @@ class Engine:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             module = self.method.dense()
-            self.tables = ShardedTables(
-                world, self.method.tables(), {"user": users, "item": items}, config.optimizer, seed
-            )
+            self.tables = ShardedTables(world, self.method.tables(), self.space.partitions, config.optimizer, seed)
             self.dense = DenseEngine(world, module, config.optimizer, config.dense)
         self.method.attach(self.tables.block, self._rows, self.dense)
-        self._lr = config.optimizer.lr
+        self._lr, self._epoch = config.optimizer.lr, -1
         self.grad_norm: float | None = None
         """L2 norm of the whole gradient in the last step, before clipping; None without `optimizer.clip_norm`."""
 
@@ -78,10 +75,16 @@ class Engine:
             raise RuntimeError(f"{type(self.method).__name__} has nothing to train")
         return self._sampler.batch(epoch, step, self.config.train.global_batch)
 
-    def batch(self, epoch: int, step: int, samples: Samples) -> Batch:
-        """The method's view of a global batch."""
-        train, space = self.config.train, self.space
-        return batch_of(self.world, space.users, space.items, samples, train.global_batch, train.seed, epoch, step)
+    def batches(self, epoch: int, step: int, samples: Samples) -> list[Batch]:
+        """The method's view of a global batch: its micro-batches."""
+        train, size = self.config.train, len(samples.users)
+        return [
+            batch_of(
+                self.world, self.space.users, self.space.items, piece,
+                Step(train.seed, epoch, step, size, train.global_batch, part),
+            )
+            for part, piece in enumerate(cut(samples, train.accumulate))
+        ]  # fmt: skip
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the next steps.
@@ -116,12 +119,14 @@ class Engine:
         Raises:
             NonFiniteLoss: a term is NaN or infinite; no weight has changed.
         """
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self.method.start_epoch(self.config.train.seed, epoch)
         whole: dict[str, float] = {}
         flags = 0
-        batches = [self.batch(epoch, step, piece) for piece in cut(samples, self.config.train.accumulate)]
-        for part, batch in enumerate(batches):
-            batch.size, batch.part = len(samples.users), part
-            share, terms, raised = self._forward(batch, 0 if part else flag)
+        batches = self.batches(epoch, step, samples)
+        for batch in batches:
+            share, terms, raised = self._forward(batch, 0 if batch.part else flag)
             flags += raised
             whole = {name: whole.get(name, 0.0) + value for name, value in terms.items()}
             self.dense.backward(share, last=batch is batches[-1])
@@ -177,7 +182,7 @@ class Engine:
         if split not in self._histories:
             earlier = (CONTEXT, *SPLITS[1 : SPLITS.index(split)])
             rows = [self.train_rows, *(self.space.data.interactions(name) for name in earlier)]
-            self._histories[split] = Histories(rows, self.space.users.rows)
+            self._histories[split] = Histories(rows, self.space.users.total)
         return self._histories[split]
 
     def state(self) -> dict[str, Any]:
@@ -188,7 +193,7 @@ class Engine:
         kept = self.method.kept().items()
         return {
             **{f"table.{name}": value for name, value in self.tables.state().items()},
-            **{f"kept.{name}": by_global_row(self.world, x, self.space.partition(side)) for name, (side, x) in kept},
+            **{f"kept.{name}": by_global_row(self.world, x, self.space.partitions[side]) for name, (side, x) in kept},
             **{f"dense.{name}": value for name, value in self.dense.state().items()},
         }
 

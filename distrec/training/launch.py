@@ -19,7 +19,7 @@ from distrec.data.manifest import CONTEXT, SPLITS
 from distrec.data.ordered import distinct
 from distrec.data.storage import open_folder
 from distrec.errors import InputError, Interrupted, StorageError
-from distrec.graph.kept import NOTE
+from distrec.graph.cache import NOTE
 from distrec.methods.registry import build_method, resolve, stretches
 from distrec.runtime import check_stack, quiet, tune_process, versions
 from distrec.training.attempts import with_absolute_paths

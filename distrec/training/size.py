@@ -14,8 +14,8 @@ from distrec.methods.base import Method
 from distrec.parallel.partition import Partition
 from distrec.runtime import check_fits
 from distrec.tables.spec import EXTRA_COPIES
+from distrec.training.disk import free_bytes
 from distrec.training.run_folder import RunFolder
-from distrec.training.space import free_bytes
 
 _METRICS = 5  # recall, ndcg, precision, map and hit, at every cut-off
 MOST_CHECKPOINTS = 4

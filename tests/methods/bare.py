@@ -16,9 +16,10 @@ from distrec.data.histories import Histories
 from distrec.data.manifest import SPLITS, FeatureEntry, Manifest, write_manifest
 from distrec.data.storage import open_folder
 from distrec.data.synth import write_ids
-from distrec.methods.base import Method, Representations, Space
-from distrec.methods.batch import Lookup, batch_of
+from distrec.methods.base import Method, Representations
+from distrec.methods.batch import Lookup, Step, batch_of
 from distrec.methods.registry import build_method, resolve
+from distrec.methods.workspace import Workspace
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
 
@@ -78,20 +79,20 @@ class Bare:
 
     def __init__(self, world: World, data: Dataset, method: dict[str, Any]):
         self.world, self.train = world, data.interactions("train")
-        self.users, self.items = Partition(data.users, world.size), Partition(data.items, world.size)
         self.method: Any = build_method(run_config(method), data)
-        self.method.build(Space(world, self.users, self.items, data, self.train))
+        self.method.build(space := Workspace(world, data, self.train))
+        self.users, self.items = space.users, space.items
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
-            module = self.method.dense()
-        self.dense = {} if module is None else dict(module.named_parameters())
+            self.net: Any = self.method.dense()
+        self.dense = {} if self.net is None else dict(self.net.named_parameters())
         self.tables = {}
         for table in self.method.tables():
-            part = self.method.space.partition(table.side)
+            part = space.partitions[table.side]
             first, stop = part.start(world.rank), part.stop(world.rank)
-            rows = table.init(("table", table.name, SEED), part.rows, table.dim, first, stop)
+            rows = table.init(("table", table.name, SEED), part.total, table.dim, first, stop)
             self.tables[table.name] = torch.from_numpy(rows.copy()).requires_grad_()
-        self.method.attach(self.tables.__getitem__, self._rows, module)
+        self.method.attach(self.tables.__getitem__, self._rows, self.net)
 
     def _rows(self, table: str, *lookups: Lookup) -> list[torch.Tensor]:
         return [lookup.rows(self.tables[table])[0] for lookup in lookups]
@@ -100,11 +101,13 @@ class Bare:
         return self.method.sampler(self.train, SEED).batch(epoch, step, size)
 
     def batch(self, size: int = 32, epoch: int = 0, step: int = 0) -> Any:
-        return batch_of(self.world, self.users, self.items, self.samples(size, epoch, step), size, SEED, epoch, step)
+        samples = self.samples(size, epoch, step)
+        at = Step(SEED, epoch, step, len(samples.users), size)
+        return batch_of(self.world, self.users, self.items, samples, at)
 
     def final(self) -> Representations:
         """The representations that rank the validation split."""
-        final: Representations = self.method.representations(Histories([self.train], self.users.rows))
+        final: Representations = self.method.representations(Histories([self.train], self.users.total))
         return final
 
     def gradients(self, term: torch.Tensor) -> dict[str, torch.Tensor | None]:

@@ -17,7 +17,7 @@ from distrec.data.dataset import Dataset
 from distrec.data.histories import PADDING
 from distrec.data.sampling import Windows
 from distrec.errors import InputError
-from distrec.methods.batch import batch_of
+from distrec.methods.batch import Step, batch_of
 from distrec.methods.bivrec import VIEWS, Draws
 from distrec.methods.interests import GaussianAttention, Patches, allocation_distance
 from distrec.methods.registry import method_config
@@ -110,7 +110,7 @@ def test_how_interests_are_numbered_does_not_enter_the_allocation_term(data: Dat
 def test_equal_views_allocate_alike(data: Dataset, kind: Any):
     bare = perturbed(data, **BIVREC)
     net, real = (
-        bare.method.net,
+        bare.net,
         torch.tensor([[False, True, True, True, True, True], [False] * 5 + [True], [False] * 6]),
     )
     x, y = torch.randn(2, 3, 6, 8, generator=torch.Generator().manual_seed(1))
@@ -149,8 +149,8 @@ def longer(state: dict[str, torch.Tensor], short: Any, long: Any) -> dict[str, t
 def test_padding_changes_nothing(data: Dataset, length: int, gaussian: str, cluster_norm: str):
     settings = BIVREC | {"gaussian": gaussian, "cluster_norm": cluster_norm, "gumbel": "close"}
     bare, padded = perturbed(data, **settings), Bare(ALONE, data, settings | {"length": length})
-    patches = [made.method.net.views["id"].patches for made in (bare, padded)]
-    padded.method.net.load_state_dict(longer(bare.method.net.state_dict(), *patches))
+    patches = [made.net.views["id"].patches for made in (bare, padded)]
+    padded.net.load_state_dict(longer(bare.net.state_dict(), *patches))
     with torch.no_grad():
         padded.tables["item"].copy_(bare.tables["item"])
     windows = bare.samples(32)
@@ -162,7 +162,7 @@ def terms_of(bare: Bare, windows: Windows) -> dict[str, torch.Tensor]:
     wide = np.full((len(windows.users), bare.method.config.length + 1), PADDING)
     wide[:, -windows.items.shape[1] :] = windows.items
     samples = Windows(windows.users, wide, windows.rows)
-    batch = batch_of(ALONE, bare.users, bare.items, samples, len(wide), SEED, 0, 0)
+    batch = batch_of(ALONE, bare.users, bare.items, samples, Step(SEED, 0, 0, len(wide), len(wide)))
     return {name: term.detach() for name, term in bare.method.loss(batch).items()}
 
 
@@ -237,7 +237,7 @@ def test_items_outside_the_batch_learn_from_no_contrast(data: Dataset):
 def test_each_contrast_is_its_formula(data: Dataset, nce: str):
     bare = perturbed(data, **BIVREC, nce=nce)
     batch = bare.batch(13)
-    seen = bare.method._read(bare.method.net, batch)
+    seen = bare.method._read(bare.net, batch)
     ids, contents = (torch.nn.functional.normalize(seen[f"z_{view}"], dim=1) for view in VIEWS)
     similar = (ids @ contents.t() / 0.07).double()
     others = torch.stack([torch.cat([row[:i], row[i + 1 :]]).logsumexp(0) for i, row in enumerate(similar)])

@@ -14,12 +14,16 @@ import pytest
 import torch
 
 from distrec.cli import main
-from distrec.data.dataset import Dataset
+from distrec.data.dataset import Dataset, Interactions
+from distrec.data.sampling import Triples
 from distrec.errors import InputError
+from distrec.methods.batch import Batch, Step, batch_of
 from distrec.methods.mentor import CLEAN, NOISY, Draws
 from distrec.methods.registry import method_config
+from distrec.methods.workspace import Workspace
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
+from distrec.tables.spec import Side
 from tests.distributed import run_workers
 from tests.methods.bare import Bare, method_of
 from tests.oracle.gather import sparse_entries
@@ -29,6 +33,7 @@ from tests.training.random_data import write_random
 DIM = 8
 MENTOR: dict[str, Any] = {"name": "mentor", "dim": DIM, "knn_k": 4, "mask_weight_g": 0.1}
 INTENT = MENTOR | {"variant": "intent"}
+SIDES: tuple[Side, Side] = ("user", "item")
 UNPERTURBED: dict[str, Any] = {"mask_weight_g": 0.0}
 
 # The towers and tables that each term's gradient reaches (4). The contrast of items does not depend on the users'
@@ -166,8 +171,16 @@ def test_contrast_does_not_change_the_ranking_path(data: Dataset):
 # --- noise ------------------------------------------------------------------------------------------------------------
 
 
-def at(seed: int = 1, epoch: int = 0, step: int = 0) -> Any:
-    return SimpleNamespace(seed=seed, epoch=epoch, step=step)
+def at(seed: int = 1, epoch: int = 0, step: int = 0) -> Batch:
+    """A batch of this step."""
+    one, place = np.zeros(1, np.int64), Partition(1, 1)
+    return batch_of(World(0, 1), place, place, Triples(one, one, one, one), Step(seed, epoch, step, 1, 1))
+
+
+def part(rows: int, rank: int = 0, size: int = 1) -> Workspace:
+    """What a rank has of so many users and items."""
+    counts: Any = SimpleNamespace(users=rows, items=rows)
+    return Workspace(World(rank, size), counts, Interactions(*[np.empty(0, np.int64)] * 3))
 
 
 @pytest.mark.parametrize("rows", [1, 10, 37])
@@ -175,20 +188,19 @@ def at(seed: int = 1, epoch: int = 0, step: int = 0) -> Any:
 def test_draws_are_the_same_however_the_rows_are_cut(rows: int, width: int):
     draws = Draws()
     for draw in (
-        lambda part: draws.noise(at(), 1, "user", part, width),
-        lambda part: draws.keep(at(), "item", part, width, 0.3),
+        lambda space: draws.noise(space, at(), 1, "user", width),
+        lambda space: draws.keep(space, at(), "item", width, 0.3),
+        lambda space: space.normal("user", width, at().key("noise")),
     ):
-        whole = draw(range(rows))
+        whole = draw(part(rows))
         assert whole.shape == (rows, width)
         for size in (2, 3, 5):
-            partition = Partition(rows, size)
-            parts = [draw(range(partition.start(rank), partition.stop(rank))) for rank in range(size)]
-            assert torch.equal(torch.cat(parts), whole)
+            assert torch.equal(torch.cat([draw(part(rows, rank, size)) for rank in range(size)]), whole)
 
 
 def test_draws_differ_wherever_they_are_used():
-    draws, rows = Draws(), range(20)
-    places = [
+    draws, space = Draws(), part(20)
+    places: list[tuple[Any, int, Any]] = [
         (at(), 0, "user"),
         (at(), 1, "user"),
         (at(), 0, "item"),
@@ -196,17 +208,17 @@ def test_draws_differ_wherever_they_are_used():
         (at(epoch=1), 0, "user"),
     ]
     places += [(at(seed=2), 0, "user"), (at(epoch=1, step=1), 0, "user")]
-    noise = [draws.noise(*place, rows, 28) for place in places]
+    noise = [draws.noise(space, *place, 28) for place in places]
     keep = [
-        draws.keep(place, side, rows, 16, 0.5)
+        draws.keep(space, place, side, 16, 0.5)
         for place in (at(), at(step=1), at(epoch=1), at(seed=2))
-        for side in ("user", "item")
+        for side in SIDES
     ]
     for arrays in (noise, keep):
         assert len({array.numpy().tobytes() for array in arrays}) == len(arrays)
     assert all(array.min() >= 0 and array.max() < 1 for array in noise)
     assert abs(float(torch.cat(noise).mean()) - 0.5) < 0.02
-    share = draws.keep(at(), "user", range(500), 40, 0.3)
+    share = draws.keep(part(500), at(), "user", 40, 0.3)
     assert set(share.unique().tolist()) == {0, 1}
     assert float(share.mean()) == pytest.approx(0.7, abs=0.01)
 

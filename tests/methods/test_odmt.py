@@ -18,7 +18,7 @@ from distrec.data.dataset import Dataset, Interactions
 from distrec.data.histories import Histories
 from distrec.data.sampling import Windows
 from distrec.errors import InputError
-from distrec.methods.batch import batch_of
+from distrec.methods.batch import Step, batch_of
 from distrec.methods.odmt import distillation_weight
 from distrec.parallel.partition import share
 from distrec.parallel.world import World
@@ -167,7 +167,9 @@ def test_only_v3_lets_texts_and_images_see_the_id(folder: Path, version: str, se
 def test_identical_users_leave_nothing_to_tell_the_label_from(folder: Path, dedupe: bool):
     bare = made(folder, dedupe=dedupe)
     windows = np.tile([[-1, -1, 3, 0, 5, 1]], (4, 1))
-    batch = batch_of(bare.world, bare.users, bare.items, Windows(np.arange(4), windows, np.arange(4)), 4, SEED, 0, 0)
+    batch = batch_of(
+        bare.world, bare.users, bare.items, Windows(np.arange(4), windows, np.arange(4)), Step(SEED, 0, 0, 4, 4)
+    )
     terms = bare.method.loss(batch)
     assert [float(terms[f"ce_{name}"].detach()) for name in bare.method.branches()] == pytest.approx([0] * 3, abs=1e-6)
     assert float(terms["kd"].detach()) == pytest.approx(0, abs=1e-6)
@@ -186,9 +188,8 @@ def test_with_dropout_a_slot_has_its_own_draw_only_without_dedupe(folder: Path):
     for dedupe in (True, False):
         bare = made(folder, dedupe=dedupe, dropout=0.5)
         windows = np.array([[0, 1, 2, 0, 3, 4], [5, 0, 1, 6, 2, 7]])
-        batch = batch_of(
-            bare.world, bare.users, bare.items, Windows(np.arange(2), windows, np.arange(2)), 2, SEED, 0, 0
-        )
+        samples = Windows(np.arange(2), windows, np.arange(2))
+        batch = batch_of(bare.world, bare.users, bare.items, samples, Step(SEED, 0, 0, 2, 2))
         read = bare.method.read(batch)
         vectors = read.columns[read.column]
         assert bool((vectors[0, 0] == vectors[0, 3]).all()) == dedupe == (len(read.columns) == 8)
@@ -207,15 +208,15 @@ def test_ranking_means_the_newest_position_and_users_without_a_history_score_zer
     final, config = bare.final(), bare.method.config.model_dump()
     plain = plain_of(bare.method.data, bare.train, config)
     weights = {name: x.detach().double() for name, x in (bare.tables | bare.dense).items()}
-    vectors = plain.items(weights, torch.arange(bare.items.rows))
-    windows = torch.from_numpy(Histories([bare.train], bare.users.rows).newest(np.arange(bare.users.rows), 5))
-    scores = torch.zeros(bare.users.rows, bare.items.rows, dtype=torch.float64)
+    vectors = plain.items(weights, torch.arange(bare.items.total))
+    windows = torch.from_numpy(Histories([bare.train], bare.users.total).newest(np.arange(bare.users.total), 5))
+    scores = torch.zeros(bare.users.total, bare.items.total, dtype=torch.float64)
     for name, e in zip(("id", "text", "image"), vectors, strict=True):
         scores += plain.users(weights, name, e[windows], windows >= 0)[:, -1] @ e.t() / 3
     torch.testing.assert_close(bare.method.score(final.users, final.items).double(), scores, rtol=1e-4, atol=1e-5)
     none = Interactions(*(np.empty(0, kind) for kind in (np.int32, np.int32, np.int64)))
     with torch.no_grad():
-        strangers = bare.method.representations(Histories([none], bare.users.rows))
+        strangers = bare.method.representations(Histories([none], bare.users.total))
     assert not strangers.users.any()
     assert strangers.items.equal(final.items)
 

@@ -92,7 +92,7 @@ def replay(fixture: Fixture, engine: Engine) -> list[Row]:
 def _graphs(fixture: Fixture, engine: Engine) -> list[Row]:
     method: Any = engine.method
     upper = user_item_entries(engine, method.user_item.matrix)
-    found = {"Rhat": upper, "Ahat": both_ways(upper, engine.space.users.rows)}
+    found = {"Rhat": upper, "Ahat": both_ways(upper, engine.space.users.total)}
     found["S"] = sparse_entries(engine.world, method.item_item)
     return [entries(f"graph/{name}", ours, recorded(fixture, name), 1e-6) for name, ours in found.items()]
 
@@ -101,7 +101,7 @@ def _representations(fixture: Fixture, engine: Engine, suffix: str, before: bool
     method: Any = engine.method
     with torch.no_grad():
         ids, content = method.views()
-    final, users = stacked(engine, engine.representations()), engine.space.users.rows
+    final, users = stacked(engine, engine.representations()), engine.space.users.total
     tolerance = 1e-6 if before else 1e-5
     halves = {"H_users": final[:users], "H_items": final[users:]}
     rows = [

@@ -65,7 +65,7 @@ class Recorded:
     def training(self, batch: WindowBatch, view: str, interests: int, tokens: int) -> torch.Tensor:
         real = self._fixture["batch/mask"][batch.step]
         draws = _moved(self._fixture[f"batch/gumbel_{view}"][batch.step], real)
-        return torch.from_numpy(draws[batch.mine.start : batch.mine.stop])
+        return batch.my_rows(torch.from_numpy(draws))
 
     def evaluation(self, users: np.ndarray, view: str, interests: int, tokens: int) -> torch.Tensor:
         every = np.zeros((self._first["end"], interests, tokens), np.float32)
@@ -153,14 +153,14 @@ def _run(fixture: Fixture, engine: Engine) -> list[Row]:
     for theirs, ours in names.items():
         engine.dense.set_weight(ours, torch.from_numpy(fixture[f"init/{theirs}"]).squeeze(0))
     for kind in ("weight", "bias"):
-        getattr(method.net, f"target_{kind}").copy_(torch.from_numpy(fixture[f"init/target_norm.{kind}"]))
+        getattr(engine.dense.module, f"target_{kind}").copy_(torch.from_numpy(fixture[f"init/target_norm.{kind}"]))
     report, every, norms = [], [], []
     for step, target in enumerate(fixture["batch/target"]):
         history = windows(fixture["batch/items"][step], fixture["batch/mask"][step])
         items = np.concatenate([history, target[:, None]], 1)
         nobody = np.zeros(len(target), np.int64)
         samples = Windows(nobody, items, np.empty(0, np.int64))
-        report += _outputs(fixture, engine, engine.batch(0, step, samples)) if step == 0 else []
+        report += _outputs(fixture, engine, engine.batches(0, step, samples)[0]) if step == 0 else []
         terms, _ = engine.forward_backward(0, step, samples)
         every.append(terms)
         if step == 0:
@@ -211,7 +211,7 @@ def _outputs(fixture: Fixture, engine: Engine, batch: WindowBatch) -> list[Row]:
         seen = engine.dense(lambda net: method._read(net, batch))
         keys = {"z_id": "z_id", "z_mm": "z_mm", "interests": "interests_id"}
         found = {f"out/{key}": engine.world.gather_rows(seen[ours], counts) for key, ours in keys.items()}
-        u = engine.world.gather_rows(method.net.readout(seen["interests_id"], seen["target_id"]), counts)
+        u = engine.world.gather_rows(seen["interest_id"], counts)
     found["out/scores"] = u @ torch.from_numpy(fixture[f"init/{TABLE}"]).t()
     rows = [absolute(key, values.numpy(), fixture[key], 1e-5) for key, values in found.items()]
     unit = [torch.nn.functional.normalize(found[f"out/z_{view}"].double(), dim=1) for view in ("id", "mm")]

@@ -81,7 +81,7 @@ def recorded(fixture: Fixture, key: str) -> dict[tuple[int, int], float]:
 def user_item_entries(engine: Engine, matrix: ShardedMatrix) -> dict[tuple[int, int], float]:
     """The user x item part, whichever side has the rows."""
     found = sparse_entries(engine.world, matrix)
-    if engine.space.users.rows < engine.space.items.rows:  # the longer side is the row side
+    if engine.space.users.total < engine.space.items.total:  # the longer side is the row side
         found = {(user, item): value for (item, user), value in found.items()}
     return found
 

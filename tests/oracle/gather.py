@@ -43,7 +43,7 @@ def sparse_entries(world: World, matrix: ShardedMatrix) -> dict[tuple[int, int],
     """All entries of a sharded matrix, read from its products with blocks of unit vectors."""
     columns = matrix.column_partition
     first = columns.start(world.rank)
-    identity = torch.eye(columns.rows)[first : columns.stop(world.rank)]
+    identity = torch.eye(columns.total)[first : columns.stop(world.rank)]
     dense = matrix.times_values(identity)
     mine = {
         (row + matrix.row_partition.start(world.rank), column): float(dense[row, column])

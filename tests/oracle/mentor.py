@@ -13,6 +13,8 @@ from distrec.data.dataset import Dataset
 from distrec.methods.base import Representations
 from distrec.methods.batch import Batch
 from distrec.methods.mentor import NOISY
+from distrec.methods.workspace import Workspace
+from distrec.tables.spec import Side
 from distrec.training.engine import Engine
 from tests.oracle.common import (
     both_ways,
@@ -44,14 +46,14 @@ class Recorded:
         self._fixture = fixture
         self._first = {"user": 0, "item": fixture.count("users")}
 
-    def noise(self, batch: Batch, hop: int, side: str, rows: range, width: int) -> torch.Tensor:
-        start = self._first[side]
+    def noise(self, space: Workspace, batch: Batch, hop: int, side: Side, width: int) -> torch.Tensor:
+        start, rows = self._first[side], space.mine(side)
         mine = slice(start + rows.start, start + rows.stop)
         towers = [self._fixture[f"batch/noise_{name}"][batch.step, hop, mine] for name in NOISY]
         return torch.from_numpy(np.concatenate(towers, 1).astype(np.float32))
 
-    def keep(self, batch: Batch, side: str, rows: range, width: int, dropout: float) -> torch.Tensor:
-        return torch.from_numpy(self._fixture[f"batch/mask_keep_{side}s"][rows.start : rows.stop]).float()
+    def keep(self, space: Workspace, batch: Batch, side: Side, width: int, dropout: float) -> torch.Tensor:
+        return space.my_rows(side, torch.from_numpy(self._fixture[f"batch/mask_keep_{side}s"])).float()
 
 
 def dataset(fixture: Fixture, folder: Path) -> Dataset:
@@ -85,7 +87,7 @@ def replay(fixture: Fixture, engine: Engine) -> list[Row]:
     method.draws = Recorded(fixture)
     upper = user_item_entries(engine, method.user_item.matrix)
     ones = dict.fromkeys(zip(*fixture["graph/edge_index"].tolist(), strict=True), 1.0)
-    edges = {place: 1.0 for place in both_ways(upper, engine.space.users.rows)}
+    edges = {place: 1.0 for place in both_ways(upper, engine.space.users.total)}
     report = [compare_matrix(fixture, engine, "S", method.item_item), entries("graph/edge_index", edges, ones, 0)]
     report += _tables(fixture, engine)
     terms = {
@@ -126,15 +128,16 @@ def _method(engine: Engine) -> Any:
 
 
 def _set_weights(fixture: Fixture, engine: Engine) -> None:
-    towers, method = _method(engine).towers, _method(engine)
+    towers = _method(engine).towers
     preferences = [fixture[f"init/{theirs(tower)}.preference"] for tower in towers]
     set_table(engine, "preference", np.concatenate(preferences, 1))
     set_table(engine, "id", fixture["init/id_feat"])
     set_table(engine, "weight", fixture["init/weight_u"][..., 0])
     for name, ours in _dense_names(towers).items():
         engine.dense.set_weight(ours, torch.from_numpy(fixture[f"init/{name}"]))
+    fixed = engine.dense.module.get_submodule("mask")
     for kind in ("weight", "bias"):
-        getattr(method.mask_layer, kind).copy_(torch.from_numpy(fixture[f"init/mlp.{kind}"]))
+        getattr(fixed, kind).copy_(torch.from_numpy(fixture[f"init/mlp.{kind}"]))
 
 
 def _dense_names(towers: list[str]) -> dict[str, str]:
@@ -157,7 +160,7 @@ def _named(engine: Engine, tables: dict[str, np.ndarray], dense: dict[str, Any],
 
 def _tables(fixture: Fixture, engine: Engine) -> list[Row]:
     method = _method(engine)
-    batch = engine.batch(0, 0, _first_triples(fixture))
+    batch = engine.batches(0, 0, _first_triples(fixture))[0]
     dim = engine.config.method["dim"]
     with torch.no_grad():
         views = method.views(batch)

@@ -98,7 +98,7 @@ def replay(fixture: Fixture, engine: Engine) -> list[Row]:
     for step in range(h("steps")):
         epoch, samples = h("epoch") - 1, _windows(fixture, step)
         if step == 0:
-            report += _outputs(fixture, engine, engine.batch(epoch, step, samples))
+            report += _outputs(fixture, engine, engine.batches(epoch, step, samples)[0])
         terms, _ = engine.forward_backward(epoch, step, samples)
         every.append(terms)
         if step == 0:
@@ -137,7 +137,7 @@ def _windows(fixture: Fixture, step: int) -> Windows:
 
 def _inputs(fixture: Fixture, engine: Engine) -> list[Row]:
     """Compare what is computed from the data: windows, popularity, the table's start (half precision), the ramp."""
-    method, users, length = _method(engine), np.arange(engine.space.users.rows), fixture.hparam("max_seq_len")
+    method, users, length = _method(engine), np.arange(engine.space.users.total), fixture.hparam("max_seq_len")
     rows = []
     for split in ("valid", "test"):
         newest = engine.histories(split).newest(users, length) + 1  # type: ignore[arg-type]
@@ -177,13 +177,13 @@ def _outputs(fixture: Fixture, engine: Engine, batch: WindowBatch) -> list[Row]:
     with torch.no_grad():
         engine.dense.train(True)
         read = method.read(batch)
-        rows, columns = world.gather_rows(read.users, read.rows), read.columns
+        rows, columns = world.gather_rows(read.users, read.targets.counts), read.columns
         parts = read.candidates, read.user, read.label
         corrected = corrected_scores(read.users, columns, read.candidates)
-        scores = [world.gather_rows(_slots(batch, read, score), read.rows) for score in corrected]
+        scores = [world.gather_rows(_slots(batch, read, score), read.targets.counts) for score in corrected]
         sums = world.sum_(distilled_softmax(read.users, columns, *parts, method.config.tau).double())
     real, known = batch.windows != PADDING, fixture["batch/0/log_mask"] > 0
-    found = {"label_slots": (world.gather_rows(_label_slots(batch, read), read.rows), ..., 0.0)}
+    found = {"label_slots": (world.gather_rows(_label_slots(batch, read), read.targets.counts), ..., 0.0)}
     for place, (name, part) in enumerate(method.branches().items()):
         found[f"item_{name}"] = (columns[read.column][real][:, part], real.numpy(), 1e-5)
         found[f"user_{name}"] = (rows[:, part], known, 1e-5)
@@ -194,7 +194,7 @@ def _outputs(fixture: Fixture, engine: Engine, batch: WindowBatch) -> list[Row]:
         for key, (value, where, tolerance) in found.items()
         if f"out/{key}" in fixture
     ]
-    terms = (sums / sum(read.rows)).numpy().reshape(2, -1)
+    terms = (sums / sum(read.targets.counts)).numpy().reshape(2, -1)
     for key, mine in zip(("loss_ce_terms", "loss_kd_terms_unweighted"), terms, strict=True):
         if f"out/{key}" in fixture:
             report.append(relative(f"out/{key}", mine, fixture[f"out/{key}"], 1e-6))
@@ -239,7 +239,7 @@ def _gradients(fixture: Fixture, engine: Engine) -> list[Row]:
 
 def _after(fixture: Fixture, engine: Engine, table: np.ndarray) -> list[Row]:
     """Item vectors and rankings with the weights after the last step, and how far the tied features moved."""
-    method, space, ks = _method(engine), engine.space, [10, engine.space.items.rows]
+    method, space, ks = _method(engine), engine.space, [10, engine.space.items.total]
     final, rows = engine.representations("valid"), []
     items = engine.world.gather_blocks(final.items, space.items).numpy()
     for name, part in method.branches().items():

@@ -64,7 +64,7 @@ def replay(fixture: Fixture, engine: Engine) -> list[Row]:
     method: Any = engine.method
     upper = user_item_entries(engine, method.user_item.matrix)
     report = [
-        entries("graph/A", both_ways(upper, engine.space.users.rows), recorded(fixture, "A"), 1e-6),
+        entries("graph/A", both_ways(upper, engine.space.users.total), recorded(fixture, "A"), 1e-6),
         compare_matrix(fixture, engine, "S", method.item_item),
         absolute("graph/b", stepwise_decay(method.config.dim, method.config.gamma).numpy(), fixture["graph/b"], 1e-6),
     ]
@@ -100,7 +100,7 @@ def _initial(fixture: Fixture, engine: Engine) -> list[Row]:
     method: Any = engine.method
     found = table_weights(engine, TABLES)
     pairs = np.unique(np.stack([fixture["data/train_user"], fixture["data/train_item"]]), axis=1)
-    matrix = np.zeros((engine.space.users.rows, engine.space.items.rows))
+    matrix = np.zeros((engine.space.users.total, engine.space.items.total))
     matrix[pairs[0], pairs[1]] = 1
     means = matrix @ found["P_i"] / np.maximum(matrix.sum(1, keepdims=True), 1)
     rows = [absolute("init/P_u from our P_i", found["P_u"], means, 1e-6)]
@@ -119,7 +119,7 @@ def table_of(engine: Engine, block: torch.Tensor) -> np.ndarray:
 
 
 def _outputs(fixture: Fixture, engine: Engine, suffix: str, tolerance: float) -> list[Row]:
-    final, users = stacked(engine, engine.representations()), engine.space.users.rows
+    final, users = stacked(engine, engine.representations()), engine.space.users.total
     halves = {f"E_u{suffix}": final[:users], f"E_i{suffix}": final[users:]}
     return [absolute(f"out/{name}", half, fixture[f"out/{name}"], tolerance) for name, half in halves.items()]
 

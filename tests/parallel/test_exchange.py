@@ -29,14 +29,14 @@ def check(world: World, partition: Partition, exchange: Exchange, needed: torch.
     start, stop = partition.start(world.rank), partition.stop(world.rank)
     assert exchange.needed == len(needed)
     for shape, dtype in SHAPES:
-        whole = draw(generator, partition.rows, *shape, dtype=dtype)
+        whole = draw(generator, partition.total, *shape, dtype=dtype)
         fetched = exchange.fetch_values(whole[start:stop].clone())
         assert fetched.dtype == dtype
         assert torch.equal(fetched, whole[needed])
 
         mine = draw(torch.Generator().manual_seed(seed + world.rank + 1), len(needed), *shape, dtype=dtype)
         pushed = exchange.push_values(mine.clone())
-        wanted = torch.zeros(partition.rows, *shape, dtype=dtype).index_add_(0, needed, mine)
+        wanted = torch.zeros(partition.total, *shape, dtype=dtype).index_add_(0, needed, mine)
         assert torch.equal(pushed, world.sum_(wanted)[start:stop])
 
         products = torch.stack([(fetched * mine).sum(), (whole[start:stop] * pushed).sum()]).double()
@@ -91,7 +91,7 @@ def choice() -> list[tuple[str, int, int]]:
         lengths = [extra if rank == world.size - 1 else 0 for rank in range(world.size)]
         mine = torch.arange(partition.start(world.rank), partition.stop(world.rank))
         others = torch.tensor(
-            [row for row in range(partition.rows) if row not in set(mine.tolist())], dtype=torch.int64
+            [row for row in range(partition.total) if row not in set(mine.tolist())], dtype=torch.int64
         )
         needed = torch.cat([mine, others[: lengths[world.rank]]]).sort().values
         exchange, _ = planned_exchange(world, partition, needed)

@@ -97,7 +97,7 @@ def restored(world: World, made: Any, optimizer: dict[str, Any]) -> Any:
         kind = name.split(".")[1]
         assert kind in ("weight", "exp_avg", "exp_avg_sq", "sum_of_squares")
         full = tensor.full_tensor()
-        assert full.shape[0] == made.partition(name.split(".")[0]).rows
+        assert full.shape[0] == made.partition(name.split(".")[0]).total
         if kind == "weight":
             assert torch.equal(full, whole(made, name.split(".")[0]))
         target[name].to_local().copy_(tensor.to_local())

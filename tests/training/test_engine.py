@@ -65,7 +65,7 @@ def flags(folder: str) -> list[dict[str, Any]]:
     engine, out = build(folder, {"name": "lightgcn", "dim": 4}), []
     samples = engine.samples(0, 0)
     for flag in (0, 2 if engine.world.rank == engine.world.size - 1 else 0):
-        share = sum(float(term.detach()) for term in engine.method.loss(engine.batch(0, 0, samples)).values())
+        share = sum(float(term.detach()) for term in engine.method.loss(engine.batches(0, 0, samples)[0]).values())
         terms, raised = engine.train_step(0, 0, samples, flag)
         out.append({"share": share, "terms": terms, "raised": raised})
     return out
@@ -114,7 +114,7 @@ def untrained(folder: str) -> dict[str, Any]:
         engine.samples(0, 0)
     except RuntimeError as raised:
         error = str(raised)
-    counts = np.bincount(Dataset.open(folder).interactions("train").item, minlength=items.rows)
+    counts = np.bincount(Dataset.open(folder).interactions("train").item, minlength=items.total)
     wanted = np.tile(counts[items.start(world.rank) : items.stop(world.rank)], (users.count(world.rank), 1))
     scores = engine.method.score(final.users, final.items).numpy()
     return {"scores": (scores, wanted), "state": engine.state(), "error": error}

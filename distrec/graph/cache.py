@@ -19,7 +19,7 @@ from botocore.exceptions import BotoCoreError
 
 from distrec.config import digest
 from distrec.data.storage import Folder, sha256
-from distrec.graph.knn import cosine_neighbours
+from distrec.graph.knn import Neighbours, cosine_neighbours
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
 
@@ -29,10 +29,8 @@ _UNUSABLE = (OSError, BotoCoreError)
 
 NOTE = {"content": "nearest neighbours of items, kept by distrec for runs that name this folder; safe to delete"}
 
-Lists = tuple[torch.Tensor, torch.Tensor]
 
-
-def kept_neighbours(
+def cached_neighbours(
     folder: Folder,
     world: World,
     partition: Partition,
@@ -40,7 +38,7 @@ def kept_neighbours(
     block: torch.Tensor,
     k: int,
     include_self: bool = True,
-) -> Lists:
+) -> Neighbours:
     """`cosine_neighbours(world, partition, block, k, include_self)`, read from `folder` if it holds the lists.
     Collective.
 
@@ -52,15 +50,12 @@ def kept_neighbours(
             forms the key. The number of workers is not part of it: products do not depend on it, and a mean that fills
             missing rows depends on it only in the last float64 bits.
         block, k, include_self: as for `cosine_neighbours`.
-
-    Returns:
-        Cosines `[my items, k]` and item numbers `[my items, k]`, as from `cosine_neighbours`.
     """
-    k = min(k, partition.rows if include_self else partition.rows - 1)
+    k = min(k, partition.total if include_self else partition.total - 1)
     # Other builds or processors round differently. Workers that differ in them use different keys, find no complete
     # lists, and compute them.
     build = [torch.__version__, torch.backends.cpu.get_cpu_capability()]
-    kept = folder.folder(digest([_FORMAT, dict(made_of), partition.rows, k, include_self, build]))
+    kept = folder.folder(digest([_FORMAT, dict(made_of), partition.total, k, include_self, build]))
     found = _read(kept, partition, world.rank, k)
     someone_lacks = int(world.max_(torch.tensor(int(found is None))))
     if found is not None and not someone_lacks:
@@ -70,12 +65,12 @@ def kept_neighbours(
     return computed
 
 
-def _read(kept: Folder, partition: Partition, rank: int, k: int) -> Lists | None:
+def _read(kept: Folder, partition: Partition, rank: int, k: int) -> Neighbours | None:
     """My items' lists; None if a file is missing or damaged."""
     start, stop = partition.start(rank), partition.stop(rank)
     values, items = [np.empty((0, k), np.float32)], [np.empty((0, k), np.int32)]
     for low in range(start - start % _ROWS, stop, _ROWS):
-        high = min(low + _ROWS, partition.rows)
+        high = min(low + _ROWS, partition.total)
         mine = slice(max(start - low, 0), min(stop, high) - low)
         try:
             data = kept.read_bytes(str(low // _ROWS))
@@ -87,13 +82,15 @@ def _read(kept: Folder, partition: Partition, rank: int, k: int) -> Lists | None
         half = len(content) // 2
         values.append(np.frombuffer(content[:half], np.float32).reshape(-1, k)[mine])
         items.append(np.frombuffer(content[half:], np.int32).reshape(-1, k)[mine])
-    return torch.from_numpy(np.concatenate(values)), torch.from_numpy(np.concatenate(items).astype(np.int64))
+    return Neighbours(
+        torch.from_numpy(np.concatenate(values)), torch.from_numpy(np.concatenate(items).astype(np.int64))
+    )
 
 
 def _write(kept: Folder, world: World, partition: Partition, values: torch.Tensor, items: torch.Tensor) -> None:
     """Write all ranks' lists; the ranks take turns at writing. A file that cannot be written is left out."""
-    for low in range(0, partition.rows, _ROWS):
-        high, number = min(low + _ROWS, partition.rows), low // _ROWS
+    for low in range(0, partition.total, _ROWS):
+        high, number = min(low + _ROWS, partition.total), low // _ROWS
         whole = [world.chunk(rows, partition, low, high) for rows in (values, items.int())]
         if number % world.size == world.rank:
             content = b"".join(rows.numpy().tobytes() for rows in whole)

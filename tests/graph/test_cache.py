@@ -11,10 +11,10 @@ import torch
 
 from distrec.data.dataset import Dataset
 from distrec.data.storage import open_folder
-from distrec.graph import kept
-from distrec.graph.kept import Lists, kept_neighbours
-from distrec.graph.knn import cosine_neighbours
-from distrec.methods.base import Space
+from distrec.graph import cache
+from distrec.graph.cache import cached_neighbours
+from distrec.graph.knn import Neighbours, cosine_neighbours
+from distrec.methods.workspace import Workspace
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
 from tests.distributed import run_workers
@@ -31,20 +31,20 @@ METHODS: list[dict[str, Any]] = [
 ]
 
 
-def same(one: Lists, other: Lists) -> bool:
+def same(one: Neighbours, other: Neighbours) -> bool:
     """Check that bits and types are equal."""
     return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def never(*_: Any, **__: Any) -> Lists:
+def never(*_: Any, **__: Any) -> Neighbours:
     raise AssertionError("computed what is kept")
 
 
-def lists(folder: Path | str, k: int = 5, include_self: bool = True, **made_of: Any) -> Lists:
+def lists(folder: Path | str, k: int = 5, include_self: bool = True, **made_of: Any) -> Neighbours:
     world = World.current()
     partition = Partition(ITEMS, world.size)
     block = VECTORS[partition.start(world.rank) : partition.stop(world.rank)]
-    return kept_neighbours(open_folder(str(folder)), world, partition, made_of, block, k, include_self)
+    return cached_neighbours(open_folder(str(folder)), world, partition, made_of, block, k, include_self)
 
 
 def files(folder: Path) -> list[Path]:
@@ -53,14 +53,14 @@ def files(folder: Path) -> list[Path]:
 
 @pytest.fixture(autouse=True)
 def several_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept, "_ROWS", ROWS)
+    monkeypatch.setattr(cache, "_ROWS", ROWS)
 
 
 @pytest.mark.parametrize(("k", "include_self"), [(1, True), (5, False), (ITEMS, True), (ITEMS + 3, False)])
 def test_what_is_kept_is_what_was_computed(tmp_path: Path, monkeypatch, k: int, include_self: bool):
     wanted = cosine_neighbours(World(0, 1), Partition(ITEMS, 1), VECTORS, k, include_self)
     assert same(lists(tmp_path, k, include_self), wanted)
-    monkeypatch.setattr(kept, "cosine_neighbours", never)
+    monkeypatch.setattr(cache, "cosine_neighbours", never)
     assert same(lists(tmp_path, k, include_self), wanted)
     assert len(files(tmp_path)) == -(-ITEMS // ROWS)
 
@@ -85,7 +85,7 @@ def damages(path: Path) -> dict[str, bytes | None]:
     other = path.with_name("0" if path.name != "0" else "1").read_bytes()
     return {
         "torn": data[: len(data) // 2], "empty": b"", "longer": data + b"0", "one bit": bytes(flipped), "gone": None,
-        "only a checksum": data[:64], "a checksum of nothing": kept.sha256(b"").encode(), "of other items": other,
+        "only a checksum": data[:64], "a checksum of nothing": cache.sha256(b"").encode(), "of other items": other,
     }  # fmt: skip
 
 
@@ -111,7 +111,7 @@ def test_an_object_store_keeps_lists_too(s3: str, monkeypatch):
     folder = f"{s3}/graphs"
     wanted = lists(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(kept, "cosine_neighbours", never)
+        patch.setattr(cache, "cosine_neighbours", never)
         assert same(lists(folder), wanted)
     (key,) = open_folder(folder).names()
     open_folder(folder).write_bytes(b"damage", key, "2")
@@ -122,24 +122,23 @@ def test_an_object_store_keeps_lists_too(s3: str, monkeypatch):
 def graphs_of(path: str, folder: str | None) -> list[torch.Tensor]:
     """My rows of every method's item graph, as a dense matrix."""
     world, data, out = World.current(), Dataset.open(path), []
-    users, items = Partition(data.users, world.size), Partition(data.items, world.size)
     for settings in METHODS:
         method: Any = method_of(data, **settings)
-        method.build(Space(world, users, items, data, data.interactions("train"), folder))
-        identity = torch.eye(data.items)[items.start(world.rank) : items.stop(world.rank)]
+        method.build(space := Workspace(world, data, data.interactions("train"), folder))
+        identity = space.my_rows("item", torch.eye(data.items))
         out.append(method.item_item.times_values(identity))
     return out
 
 
 def shared(path: str, folder: str, told: bool) -> list[torch.Tensor]:
     """My rows of lists from many files, and of graphs without and with kept lists, which must exist if `told`."""
-    kept._ROWS, before, compute = ROWS, kept._ROWS, kept.cosine_neighbours
+    cache._ROWS, before, compute = ROWS, cache._ROWS, cache.cosine_neighbours
     try:
         if told:
-            kept.cosine_neighbours = never
+            cache.cosine_neighbours = never
         return [*lists(Path(folder)), *graphs_of(path, None), *graphs_of(path, folder)]
     finally:
-        kept._ROWS, kept.cosine_neighbours = before, compute
+        cache._ROWS, cache.cosine_neighbours = before, compute
 
 
 def shared_then_damaged(path: str, folder: str) -> list[torch.Tensor]:
@@ -184,7 +183,7 @@ def test_runs_share_lists_and_stay_themselves(tmp_path: Path, capsys, monkeypatc
     assert main(["train", config, "run.name=alone", "train.epochs=1"]) == 0
     assert main(["train", config, "train.epochs=1", "run.graphs=graphs"]) == 0
     assert len([name for name in os.listdir(tmp_path / "graphs") if name != "about.json"]) == 1
-    monkeypatch.setattr(kept, "cosine_neighbours", never)
+    monkeypatch.setattr(cache, "cosine_neighbours", never)
     assert main(["train", config, "train.epochs=1", "run.graphs=graphs", "run.name=second"]) == 0
     assert main(["evaluate", "runs/second"]) == 0
     for name in ("run", "second"):
