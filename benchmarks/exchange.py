@@ -133,7 +133,7 @@ def steps(meter: Meter, world: World, path: str, method: str, count: int) -> Non
 
 def collectives(path: str, rounds: int) -> None:
     """Time each of the project's exchanges against a collective that sends the same bytes."""
-    from distrec.data.sampling import PairSampler
+    from distrec.data.sampling import TripleSampler
     from distrec.parallel.exchange import batch_exchange
     from distrec.parallel.partition import Partition, share
 
@@ -156,7 +156,7 @@ def collectives(path: str, rounds: int) -> None:
             lambda a=parts, b=whole, c=[count] * WORKERS, d=split: dist.all_to_all_single(a, b, c, d),
         )
     partition = Partition(data.users, WORKERS)
-    ids = torch.from_numpy(PairSampler(data.interactions("train"), data.items, 1, "train").batch(0, 0, BATCH).users)
+    ids = torch.from_numpy(TripleSampler(data.interactions("train"), data.items, 1, "train").batch(0, 0, BATCH).users)
     exchange, _ = batch_exchange(world, partition, [ids[slice(*share(BATCH, r, WORKERS))] for r in range(WORKERS)])
     packed, received = torch.randn(sum(exchange._send), width), torch.empty(exchange.needed, width)
     cases["all_to_all of a batch's users"] = (

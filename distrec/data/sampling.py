@@ -3,8 +3,8 @@
 An epoch is a permutation of the samples. Step `s` with global batch size `B` trains on those at positions `s B` to
 `(s + 1) B`; the last step may have fewer. All random draws are keyed by seed, epoch and position.
 
-There are two kinds of samples: interactions with one negative each (`PairSampler`), and windows of users' histories
-(`UserWindows`, `RandomWindows`).
+There are three kinds of samples: interactions (`PairSampler`), interactions with one negative each (`TripleSampler`),
+and windows of users' histories (`UserWindows`, `RandomWindows`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,15 @@ from distrec.errors import InputError
 from distrec.parallel.partition import share
 
 _ATTEMPTS = 32
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """One global batch of interactions, int64 `[B]`, and their training rows."""
+
+    users: np.ndarray
+    positives: np.ndarray
+    rows: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ class Windows:
     rows: np.ndarray
 
 
-Samples = Triples | Windows
+Samples = Pairs | Triples | Windows
 
 
 def cut(samples: Samples, pieces: int) -> list[Samples]:
@@ -92,6 +101,17 @@ class Sampler(ABC):
 
 
 class PairSampler(Sampler):
+    """Batches of (user, positive): each row of the training split once per epoch."""
+
+    def __init__(self, train: Interactions, seed: int):
+        super().__init__(len(train), seed)
+        self._user, self._item = train.user, train.item
+
+    def _samples(self, epoch: int, start: int, rows: np.ndarray) -> Pairs:
+        return Pairs(self._user[rows].astype(np.int64), self._item[rows].astype(np.int64), rows)
+
+
+class TripleSampler(Sampler):
     """Batches of (user, positive, negative): each row of the training split once per epoch.
 
     Args:

@@ -21,7 +21,7 @@ from pydantic import Field
 from distrec.config import Section
 from distrec.data.dataset import Dataset, Interactions
 from distrec.data.histories import Histories
-from distrec.data.sampling import PairSampler, Sampler
+from distrec.data.sampling import PairSampler, Sampler, TripleSampler
 from distrec.errors import InputError
 from distrec.methods.batch import Lookup, OwnedRows
 from distrec.methods.workspace import Workspace
@@ -67,8 +67,8 @@ class Method(ABC):
     does not depend on other rows. Only then can a batch be split into micro-batches (`train.accumulate`)."""
     reads_histories: ClassVar[bool] = False
     """Whether it trains on users' histories or ranks by them: then no held-out row may be older than its history."""
-    negatives_from: ClassVar[Literal["train", "all"]] = "train"
-    """Where the negatives of the default sampler come from."""
+    negatives_from: ClassVar[Literal["train", "all", "nothing"]] = "train"
+    """Where the negatives of the default sampler come from; with "nothing", batches have none (`PairBatch`)."""
     draws_dropout: ClassVar[tuple[str, ...]] = ("dropout",)
     """Settings that, if not 0, make each worker draw dropout of its own, so that results depend on their number."""
 
@@ -95,7 +95,9 @@ class Method(ABC):
 
     def sampler(self, train: Interactions, seed: int) -> Sampler:
         """The sampler that makes an epoch's samples from the training split."""
-        return PairSampler(train, self.data.items, seed, self.negatives_from)
+        if self.negatives_from == "nothing":
+            return PairSampler(train, seed)
+        return TripleSampler(train, self.data.items, seed, self.negatives_from)
 
     def dense(self) -> torch.nn.Module | None:
         """The module that DeepSpeed trains, written for one device. The method calls it as `self.dense_module(…)`."""

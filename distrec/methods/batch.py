@@ -10,7 +10,7 @@ import torch
 
 from distrec.data import keyed
 from distrec.data.histories import PADDING
-from distrec.data.sampling import Samples, Triples, Windows
+from distrec.data.sampling import Pairs, Samples, Triples, Windows
 from distrec.methods.losses import info_nce
 from distrec.parallel.exchange import BoundaryExchange, batch_exchange
 from distrec.parallel.partition import Partition, share
@@ -222,7 +222,19 @@ class Batch:
         return torch.from_numpy(keyed.uniform_rows((name, self.seed, self.epoch, *more), rows, width))
 
 
-class TripleBatch(Batch):
+class PairBatch(Batch):
+    """(user, positive) pairs.
+
+    Attributes:
+        users, positives: the columns.
+    """
+
+    def __init__(self, world: World, users: Partition, items: Partition, samples: Pairs | Triples, at: Step):
+        super().__init__(world, users, items, samples, at)
+        self.positives = Lookup(world, items, samples.positives)
+
+
+class TripleBatch(PairBatch):
     """(user, positive, negative) triples.
 
     Attributes:
@@ -231,7 +243,6 @@ class TripleBatch(Batch):
 
     def __init__(self, world: World, users: Partition, items: Partition, samples: Triples, at: Step):
         super().__init__(world, users, items, samples, at)
-        self.positives = Lookup(world, items, samples.positives)
         self.negatives = Lookup(world, items, samples.negatives)
 
 
@@ -279,6 +290,8 @@ def batch_of(world: World, users: Partition, items: Partition, samples: Samples,
     """The batch of these samples."""
     if isinstance(samples, Windows):
         return WindowBatch(world, users, items, samples, at)
+    if isinstance(samples, Pairs):
+        return PairBatch(world, users, items, samples, at)
     return TripleBatch(world, users, items, samples, at)
 
 

@@ -71,7 +71,7 @@ class Towers(torch.nn.Module):
 
 def source(tower: str) -> str:
     """What a tower encodes: "v" (image), "t" (text) or "id"."""
-    return tower.partition("_")[0]
+    return tower.split("_")[0]
 
 
 class Draws:
