@@ -86,7 +86,7 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Part:
     """What one rank scores: the exchange that fetches its users' rows, and its chunks."""
 
     exchange: Exchange
@@ -100,13 +100,13 @@ def deal(count: int, size: int) -> list[tuple[int, int]]:
     return [(min(start * USERS_PER_CHUNK, count), min(stop * USERS_PER_CHUNK, count)) for start, stop in ranges]
 
 
-def plan(world: World, users: Partition, pairs: Pairs, chosen: np.ndarray) -> Plan:
-    """This rank's plan to score `pairs.user[chosen]`, where `chosen` is ascending and the same on every rank."""
+def my_part(world: World, users: Partition, pairs: Pairs, chosen: np.ndarray) -> Part:
+    """This rank's part of scoring `pairs.user[chosen]`, where `chosen` is ascending and the same on every rank."""
     dealt = deal(len(chosen), world.size)
     exchange, _ = batch_exchange(world, users, [torch.from_numpy(pairs.user[chosen[a:b]]) for a, b in dealt])
     first, stop = dealt[world.rank]
     starts = range(first, stop, USERS_PER_CHUNK)
-    return Plan(
+    return Part(
         exchange, [_chunk(pairs, chosen[start : min(start + USERS_PER_CHUNK, stop)], start - first) for start in starts]
     )
 

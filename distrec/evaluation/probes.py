@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from distrec.evaluation.chunks import Chunk, Pairs, Score, count_above, deal, each, plan
+from distrec.evaluation.chunks import Chunk, Pairs, Score, count_above, deal, each, my_part
 from distrec.parallel.exchange import batch_exchange
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
@@ -32,20 +32,20 @@ class Probes:
         self.world, self.pairs, self.k = world, pairs, k
         probes = np.argsort(-popular, kind="stable")[:PROBES]
         short = np.flatnonzero(pairs.length <= SHORT)
-        self._plan = plan(world, users, pairs, short)
+        self._part = my_part(world, users, pairs, short)
         # The held-out items are fetched together with the probes, so that one product gives the scores of both.
         needed = [
             torch.from_numpy(np.append(probes, pairs.item[pairs.of_users(short[a:b])]))
             for a, b in deal(len(short), world.size)
         ]
-        needed[world.rank] = torch.cat([torch.from_numpy(probes), *(chunk.item for chunk in self._plan.chunks)])
+        needed[world.rank] = torch.cat([torch.from_numpy(probes), *(chunk.item for chunk in self._part.chunks)])
         self._exchange, places = batch_exchange(world, items, needed)
         self._probe_places, self._targets = places[:PROBES], places[PROBES:]
         column = np.full(items.total, -1)
         column[probes] = np.arange(PROBES)
-        known = [torch.from_numpy(column[chunk.mask_item]) for chunk in self._plan.chunks]
+        known = [torch.from_numpy(column[chunk.mask_item]) for chunk in self._part.chunks]
         self._mask = [
-            (chunk.mask_row[columns >= 0], columns[columns >= 0]) for chunk, columns in zip(self._plan.chunks, known)
+            (chunk.mask_row[columns >= 0], columns[columns >= 0]) for chunk, columns in zip(self._part.chunks, known)
         ]
 
     def undecided(self, user_block: torch.Tensor, item_block: torch.Tensor, score: Score) -> np.ndarray:
@@ -53,9 +53,9 @@ class Probes:
 
         The first user is always one of them, so that every item is scored at least once.
         """
-        users, items = self._plan.exchange.fetch_values(user_block), self._exchange.fetch_values(item_block)
+        users, items = self._part.exchange.fetch_values(user_block), self._exchange.fetch_values(item_block)
         probes = items.index_select(0, self._probe_places)
-        targets = self._targets.split([len(chunk.pair) for chunk in self._plan.chunks])
+        targets = self._targets.split([len(chunk.pair) for chunk in self._part.chunks])
         masked = torch.from_numpy(self.pairs.masked)
         open_ = torch.from_numpy((self.pairs.length > SHORT).astype(np.int32))
         open_[0] = 1
@@ -70,6 +70,6 @@ class Probes:
             count_above(chunk, scores[:, :PROBES], limit, count)
             return chunk.row[(count < self.k) & ~masked[chunk.pair]]
 
-        for chunk, rows in zip(self._plan.chunks, each(left_open, self._plan.chunks, targets, self._mask)):
+        for chunk, rows in zip(self._part.chunks, each(left_open, self._part.chunks, targets, self._mask)):
             open_[chunk.at[rows]] = 1
         return np.flatnonzero(self.world.sum_(open_).numpy())

@@ -25,7 +25,7 @@ import torch
 from distrec.data.dataset import Interactions
 from distrec.errors import InputError
 from distrec.evaluation import metrics, probes
-from distrec.evaluation.chunks import ROWS_AT_ONCE, Chunk, Pairs, Plan, Score, count_above, each, plan
+from distrec.evaluation.chunks import ROWS_AT_ONCE, Chunk, Pairs, Part, Score, count_above, each, my_part
 from distrec.evaluation.probes import Probes
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
@@ -111,7 +111,7 @@ class Evaluator:
             )
         self.world, self.users, self.items, self.ks = world, users, items, tuple(ks)
         self.pairs = Pairs.of(held_out, masked, items.total)
-        self._plan = plan(world, users, self.pairs, np.arange(len(self.pairs.user)))
+        self._part = my_part(world, users, self.pairs, np.arange(len(self.pairs.user)))
         self._probes = None
         if items.total >= 4 * probes.PROBES and ks[-1] <= probes.PROBES:
             popular = np.bincount(
@@ -132,11 +132,11 @@ class Evaluator:
             FloatingPointError: a score is NaN or infinite; raised on every rank. Every user and every item is scored at
                 least once, but not every pair.
         """
-        planned = self._plan
+        part = self._part
         if self._probes is not None:
             undecided = self._probes.undecided(user_block, item_block, score)
-            planned = plan(self.world, self.users, self.pairs, undecided)
-        counts, not_finite = self._counts(planned, user_block, item_block, score)
+            part = my_part(self.world, self.users, self.pairs, undecided)
+        counts, not_finite = self._counts(part, user_block, item_block, score)
 
         first = -int(self.world.max_(torch.tensor(-not_finite)))
         if first != _NONE:
@@ -145,21 +145,21 @@ class Evaluator:
 
         # Each rank adds K minus its count, so that pairs that the probes decided, which no rank counts, get rank K.
         ahead = torch.zeros(len(self.pairs.item), dtype=torch.int32)
-        for chunk, count in zip(planned.chunks, counts):
+        for chunk, count in zip(part.chunks, counts):
             ahead[chunk.pair] = self.ks[-1] - count.clamp(max=self.ks[-1])
         rank = self.ks[-1] - self.world.sum_(ahead).numpy()
         rank[self.pairs.masked] = self.ks[-1]
         return Ranked(self.ks, self.pairs.user, self.pairs.offsets, self.pairs.item, rank, self.pairs.masked)
 
     def _counts(
-        self, planned: Plan, user_block: torch.Tensor, item_block: torch.Tensor, score: Score
+        self, part: Part, user_block: torch.Tensor, item_block: torch.Tensor, score: Score
     ) -> tuple[list[torch.Tensor], int]:
         """For every chunk, the number of items before each pair's item; and the lowest key of a non-finite score."""
-        users = planned.exchange.fetch_values(user_block)
+        users = part.exchange.fetch_values(user_block)
         # With several chunks of items, a target's score is needed before its own chunk is scored. So one pass reads the
         # targets' scores, and a second one counts.
         whole = self.items.total <= ITEMS_PER_CHUNK
-        targets = [torch.empty(len(chunk.pair)) for chunk in planned.chunks]
+        targets = [torch.empty(len(chunk.pair)) for chunk in part.chunks]
         for low, _, items in () if whole else self.item_chunks(item_block):
 
             def read(chunk: Chunk, target: torch.Tensor, low: int = low, items: torch.Tensor = items) -> None:
@@ -168,9 +168,9 @@ class Evaluator:
                     scores = score(users.index_select(0, chunk.place), items)
                     target[inside] = scores[chunk.row[inside], chunk.item[inside] - low]
 
-            each(read, planned.chunks, targets)
+            each(read, part.chunks, targets)
 
-        counts = [torch.zeros(len(chunk.pair), dtype=torch.int32) for chunk in planned.chunks]
+        counts = [torch.zeros(len(chunk.pair), dtype=torch.int32) for chunk in part.chunks]
         not_finite = _NONE
         for low, _, items in self.item_chunks(item_block):
 
@@ -182,7 +182,7 @@ class Evaluator:
                 self._count(chunk, low, scores, scores[chunk.row, chunk.item] if whole else target, count)
                 return wrong
 
-            not_finite = min([not_finite, *each(add, planned.chunks, targets, counts)])
+            not_finite = min([not_finite, *each(add, part.chunks, targets, counts)])
         return counts, not_finite
 
     def item_chunks(self, block: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:

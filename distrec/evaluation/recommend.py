@@ -14,7 +14,7 @@ import torch
 
 from distrec.data.dataset import Dataset, Interactions
 from distrec.data.histories import PADDING, Histories
-from distrec.evaluation.chunks import Score, plan
+from distrec.evaluation.chunks import Score, my_part
 from distrec.evaluation.ranking import Evaluator
 from distrec.parallel.topk import merge_top, top_columns
 
@@ -52,12 +52,12 @@ def recommend(
         k: the number of items per user.
     """
     ascending = np.sort(chosen)
-    planned = plan(evaluator.world, evaluator.users, evaluator.pairs, ascending)
-    users = planned.exchange.fetch_values(user_block)
-    rows = [chunk.layers[0] for chunk in planned.chunks]  # every user has a held-out item; later rows are padding
+    part = my_part(evaluator.world, evaluator.users, evaluator.pairs, ascending)
+    users = part.exchange.fetch_values(user_block)
+    rows = [chunk.layers[0] for chunk in part.chunks]  # every user has a held-out item; later rows are padding
     best = [(torch.empty(count, 0), torch.empty(count, 0, dtype=torch.int64)) for count in rows]
     for low, high, items in evaluator.item_chunks(item_block):
-        for number, chunk in enumerate(planned.chunks):
+        for number, chunk in enumerate(part.chunks):
             scores = score(users.index_select(0, chunk.place), items).contiguous()
             inside = (chunk.mask_item >= low) & (chunk.mask_item < high)
             scores[chunk.mask_row[inside], chunk.mask_item[inside] - low] = -torch.inf
@@ -66,7 +66,7 @@ def recommend(
 
     # Each user was scored by one rank; the sum over ranks gives every rank the result. 0 means no item.
     found = torch.zeros(len(chosen), k, dtype=torch.int64)
-    for chunk, (values, items) in zip(planned.chunks, best):
+    for chunk, (values, items) in zip(part.chunks, best):
         at = torch.from_numpy(np.searchsorted(ascending, chunk.at[: len(values)]))
         found[at, : items.shape[1]] = torch.where(values > -torch.inf, items + 1, 0)
     whole = evaluator.world.sum_(found)[torch.from_numpy(np.searchsorted(ascending, chosen))]

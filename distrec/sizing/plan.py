@@ -32,7 +32,7 @@ _SMALLER = 0.5  # the share of the second rehearsal, from which and the first th
 
 
 @dataclass(frozen=True)
-class Plan:
+class Needs:
     """What a run needs with a number of workers. Bytes are those of the worker that needs the most.
 
     Attributes:
@@ -73,7 +73,7 @@ class Plan:
         return asdict(self) | {"epoch_hours": self.epoch_hours}
 
 
-def plan(config: RunConfig, workers: Sequence[int] = (), steps: int = STEPS) -> list[Plan]:
+def plan(config: RunConfig, workers: Sequence[int] = (), steps: int = STEPS) -> list[Needs]:
     """What a run needs with each number of workers.
 
     Args:
@@ -99,7 +99,7 @@ def plan(config: RunConfig, workers: Sequence[int] = (), steps: int = STEPS) -> 
     return [_plan(config, data, method, number, steps) for number in numbers]
 
 
-def until_it_fits(config: RunConfig, plans: Sequence[Plan], machine: int, steps: int = STEPS) -> list[Plan]:
+def until_it_fits(config: RunConfig, plans: Sequence[Needs], machine: int, steps: int = STEPS) -> list[Needs]:
     """Plans for more workers too, twice as many each time, until one fits into a machine or more of them help little.
 
     Args:
@@ -131,7 +131,7 @@ def worker_bytes(config: RunConfig) -> int:
     return plan(config, [config.train.least_workers])[0].peak
 
 
-def _plan(config: RunConfig, data: Dataset, method: Method, workers: int, steps: int) -> Plan:
+def _plan(config: RunConfig, data: Dataset, method: Method, workers: int, steps: int) -> Needs:
     parts = worker_parts(config, data, method, workers, dense_values(method))
     share = rehearsed_share(data.manifest, sum(method_widths(data, method)), sum(parts.values()))
     if share == 1:
@@ -143,7 +143,7 @@ def _plan(config: RunConfig, data: Dataset, method: Method, workers: int, steps:
         known["gradients of tables"] = parts["tables"]
     copy = parts["checkpoint being written"]  # not part of a rehearsal, which saves to a local disk
     phases = {name: value + (copy if name not in ("process", "build") else 0) for name, value in found.phases.items()}
-    return Plan(
+    return Needs(
         workers=workers,
         share=share,
         held={name: value for name, value in (found.held | known).items() if value},

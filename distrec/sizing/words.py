@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from distrec.config.run import RunConfig
 from distrec.errors import InputError, shown
-from distrec.sizing.plan import Plan
+from distrec.sizing.plan import Needs
 
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("KMGT", 1)}
@@ -43,7 +43,7 @@ def bytes_of(text: str) -> int:
     return size
 
 
-def plan_text(plans: Sequence[Plan], config: RunConfig, rate: float, machine: int | None, probed: bool) -> str:
+def plan_text(plans: Sequence[Needs], config: RunConfig, rate: float, machine: int | None, probed: bool) -> str:
     """The plans as a readable table.
 
     Args:
@@ -86,18 +86,18 @@ def plan_text(plans: Sequence[Plan], config: RunConfig, rate: float, machine: in
     return "\n".join(lines)
 
 
-def per_machine(plan: Plan, machine: int) -> int:
+def per_machine(plan: Needs, machine: int) -> int:
     """How many of the workers fit into a machine with `machine` bytes of memory."""
     return min(machine // plan.peak, plan.processes)
 
 
-def machines(plan: Plan, machine: int) -> int:
+def machines(plan: Needs, machine: int) -> int:
     """How many machines with `machine` bytes of memory hold all workers; 0 if not even one worker fits."""
     fitting = per_machine(plan, machine)
     return -(-plan.processes // fitting) if fitting else 0
 
 
-def remedy(plan: Plan) -> str:
+def remedy(plan: Needs) -> str:
     """What lowers a worker's peak: it depends on whether what it holds or what it does for a while takes the most."""
     largest = max(plan.held, key=lambda name: plan.held[name])
     doing = plan.peak - plan.phases["process"] - sum(plan.held.values())
@@ -110,7 +110,7 @@ def remedy(plan: Plan) -> str:
     return f"most is held for {largest}: {what}; or use more workers or larger machines"
 
 
-def _workers(plan: Plan) -> str:
+def _workers(plan: Needs) -> str:
     return f"{plan.workers} worker{'' if plan.workers == 1 else 's'}" if plan.workers else "no workers"
 
 

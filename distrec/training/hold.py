@@ -107,7 +107,7 @@ class Hold:
         )
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
+    def holding(self) -> Iterator[None]:
         """A context that needs the hold to its end. A lost hold explains other errors, so it is raised in their place.
 
         Raises:

@@ -64,7 +64,7 @@ def tune(config: SweepConfig | str | Path, overrides: Sequence[str] = ()) -> Swe
                 published=[section.model_dump() for section in sweep.published],
             )  # fmt: skip
             folder.hold = hold
-            with hold.kept():  # what Ray Tune makes of a lost hold would not say so
+            with hold.holding():  # what Ray Tune makes of a lost hold would not say so
                 Search(sweep, entries, folder, concurrent, new).run()
     return folder
 

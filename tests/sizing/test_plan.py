@@ -22,7 +22,7 @@ from distrec.errors import InputError
 from distrec.sizing import plan as planning
 from distrec.sizing import worker_bytes
 from distrec.sizing.likeness import add_features, share_of, write_likeness
-from distrec.sizing.plan import Plan, plan, rehearsed_share
+from distrec.sizing.plan import Needs, plan, rehearsed_share
 from distrec.sizing.rehearsal import Rehearsal
 from distrec.sizing.words import bytes_of, machines, per_machine, plan_text, remedy
 from tests.methods import bare
@@ -42,10 +42,10 @@ def config(data: str, method: dict[str, Any], **sections: Any) -> RunConfig:
     return bare.run_config(method, **{"data": data, "train": {"workers": 0, "epochs": 2}, **sections})
 
 
-def made(workers: int = 2, peak: int = 1000, held: dict[str, int] | None = None, **fields: Any) -> Plan:
+def made(workers: int = 2, peak: int = 1000, held: dict[str, int] | None = None, **fields: Any) -> Needs:
     phases = {"process": 100, "build": 200, "steps": peak}
     known = {"share": 1.0, "received": 5, "checkpoint": 10**9, "step_seconds": 0.5, "steps": 72}
-    return Plan(workers=workers, held=held or {"tables": 50}, phases=phases, peak=peak, **known | fields)
+    return Needs(workers=workers, held=held or {"tables": 50}, phases=phases, peak=peak, **known | fields)
 
 
 def linear(batch_counts: list[int]) -> Any:
@@ -167,7 +167,7 @@ def test_workers_are_put_on_machines(workers: int, peak: int, fitting: int, coun
         (made(peak=210, held={"tables": 1}), "graphs and features are built"),
     ],
 )
-def test_the_remedy_is_about_the_largest_part(found: Plan, words: str) -> None:
+def test_the_remedy_is_about_the_largest_part(found: Needs, words: str) -> None:
     assert words in remedy(found)
 
 

@@ -218,7 +218,7 @@ def test_a_lost_hold_explains_other_errors_and_an_unreadable_one_hides_none(
     folder = open_folder(str(tmp_path))
 
     def raised(held: Hold, error: Exception | None) -> BaseException:
-        with pytest.raises(Exception) as found, held.kept():  # noqa: PT011, PT012
+        with pytest.raises(Exception) as found, held.holding():  # noqa: PT011, PT012
             if error is not None:
                 raise error
         return found.value
@@ -228,7 +228,7 @@ def test_a_lost_hold_explains_other_errors_and_an_unreadable_one_hides_none(
 
     crash, stop = RuntimeError("crash"), Interrupted("stopped")
     with Hold(folder, "run", str(tmp_path)) as held:
-        with held.kept():
+        with held.holding():
             pass
         assert raised(held, crash) is crash
         with monkeypatch.context() as patch:
