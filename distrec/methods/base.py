@@ -145,6 +145,11 @@ class Method(ABC):
 
         return from_rows(read)
 
+    def trained_features(self, name: str) -> Table:
+        """A table `name` that starts from a feature set's rows and trains, for methods with a setting `fill`."""
+        read = self.starting_from("item", lambda: self.space.features(name, self.config.fill))
+        return Table(name, "item", self.data.feature(name).width, read)
+
     def kept(self) -> dict[str, tuple[Side, torch.Tensor]]:
         """Arrays that a checkpoint must hold besides the tables, by name: their side and my rows.
 

@@ -211,6 +211,10 @@ class Batch:
         """
         return info_nce(anchors, candidates, anchors.new_ones(len(candidates)), self._mine.start, temperature)
 
+    def owned(self, ids: torch.Tensor) -> OwnedRows:
+        """A list of item ids that every worker knows, for work at the items' owners."""
+        return OwnedRows(self._world, self._items, ids)
+
     def key(self, name: str, *more: str | int) -> tuple[str | int, ...]:
         """The key of this step's draws for `name`; `more` tells several of them apart."""
         return (name, self.seed, self.epoch, self.step, *more)
@@ -266,10 +270,6 @@ class WindowBatch(Batch):
     def real(self) -> torch.Tensor:
         """Whether each place of my rows of the windows holds an item: bool `[my rows, L]`."""
         return self.my_rows(self.windows) != PADDING
-
-    def owned(self, ids: torch.Tensor) -> OwnedRows:
-        """A list of item ids that every rank knows, for work at the items' owners."""
-        return OwnedRows(self._world, self._items, ids)
 
     def last_items(self) -> Targets:
         """Each window predicts its newest item."""

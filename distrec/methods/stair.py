@@ -22,7 +22,7 @@ from distrec.methods.base import Graph, Method, MethodConfig, Representations, r
 from distrec.methods.batch import TripleBatch
 from distrec.methods.losses import bpr
 from distrec.methods.workspace import Workspace
-from distrec.tables.features import Fill, unit_rows
+from distrec.tables.features import Fill
 from distrec.tables.spec import Table
 
 
@@ -91,10 +91,8 @@ class STAIR(Method):
         self.user_item = space.user_item(user, item)
         blocks = [space.features(name, config.fill) for name in config.features]
         nearest = [
-            space.neighbours(
-                unit_rows(block), k, {"features": [name], "fill": config.fill, "rows": "unit rows"}, include_self=False
-            )
-            for name, block, k in zip(config.features, blocks, config.neighbours, strict=True)
+            space.feature_neighbours(name, config.fill, k, include_self=False)
+            for name, k in zip(config.features, config.neighbours, strict=True)
         ]
         self.item_item = space.item_graph(nearest, "symmetric")
         backward = stepwise_decay(config.dim, config.gamma)
