@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from distrec.graph.knn import cosine_neighbours
+from distrec.graph.knn import Neighbours, cosine_neighbours
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
 
@@ -44,6 +44,6 @@ def counted(features: Features) -> torch.Tensor:
     return torch.from_numpy(np.maximum(counts, counts.T))
 
 
-def nearest_of(world: World, partition: Partition, features: Features) -> list[torch.Tensor]:
+def nearest_of(world: World, partition: Partition, features: Features) -> list[Neighbours]:
     mine = slice(partition.start(world.rank), partition.stop(world.rank))
-    return [cosine_neighbours(world, partition, vectors[mine], k, include_self=False)[1] for vectors, k in features]
+    return [cosine_neighbours(world, partition, vectors[mine], k, include_self=False) for vectors, k in features]

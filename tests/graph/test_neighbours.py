@@ -7,7 +7,7 @@ import torch
 
 from distrec.graph import knn
 from distrec.graph.knn import cosine_neighbours
-from distrec.graph.neighbours import symmetric_neighbour_graph
+from distrec.graph.neighbours import item_graph
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
 from tests.distributed import run_workers
@@ -40,7 +40,7 @@ def graphs() -> dict[str, dict[tuple[int, int], float]]:
     world, found = World.current(), {}
     for name, features in cases().items():
         partition = Partition(len(features[0][0]), world.size)
-        matrix = symmetric_neighbour_graph(world, partition, nearest_of(world, partition, features))
+        matrix = item_graph(world, partition, nearest_of(world, partition, features), "symmetric")
         found[name] = sparse_entries(world, matrix)
     return found
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from distrec.graph.neighbours import symmetric_neighbour_graph
+from distrec.graph.neighbours import item_graph
 from distrec.graph.polynomial import Weight, decaying_powers, mean_of_powers, polynomial
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
@@ -99,7 +99,7 @@ def test_the_leading_eigenvector_of_an_item_graph_stays(items: int, neighbours: 
     """`sqrt(degree)` is the eigenvector of `D^-1/2 W D^-1/2` with eigenvalue 1, and each column's weights sum to 1."""
     world, partition = World(0, 1), Partition(items, 1)
     features = [(unit_vectors(items, 8, seed + number), k) for number, k in enumerate(neighbours)]
-    graph = symmetric_neighbour_graph(world, partition, nearest_of(world, partition, features))
+    graph = item_graph(world, partition, nearest_of(world, partition, features), "symmetric")
     root = counted(features).sum(1).sqrt()
     leading = root.unsqueeze(1).repeat(1, WIDTH)
     decay = torch.linspace(0.1, 0.9986, WIDTH, dtype=torch.float64)
