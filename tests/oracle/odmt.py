@@ -204,7 +204,7 @@ def _outputs(fixture: Fixture, engine: Engine, batch: WindowBatch) -> list[Row]:
 def _label_slots(batch: WindowBatch, read: Read) -> torch.Tensor:
     """The place of each of my rows' next item in the flattened windows of the whole batch."""
     places = batch.real[:, :-1].nonzero()
-    return (batch.mine.start + places[:, 0]) * batch.windows.shape[1] + places[:, 1] + 1
+    return batch.numbers[places[:, 0]] * batch.windows.shape[1] + places[:, 1] + 1
 
 
 def _slots(batch: WindowBatch, read: Read, score: torch.Tensor) -> torch.Tensor:
