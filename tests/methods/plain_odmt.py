@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.nn import functional
 
+from distrec.data.dataset import Dataset
+from distrec.data.sampling import Windows
+from distrec.methods.base import Method
+from distrec.methods.batch import Step
 from tests.methods.plain import Terms, Weights
 
 SOURCES = ("id", "text", "image")
 
 
 @dataclass(frozen=True)
-class Plain:
+class ODMT:
     """The fixed inputs.
 
     Attributes:
@@ -110,3 +114,42 @@ def _block(x: torch.Tensor, mask: torch.Tensor, w: Weights, name: str, heads: in
 
 def _norm(x: torch.Tensor, w: Weights, name: str) -> torch.Tensor:
     return functional.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], 1e-6)
+
+
+def plain_of(data: Dataset, config: dict[str, Any]) -> ODMT:
+    """The transcription, with inputs that are read and counted without the method's code."""
+    tokens = {}
+    for name in ("text", "image"):
+        values, count, _ = data.token_rows(f"{name}-tokens", 0, data.items)
+        mask = [[place < max(1, length) for place in range(values.shape[1])] for length in count.tolist()]
+        tokens |= {name: torch.from_numpy(values).double(), f"{name}_mask": torch.tensor(mask)}
+    histories: dict[int, list[int]] = {}
+    train = data.interactions("train")
+    for user, item in zip(train.user.tolist(), train.item.tolist(), strict=True):
+        histories.setdefault(user, []).append(item)
+    counts = torch.zeros(data.items, dtype=torch.float64)
+    for history in histories.values():
+        for item in history[-config["length"] - 1 :] if len(history) > 1 else []:
+            counts[item] += 1
+    return ODMT(**tokens, popularity=counts / counts.sum(), config=config)
+
+
+class Plain:
+    """The same from a method's settings and data."""
+
+    cases: ClassVar[dict[str, dict[str, Any]]] = {
+        "as published": {"init": 1, "id_dim": 6, "length": 5},
+        "a column per slot": {"init": 1, "id_dim": 6, "dedupe": False},
+        "nothing hidden": {"version": "v3"},
+        "one block": {"merged_att_layers": 1, "user_layers": 1, "user_heads": 4, "tau": 2.0},
+        "four blocks": {"merged_att_layers": 4, "version": "v3", "alpha": 0.3, "length": 2},
+        "tied texts": {"init": 3, "id_dim": 6, "tie_cls_feature": True},
+        "tied images, a column per slot": {"init": 2, "id_dim": 6, "tie_cls_feature": True, "dedupe": False},
+        "not distilled": {"alpha": 0},
+    }
+
+    def __init__(self, method: Method):
+        self.whole = plain_of(method.data, method.config.model_dump())
+
+    def terms(self, w: Weights, samples: Windows, at: Step) -> Terms:
+        return self.whole.terms(w, torch.from_numpy(samples.items), at.epoch + 1)

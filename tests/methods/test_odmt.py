@@ -1,11 +1,10 @@
-"""ODMT against its plain transcription at any number of workers, and the properties of its settings (10).
+"""ODMT: the properties of its settings (10). `test_every_method.py` compares it with its plain transcription.
 
 Section numbers in brackets refer to docs/methods/odmt.md.
 """
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +24,11 @@ from distrec.parallel.world import World
 from distrec.runtime import quiet
 from tests.distributed import run_workers
 from tests.methods.bare import SEED, Bare, method_of
-from tests.methods.plain_odmt import Plain
+from tests.methods.plain_odmt import plain_of
 from tests.training import small
 from tests.training.random_data import write_random
 
 ODMT: dict[str, Any] = {"name": "odmt", "dim": 8, "id_dim": 6, "length": 5, "dropout": 0.0, "alpha": 4}
-CASES: dict[str, dict[str, Any]] = {
-    "as published": ODMT,
-    "a column per slot": ODMT | {"dedupe": False},
-    "nothing hidden": ODMT | {"version": "v3", "init": 0},
-    "one block": ODMT | {"merged_att_layers": 1, "user_layers": 1, "user_heads": 4, "tau": 2.0},
-    "four blocks": ODMT | {"merged_att_layers": 4, "version": "v3", "alpha": 0.3, "length": 2},
-    "tied texts": ODMT | {"init": 3, "tie_cls_feature": True},
-    "tied images, a column per slot": ODMT | {"init": 2, "tie_cls_feature": True, "dedupe": False},
-    "not distilled": ODMT | {"alpha": 0, "init": 2},
-}
 LOCAL = {
     "local": ODMT | {"negatives": "local"},
     "local, a column per slot": ODMT | {"negatives": "local", "dedupe": False},
@@ -48,41 +37,19 @@ DATASETS = {"more users": (30, 14, 102, 0), "more items": (9, 40, 52, 1)}
 BATCH, EPOCH = 50, 2
 
 
-def plain_of(data: Dataset, train: Interactions, config: dict[str, Any]) -> Plain:
-    """The transcription, with inputs that are read and counted without the method's code."""
-    tokens = {}
-    for name in ("text", "image"):
-        values, count, _ = data.token_rows(f"{name}-tokens", 0, data.items)
-        mask = [[place < max(1, length) for place in range(values.shape[1])] for length in count.tolist()]
-        tokens |= {name: torch.from_numpy(values).double(), f"{name}_mask": torch.tensor(mask)}
-    histories: dict[int, list[int]] = {}
-    for user, item in zip(train.user.tolist(), train.item.tolist(), strict=True):
-        histories.setdefault(user, []).append(item)
-    counts = torch.zeros(data.items, dtype=torch.float64)
-    for history in histories.values():
-        for item in history[-config["length"] - 1 :] if len(history) > 1 else []:
-            counts[item] += 1
-    return Plain(**tokens, popularity=counts / counts.sum(), config=config)
-
-
 def worker(folder: str, cases: dict[str, dict[str, Any]]) -> dict[tuple[str, str], Any]:
-    """For each dataset and case: terms and gradients summed over ranks, the batch's windows, weights and settings."""
+    """For each dataset and case: terms summed over ranks, the batch's windows, weights and settings."""
     quiet()
     out: dict[tuple[str, str], Any] = {}
     for dataset in DATASETS:
         for case, settings in cases.items():
             bare = Bare(World.current(), Dataset.open(str(Path(folder, dataset))), settings)
             batch = bare.batch(BATCH, EPOCH)
-            terms = bare.method.loss(batch)
-            grads = bare.gradients(torch.stack(list(terms.values())).sum())
-            whole = {name: bare.whole(table, bare.items).double() for name, table in bare.tables.items()}
-            found = {name: torch.zeros_like(x) for name, x in (bare.tables | bare.dense).items()}
-            found |= {name: grad for name, grad in grads.items() if grad is not None}
-            summed = {name: bare.world.sum_(grad.clone()) for name, grad in found.items() if name in bare.dense}
-            summed |= {name: bare.whole(found[name], bare.items) for name in bare.tables}
-            total = {name: float(bare.world.sum_(term.detach().clone())) for name, term in terms.items()}
-            weights = whole | {name: x.detach().double() for name, x in bare.dense.items()}
-            out[dataset, case] = total, summed, batch.windows, weights, bare.method.config.model_dump()
+            terms = {name: term.detach().clone() for name, term in bare.method.loss(batch).items()}
+            total = {name: float(bare.world.sum_(term)) for name, term in terms.items()}
+            weights = {name: bare.whole(table, bare.items).double() for name, table in bare.tables.items()}
+            weights |= {name: x.detach().double() for name, x in bare.dense.items()}
+            out[dataset, case] = total, batch.windows, weights, bare.method.config.model_dump()
     return out
 
 
@@ -94,46 +61,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def agree(folder: Path, results: dict[tuple[str, str], Any]) -> None:
-    for (dataset, case), (total, grads, windows, weights, config) in results.items():
-        data = Dataset.open(str(folder / dataset))
-        leaves = {name: x.clone().requires_grad_() for name, x in weights.items()}
-        terms = plain_of(data, data.interactions("train"), config).terms(leaves, windows, EPOCH + 1)
-        assert total == pytest.approx({name: float(x.detach()) for name, x in terms.items()}, rel=2e-6), (dataset, case)
-        torch.stack(list(terms.values())).sum().backward()
-        for name, leaf in leaves.items():
-            wanted = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-            scale = float(wanted.abs().max())
-            assert float((grads[name] - wanted).abs().max()) <= 1e-5 * max(scale, 1e-2), (dataset, case, name)
-
-
-def test_terms_and_gradients_are_those_of_the_transcription(folder: Path):
-    results = worker(str(folder), CASES)
-    agree(folder, results)
-    values = [round(sum(total.values()), 3) for (dataset, _), (total, *_) in results.items() if dataset == "more items"]
-    assert len(set(values)) == len(values) - 1  # one case repeats the first without `dedupe`
-
-
-@pytest.fixture(scope="module")
-def several(folder: Path):
-    """The results of a number of workers, computed once per number."""
-    return cache(lambda size: run_workers(worker, size, str(folder), CASES | LOCAL)[0])
-
-
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("size", [2, 3])
-def test_any_number_of_workers_computes_the_same(folder: Path, several, size: int):
-    agree(folder, {(data, case): found for (data, case), found in several(size).items() if case in CASES})
-
-
-@pytest.mark.multiprocess
-@pytest.mark.parametrize("size", [2, 3])
-def test_local_negatives_are_the_mean_of_that_many_processes(folder: Path, several, size: int):
-    for (dataset, case), (total, _, windows, weights, config) in several(size).items():
-        if case not in LOCAL:
-            continue
-        data = Dataset.open(str(folder / dataset))
-        plain = plain_of(data, data.interactions("train"), config)
+def test_local_negatives_are_the_mean_of_that_many_processes(folder: Path, size: int):
+    for (dataset, case), (total, windows, weights, config) in run_workers(worker, size, str(folder), LOCAL)[0].items():
+        plain = plain_of(Dataset.open(str(folder / dataset)), config)
         shares = [windows[slice(*share(len(windows), rank, size))] for rank in range(size)]
         alone = [plain.terms(weights, part, EPOCH + 1) for part in shares]
         means = {name: float(np.mean([float(terms[name]) for terms in alone])) for name in total}
@@ -206,7 +138,7 @@ def test_distillation_grows_over_its_epochs(alpha: float, epoch: int, weight: fl
 def test_ranking_means_the_newest_position_and_users_without_a_history_score_zero(folder: Path):
     bare = made(folder)
     final, config = bare.final(), bare.method.config.model_dump()
-    plain = plain_of(bare.method.data, bare.train, config)
+    plain = plain_of(bare.method.data, config)
     weights = {name: x.detach().double() for name, x in (bare.tables | bare.dense).items()}
     vectors = plain.items(weights, torch.arange(bare.items.total))
     windows = torch.from_numpy(Histories([bare.train], bare.users.total).newest(np.arange(bare.users.total), 5))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.methods import plain
+from tests.methods.plain_alignrec import AlignRec
 
 NAMES = {
     "user_embedding.weight": "user",
@@ -58,7 +58,7 @@ def write_fixture(
         "uia_weight": h["ui_cosine_loss_weight"],
     } | h  # fmt: skip
     train = out["data/train_user"], out["data/train_item"]
-    model = plain.AlignRec(*train, users, torch.from_numpy(features), config)
+    model = AlignRec(*train, users, torch.from_numpy(features), config)
     for name, matrix in (("Ahat", model.adjacency), ("Rhat", model.r_hat), ("S", model.s)):
         indices = matrix.nonzero().t()
         out[f"graph/{name}_indices"], out[f"graph/{name}_values"] = indices.numpy(), matrix[tuple(indices)].numpy()
