@@ -5,7 +5,7 @@
     settings: {dim: 8, layers: 2}      # any `dropout` may be on: comparisons of numbers of workers switch it off
     variants:                          # optional: other settings that must also train, each merged into `settings`
       no layers: {layers: 0}
-    refuses:                           # optional: datasets of `hard_data.py` that it refuses, and a part of the message
+    refuses:                           # optional: datasets of `test_hard_data.py` that it refuses, and a part of the message
       all missing: has 0 independent directions
     tolerance:                         # optional: wider bounds of `tests/training/trajectory.py`, with a comment why
       gradients: 1e-2
@@ -62,6 +62,12 @@ def settings(name: str, variant: str | None = None) -> dict[str, Any]:
     """The section `method` of a run config for small data."""
     found = small(name)
     return {"name": name} | found.settings | (found.variants[variant] if variant else {})
+
+
+def steady(method: dict[str, Any]) -> dict[str, Any]:
+    """The same section without the dropout that depends on the number of workers."""
+    kind = METHODS[method["name"]]
+    return method | {key: 0 for key in kind.draws_dropout if key in kind.Config.model_fields}
 
 
 def cases(*names: str) -> dict[str, dict[str, Any]]:

@@ -60,10 +60,8 @@ def gradient_cases() -> dict[str, dict[str, Any]]:
 def run_of(case: str, data: str) -> Run:
     """A run whose results do not depend on the number of workers: without the dropout that does."""
     method = (beside.cases() | gradient_cases())[case]
-    kind = METHODS[method["name"]]
-    steady = {key: 0 for key in kind.draws_dropout if key in kind.Config.model_fields}
     tolerance = Tolerance(**beside.small(method["name"]).tolerance)
-    return Run(data, method | steady, ADAM, SEED, tolerance=tolerance)
+    return Run(data, beside.steady(method), ADAM, SEED, tolerance=tolerance)
 
 
 def samples_of(config: RunConfig) -> int:
@@ -84,8 +82,12 @@ def uneven(folder: str, run: Run) -> Run:
 
 
 def trajectory(folder: str, case: str, data: str) -> Result:
-    """Losses, ledgers, tensors and ranks of a run without an interruption."""
-    return train(engine_of(config_of(folder, uneven(folder, run_of(case, data)))), stop=STEPS)
+    """Losses, ledgers, tensors and ranks of a run without an interruption, and the first batch's terms at the end."""
+    engine = engine_of(config_of(folder, uneven(folder, run_of(case, data))))
+    out = train(engine, stop=STEPS)
+    if engine.method.trainable:
+        out["again"], _ = engine.forward_backward(0, 0, engine.samples(0, 0))
+    return out
 
 
 def save(folder: str, case: str, data: str) -> dict[str, np.ndarray]:

@@ -114,13 +114,12 @@ def test_every_sample_is_trained_once_per_epoch(found: Any, job: Job, size: int)
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("job", RUNS)
 def test_a_run_does_train(found: Any, job: Job) -> None:
-    """The loss falls and every weight changes. Scores differ between splits only for methods that read histories.
+    """The first batch's loss falls and every weight changes. Scores of splits differ if the method reads histories.
 
     Otherwise the comparison would prove nothing.
     """
     result = found(1, job)[0]
-    losses = [next(iter(terms.values())) for terms, full in zip(result["terms"], result["full"], strict=True) if full]
-    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+    assert sum(result["again"].values()) < sum(result["terms"][0].values())
     assert [key for key, value in result["state"].items() if np.array_equal(value, result["start"][key])] == []
     same = np.array_equal(result["scores"]["valid"], result["scores"]["test"])
     assert same != METHODS[job[1].split(",")[0]].reads_histories

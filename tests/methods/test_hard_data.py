@@ -1,4 +1,7 @@
-"""Every method on edge-case data: it trains a few steps to finite values, or an InputError refuses the data."""
+"""Every method on edge-case data: it trains a few steps to finite values, or an InputError refuses the data.
+
+Which data a method refuses, and in which words, lies beside it (`beside.py`).
+"""
 
 from __future__ import annotations
 
@@ -18,56 +21,11 @@ from distrec.parallel.world import World
 from distrec.runtime import quiet
 from distrec.training.launch import check_inputs
 from tests.distributed import run_workers
+from tests.methods import beside
 from tests.methods.bare import run_config, write
 
 USERS, ITEMS, WIDTHS, STEPS = 11, 13, {"text": 6, "image": 5}, 3
 TOKENS = {"text-tokens": (3, 6), "image-tokens": (2, 5)}  # tokens per item, and their width
-# There are more neighbours than items in the smallest dataset. STAIR refuses this; the others use all items.
-ALIGNREC: dict[str, Any] = {"name": "alignrec", "dim": 4, "knn_k": 4, "sim_weight": 0.3, "cl_loss": 0.1}
-MENTOR: dict[str, Any] = {"name": "mentor", "dim": 4, "knn_k": 4, "mask_weight_g": 0.1}
-SASREC: dict[str, Any] = {"name": "sasrec", "dim": 4, "length": 4}
-ODMT: dict[str, Any] = {"name": "odmt", "dim": 4, "id_dim": 4, "length": 4, "alpha": 2, "init": 0}
-BIVREC: dict[str, Any] = {"name": "bivrec", "dim": 4, "length": 4, "interests": 3}
-CASES: dict[str, dict[str, Any]] = {
-    "popularity": {"name": "popularity"},
-    "bprmf": {"name": "bprmf", "dim": 4, "reg": 0.01},
-    "lightgcn": {"name": "lightgcn", "dim": 4, "layers": 2, "reg": 0.01},
-    "alignrec": ALIGNREC,
-    "alignrec, layer norm": ALIGNREC | {"layer_norm": True, "moving_target": False, "fill": "zeros"},
-    "stair": {"name": "stair", "dim": 4, "neighbours": [3, 1]},
-    "mentor": MENTOR,
-    "mentor, intent": MENTOR | {"variant": "intent"},
-    "mentor, intent, nearly all masked": MENTOR | {"variant": "intent", "dropout": 0.99, "temperature": 0.03},
-    "sasrec": SASREC,
-    "odmt": ODMT,
-    "odmt, tied": ODMT | {"init": 3, "id_dim": 6, "tie_cls_feature": True, "dedupe": False, "version": "v3"},
-    "bivrec": BIVREC,
-    "bivrec, aligned": BIVREC | {"gaussian": "position", "allocation": "aligned", "gumbel": "close", "rank_by": "both"},
-    "bivrec, prototype": BIVREC | {"level": "prototype", "modality": "both"},
-}
-EQUAL, MISSING, FEW, SHORT = "all equal", "all missing", "fewer items than neighbours", "histories of one item"
-NO_DIRECTION = "feature 'text' has 0 independent directions but 'method.dim' is 4"
-NO_HISTORY = "' has no user with a training history long enough for {}; prepare it with a larger 'k_core.users'."
-BIVREC_TITLES = {
-    "bivrec": "bivrec (reconstruction, ranked by id)",
-    "bivrec, aligned": "bivrec (reconstruction, ranked by both)",
-    "bivrec, prototype": "bivrec (prototype)",
-}
-# Every (case, data) that is refused, with a part of the message. All others must train.
-REFUSED = {
-    ("stair", EQUAL): NO_DIRECTION,
-    ("stair", MISSING): NO_DIRECTION,
-    ("stair", FEW): "'method.neighbours' has 3 for feature 'text', which must be less than the 3 items",
-    ("sasrec", SHORT): NO_HISTORY.format("sasrec"),
-    ("odmt", SHORT): NO_HISTORY.format("odmt"),
-    ("odmt, tied", SHORT): NO_HISTORY.format("odmt"),
-}
-# BiVRec trains on users with more than four items.
-REFUSED |= {
-    (case, data): NO_HISTORY.format(title)
-    for case, title in BIVREC_TITLES.items()
-    for data in (SHORT, "one history of two items", FEW, "fewest items", "two users")
-}
 
 
 def drawn(rows: int = ITEMS) -> dict[str, np.ndarray]:
@@ -96,14 +54,14 @@ def datasets(folder: Path) -> dict[str, str]:
     made: dict[str, tuple[int, int, Sequence[tuple[int, int]], dict[str, np.ndarray]]] = {
         # Users 0 to 4 and items 0 to 5 have no interactions with the others; user 10 and item 12 have none at all.
         "isolated components": (USERS, ITEMS, halves, two_blocks),
-        SHORT: (USERS, ITEMS, [(3, 5), (4, 6)], drawn()),
+        "histories of one item": (USERS, ITEMS, [(3, 5), (4, 6)], drawn()),
         "one history of two items": (USERS, ITEMS, [(3, 5), (4, 6), (4, 2), (9, 6)], drawn()),
         "repeated pairs": (USERS, ITEMS, ring * 3, drawn()),
         "zero rows": (USERS, ITEMS, ring, zero_rows),
-        EQUAL: (USERS, ITEMS, ring, {name: np.full((ITEMS, width), 0.3) for name, width in WIDTHS.items()}),
-        MISSING: (USERS, ITEMS, ring, {name: np.full((ITEMS, width), np.nan) for name, width in WIDTHS.items()}),
+        "all equal": (USERS, ITEMS, ring, {name: np.full((ITEMS, width), 0.3) for name, width in WIDTHS.items()}),
+        "all missing": (USERS, ITEMS, ring, {name: np.full((ITEMS, width), np.nan) for name, width in WIDTHS.items()}),
         "enormous features": (USERS, ITEMS, ring, {name: values * 1e4 for name, values in drawn().items()}),
-        FEW: (5, 3, [(0, 0), (0, 1), (1, 2), (2, 1), (2, 2), (4, 0), (4, 2)], drawn(3)),
+        "fewer items than neighbours": (5, 3, [(0, 0), (0, 1), (1, 2), (2, 1), (2, 2), (4, 0), (4, 2)], drawn(3)),
         "fewest items": (3, 6, [(0, 0), (0, 1), (1, 2), (2, 3), (2, 5)], drawn(6)),
         "two users": (2, ITEMS, [(0, 2), (0, 5), (1, 3)], drawn()),
     }  # fmt: skip
@@ -137,11 +95,11 @@ def local(value: Any) -> torch.Tensor:
     return mine.detach()
 
 
-def work(paths: dict[str, str]) -> dict[tuple[str, str], str]:
-    """The outcome of every method on every dataset: "finite", "NaN or infinite" or the error message."""
+def work(paths: dict[str, str], cases: dict[str, dict[str, Any]]) -> dict[tuple[str, str], str]:
+    """The outcome of every case on every dataset: "finite", "NaN or infinite" or the error message."""
     quiet()
     out = {}
-    for case, settings in CASES.items():
+    for case, settings in cases.items():
         optimizer = {"name": "adamw", "lr": 0.05, "weight_decay": 0.1}
         for name, path in paths.items():
             config = run_config(settings, train={"global_batch": 8}, optimizer=optimizer).model_copy(
@@ -161,18 +119,20 @@ def work(paths: dict[str, str]) -> dict[tuple[str, str], str]:
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("size", [1, 2, pytest.param(3, marks=pytest.mark.wide)])
 def test_a_few_steps_stay_finite_or_the_data_is_refused(size: int, tmp_path: Path):
-    results = run_workers(work, size, datasets(tmp_path), timeout=500)
+    paths = datasets(tmp_path)
+    results = run_workers(work, size, paths, beside.cases(), timeout=500)
     assert all(outcomes == results[0] for outcomes in results)
-    failed = {pair: outcome for pair, outcome in results[0].items() if pair not in REFUSED and outcome != "finite"}
-    assert failed == {}
-    for pair, sentence in REFUSED.items():
-        outcome = results[0][pair]
-        assert outcome.startswith("InputError: "), f"{pair}: {outcome}"
-        assert sentence in outcome, pair
+    unexpected = []
+    for (case, data), outcome in results[0].items():
+        told = beside.small(case.partition(",")[0]).refuses.get(data)
+        if outcome != "finite" if told is None else not outcome.startswith("InputError: ") or told not in outcome:
+            unexpected.append(f"{case}, {data}: {outcome}, not {told or 'finite'}")
+    assert unexpected == []
 
 
-def test_every_method_has_a_case():
-    assert {settings["name"] for settings in CASES.values()} == set(METHODS)
+def test_the_data_that_is_refused_exists(tmp_path: Path):
+    names = {name for method in METHODS for name in beside.small(method).refuses}
+    assert names <= datasets(tmp_path).keys()
 
 
 def test_the_isolated_components_are_isolated(tmp_path: Path):
