@@ -5,7 +5,7 @@
     settings: {dim: 8, layers: 2}      # any `dropout` may be on: comparisons of numbers of workers switch it off
     variants:                          # optional: other settings that must also train, each merged into `settings`
       no layers: {layers: 0}
-    refuses:                           # optional: datasets of `test_hard_data.py` that it refuses, and a part of the message
+    refuses:                           # optional: data of `test_hard_data.py` that it refuses, and part of the message
       all missing: has 0 independent directions
     tolerance:                         # optional: wider bounds of `tests/training/trajectory.py`, with a comment why
       gradients: 1e-2

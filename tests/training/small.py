@@ -18,15 +18,10 @@ from distrec.data.dataset import vector_table, write_part
 from distrec.data.manifest import FORMAT, SPLITS, FeatureEntry, FileEntry, Manifest, write_manifest
 from distrec.data.storage import open_folder
 from distrec.training.engine import Engine
+from tests.methods import beside
 from tests.training.random_data import write_tokens
 
 USERS, ITEMS = 61, 37  # divided by no number of workers
-# Whitening needs at least as many columns as STAIR's tables have, and `image` has 5.
-SETTINGS: dict[str, dict[str, Any]] = {
-    "popularity": {},
-    "stair": {"dim": 4},
-    "odmt": {"dim": 8, "id_dim": 8, "init": 3, "length": 4, "alpha": 2, "dropout": 0.1},
-}
 
 
 def write_small(path: Path | str, seed: int = 0) -> str:
@@ -79,12 +74,13 @@ def write_small(path: Path | str, seed: int = 0) -> str:
 def write_config(path: Path, data: str, storage: Path | str, name: str = "lightgcn", **sections: Any) -> str:
     """Write a run config; returns its path.
 
-    The run trains method `name` in this process, for 3 epochs with batches of 64 rows; `sections` are merged in.
+    The run trains method `name` with its small settings in this process, for 3 epochs with batches of 64 rows;
+    `sections` are merged in.
     """
     tree: dict[str, Any] = {
         "data": data,
         "run": {"name": "run", "storage": str(storage)},
-        "method": {"name": name} | SETTINGS.get(name, {"dim": 8}),
+        "method": beside.settings(name),
         "train": {"workers": 0, "epochs": 3, "global_batch": 64, "cpus_per_worker": 0.5},
         "tracking": {"tensorboard": False},
     }

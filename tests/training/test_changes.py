@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ from distrec.training.launch import train
 from distrec.training.loop import fit
 from distrec.training.run_folder import RunFolder
 from tests.distributed import run_workers
+from tests.methods import beside
 from tests.training import small
 
 TRAINED = [name for name, kind in METHODS.items() if kind.trainable]
 CASES = [(name, f"method.{key}") for name in TRAINED for key in METHODS[name].changeable]
 CASES += [(name, "optimizer.lr") for name in TRAINED]
-INTENT = "method.dropout"  # parameters depend on it only in MENTOR's variant `intent`
 
 
 def run(path: Path, data: str, name: str, changes: list[dict[str, Any]], **sections: Any) -> Path:
@@ -35,8 +36,14 @@ def run(path: Path, data: str, name: str, changes: list[dict[str, Any]], **secti
 def other(config: RunConfig, key: str) -> float:
     """Another value for a key than the config has."""
     section, _, name = key.partition(".")
-    value: float = config.model_dump()[section][name]
-    return min(value * 1.7 + 0.1, 0.9) if name in ("dropout", "cca_temperature", "temperature", "tau") else value * 30
+    tree: dict[str, Any] = config.model_dump()
+    value = tree[section][name]
+    for candidate in (value * 30, value * 1.7 + 0.1, 0.9, value + 1):
+        with suppress(InputError):  # the setting has bounds
+            if candidate != value:
+                resolve(decode(RunConfig, set_keys(tree, {key: candidate}, "test")))
+                return float(candidate)
+    raise AssertionError(f"no other value of '{key}' than {value} is allowed")
 
 
 @pytest.fixture(scope="module")
@@ -76,20 +83,23 @@ def test_changes_to_the_same_values_leave_every_bit(tmp_path: Path, data: str, m
 def test_a_change_acts_from_its_epoch_on_and_not_before(
     tmp_path: Path, data: str, unchanged: Callable[..., Path], method: str, key: str
 ) -> None:
-    own = {"variant": "intent"} if method == "mentor" and key == INTENT else {}
-    sections = {"train": {"epochs": 2}, "method": own}
-    plain = unchanged(method, **sections)
-    config = resolve(load_run(plain.parent / "run.yaml"))
-    changes = [{"epoch": 1, "values": {key: other(config, key)}}]
-    changed = run(tmp_path / "changed", data, method, changes, **sections)
-    one, two = small.metrics(plain), small.metrics(changed)
-    assert one[0]["loss"] == two[0]["loss"]
-    assert one[0]["valid"] == two[0]["valid"]
-    want, got = small.tensors(plain), small.tensors(changed)
-    assert any(not torch.equal(want[name], got[name]) for name in want)
+    """Some settings matter only in a variant, such as MENTOR's dropout."""
+    for variant in (None, *beside.small(method).variants):
+        sections = {"train": {"epochs": 2}, "method": beside.settings(method, variant)}
+        plain = unchanged(method, **sections)
+        config = resolve(load_run(plain.parent / "run.yaml"))
+        changes = [{"epoch": 1, "values": {key: other(config, key)}}]
+        changed = run(tmp_path / str(variant), data, method, changes, **sections)
+        one, two = small.metrics(plain), small.metrics(changed)
+        assert one[0]["loss"] == two[0]["loss"]
+        assert one[0]["valid"] == two[0]["valid"]
+        want, got = small.tensors(plain), small.tensors(changed)
+        if any(not torch.equal(want[name], got[name]) for name in want):
+            return
+    raise AssertionError(f"'{key}' never matters")
 
 
-@pytest.mark.parametrize(("method", "key"), [(m, k) for m, k in CASES if k.startswith("method.") and m != "odmt"])
+@pytest.mark.parametrize(("method", "key"), [case for case in CASES if case[1].startswith("method.")])
 def test_a_weight_of_zero_changes_no_table_and_no_module(tmp_path: Path, data: str, method: str, key: str) -> None:
     base = resolve(load_run(small.write_config(tmp_path / "run.yaml", data, tmp_path, method)))
     shapes = []

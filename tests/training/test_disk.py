@@ -16,13 +16,13 @@ from distrec.data.storage import open_folder
 from distrec.errors import InputError, StorageError, StorageFull
 from distrec.methods.registry import METHODS, build_method
 from distrec.parallel.world import World
-from distrec.training import checkpoint, size, space
+from distrec.training import checkpoint, disk, size
 from distrec.training.alike import alike
 from distrec.training.checkpoint import Checkpoints
 from distrec.training.engine import Engine
 from distrec.training.size import check_disk, checkpoint_bytes
 from tests.distributed import run_workers
-from tests.methods import bare
+from tests.methods import bare, beside
 from tests.training import small
 
 VALUES = 75_000  # 300 KB
@@ -37,7 +37,7 @@ def on_a_small_disk(path: str) -> list[str]:
     for number in range(3):
         checkpoints.save(f"epoch-{number:06d}-step-000000000", {"x": torch.rand(VALUES)}, {})
     whole = checkpoints.names()
-    for check in (space.require_room, lambda folder, needed: None):  # at the beginning, and in the middle
+    for check in (disk.require_room, lambda folder, needed: None):  # at the beginning, and in the middle
         checkpoint.require_room = check
         with pytest.raises(StorageFull) as raised:
             checkpoints.save("epoch-000003-step-000000000", {"x": torch.rand(VALUES)}, {})
@@ -72,7 +72,7 @@ def full_for_one(path: str) -> str:
     checkpoints = Checkpoints(open_folder(path), world)
     tensors = {f"x{number}": torch.rand(10) for number in range(world.size)}
     checkpoints.save("epoch-000000-step-000000000", tensors, {})
-    free, write = space.free_bytes, checkpoint.write_tensors
+    free, write = disk.free_bytes, checkpoint.write_tensors
 
     def broken(*arguments: object) -> tuple[int, bytes]:
         write(*arguments)
@@ -80,13 +80,13 @@ def full_for_one(path: str) -> str:
 
     for patch in ({"free": lambda folder: 7, "write": write}, {"free": free, "write": broken}):
         if last:
-            space.free_bytes, checkpoint.write_tensors = patch["free"], patch["write"]
+            disk.free_bytes, checkpoint.write_tensors = patch["free"], patch["write"]
         with pytest.raises(StorageFull, match=rf"' needs {40 * world.size + 2} bytes, but its disk is full \(") as full:
             checkpoints.save("epoch-000001-step-000000000", tensors, {})
         world.barrier()
         assert checkpoints.names() == ["epoch-000000-step-000000000"]
         world.barrier()
-    space.free_bytes, checkpoint.write_tensors = free, write
+    disk.free_bytes, checkpoint.write_tensors = free, write
     for error, kind, message in (
         (StorageError("no answer"), StorageError, "no answer"),
         (OSError(5, "Input/output error"), OSError, "[Errno 5] Input/output error"),
@@ -121,12 +121,11 @@ def sizes(data: str) -> dict[tuple[str, str], tuple[int, int]]:
     """Of every method: the estimated bytes of a checkpoint, and those of its tensors without the kept ones."""
     opened, out = Dataset.open(data), {}
     for name, optimizer in (
-        *((name, kind) for name in METHODS if name != "popularity" for kind in ("adam", "sgd")),
+        *((name, rule) for name, kind in METHODS.items() if kind.trainable for rule in ("adam", "sgd")),
         ("bprmf", "sparse"),
     ):
         section = {"tables": "sparse"} if optimizer == "sparse" else {"name": optimizer}
-        method = {"name": name, **small.SETTINGS.get(name, {"dim": 8})}
-        config = bare.run_config(method, data=data, optimizer=section)
+        config = bare.run_config(beside.settings(name), data=data, optimizer=section)
         engine = Engine(World.current(), opened, config)
         tensors = {key: value for key, value in engine.state().items() if not key.startswith("kept.")}
         taken = sum(value.numel() * value.element_size() for value in tensors.values()) + engine.samples_per_epoch
@@ -162,5 +161,5 @@ def test_a_run_whose_checkpoints_do_not_fit_is_refused(
 
 
 def test_what_is_free_where_a_folder_will_be(tmp_path: Path) -> None:
-    free = space.free_bytes(open_folder(str(tmp_path / "not/there/yet")))
-    assert np.isclose(free, space.free_bytes(open_folder(str(tmp_path))), rtol=0.1)
+    free = disk.free_bytes(open_folder(str(tmp_path / "not/there/yet")))
+    assert np.isclose(free, disk.free_bytes(open_folder(str(tmp_path))), rtol=0.1)

@@ -11,15 +11,9 @@ from distrec.data.dataset import Dataset
 from distrec.errors import InputError
 from distrec.methods.registry import METHODS, build_method
 from distrec.training.size import check_host, check_memory, least_bytes, worker_parts
-from tests.methods import bare
+from tests.methods import bare, beside
 
 USERS, ITEMS, WIDTH, TOKENS = 12, 14, 6, 3
-METHOD: dict[str, dict[str, Any]] = {
-    "odmt": {"dim": 4, "id_dim": WIDTH, "length": 4},
-    "stair": {"dim": 4, "neighbours": [3, 1]},
-    "sasrec": {"dim": 4},
-    "popularity": {},
-}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +27,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_parts_of_every_method_are_counted(name: str, data: Dataset):
-    config = bare.run_config({"name": name, **METHOD.get(name, {"dim": 4})}, train={"workers": 3})
+    config = bare.run_config(beside.settings(name), train={"workers": 3})
     method = build_method(config, data)
     parts = least_bytes(config, data, method, 3, 3)
     dense = method.dense()
