@@ -13,6 +13,7 @@ from distrec.config.run import OptimizerSection, RunConfig, TrainSection
 from distrec.config.tree import apply_overrides, load_file
 from distrec.data.importers import choose_importer
 from distrec.data.prepare import DataConfig
+from distrec.methods.base import Method
 from distrec.methods.registry import METHODS, resolve
 from distrec.tuning.entries import resolve_entries
 from distrec.tuning.space import Range, load_spaces
@@ -33,8 +34,8 @@ RUNS = sorted(
     path for path in CONFIGS.glob("*/*.yaml") if path.parent.name not in ("data", "sweeps") and path not in SPACES
 )
 DATA = sorted((CONFIGS / "data").glob("*.yaml"))
-CONTENT_FREE = {"lightgcn", "bprmf", "popularity", "sasrec"}
-SEQUENTIAL = {"sasrec", "odmt", "bivrec"}  # their datasets hold out users' last items
+CONTENT_FREE = {name for name, kind in METHODS.items() if kind.features is Method.features}
+SEQUENTIAL = {name for name, kind in METHODS.items() if kind.reads_histories}  # their data hold out users' last items
 
 
 def label(path: Path) -> str:

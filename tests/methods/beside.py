@@ -11,7 +11,7 @@
       gradients: 1e-2
 
 `settings` must train on datasets of `tests/training/trajectory.py`, one of which has four items. A method whose
-defaults do has `settings: {}`.
+defaults do has `settings: {}`. Widths of tables are multiples of 4 if `optimizer.tables: sparse` is possible.
 
 `tests/methods/plain_<name>.py` is optional. It has a class `Plain` like `plain.Plain`.
 """

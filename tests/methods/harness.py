@@ -20,7 +20,7 @@ from distrec.data.dataset import Dataset
 from distrec.data.storage import open_folder
 from distrec.errors import NonFiniteLoss
 from distrec.methods.batch import Step
-from distrec.methods.registry import METHODS, build_method
+from distrec.methods.registry import METHODS, build_method, resolve
 from distrec.parallel.world import World
 from distrec.runtime import quiet
 from distrec.training.checkpoint import Checkpoints
@@ -31,12 +31,13 @@ from tests.oracle.gather import dense_gradients, table_gradients, table_weights
 from tests.training import small
 from tests.training.trajectory import ADAM, Result, Run, Tolerance, config_of, engine_of, train, whole
 
-STEPS, CUT = 14, 7  # of a trajectory; and the step after which it is saved, which is within an epoch
+STEPS, CUT = 14, 7  # of a trajectory, at least; and after which it is saved, within an epoch
 MOST = 50  # rows of a batch
+SPARSE = {"tables": "sparse", "lr": 2e-3}
 EPOCHS, EPOCH_STEPS = 3, 5  # of the runs that crash
 CRASHES = [(1, 0), (2, 3)]  # at the end of an epoch, and within one, a step after a checkpoint
 SEED = 7
-PATIENCE = timedelta(seconds=60)  # between the first and the last worker that ends a check
+PATIENCE = timedelta(seconds=120)  # between the first and the last worker that ends a check
 
 Job = tuple[str, str, str]
 """A check, a case and a dataset."""
@@ -78,16 +79,36 @@ def uneven(folder: str, run: Run) -> Run:
     return replace(run, batch=max(sizes, default=max(1, samples - 1)))
 
 
+def end_of(engine: Any) -> int:
+    """The number of steps of a trajectory, which contains a whole epoch."""
+    return max(STEPS, engine.steps_per_epoch)
+
+
 # --- the checks: each returns what the tests compare ------------------------------------------------------------------
 
 
 def trajectory(folder: str, case: str, data: str) -> Result:
     """Losses, ledgers, tensors and ranks of a run without an interruption, and the first batch's terms at the end."""
     engine = engine_of(config_of(folder, uneven(folder, run_of(case, data))))
-    out = train(engine, stop=STEPS)
+    out = train(engine, stop=end_of(engine))
     if engine.method.trainable:
         out["again"], _ = engine.forward_backward(0, 0, engine.samples(0, 0))
     return out
+
+
+def divided(folder: str, case: str, data: str) -> Result:
+    """The same run in micro-batches, which may not change what a sum over rows is."""
+    config = config_of(folder, uneven(folder, run_of(case, data)))
+    config = config.model_copy(update={"train": config.train.model_copy(update={"accumulate": 3})})
+    engine = engine_of(resolve(config))
+    return train(engine, stop=end_of(engine))
+
+
+def sparse(folder: str, case: str, data: str) -> Result:
+    """A run whose tables update only the rows of the batch."""
+    run = replace(run_of(case, data), optimizer=SPARSE)
+    engine = engine_of(config_of(folder, uneven(folder, run)))
+    return train(engine, stop=end_of(engine))
 
 
 def save(folder: str, case: str, data: str) -> dict[str, np.ndarray]:
@@ -104,13 +125,13 @@ def proceed(folder: str, case: str, data: str) -> Result:
     """The rest of the trajectory that `save` began; `start` is the state that was loaded."""
     engine = engine_of(config_of(folder, uneven(folder, run_of(case, data))))
     load_weights(engine, Checkpoints(open_folder(f"{folder}/checkpoints"), engine.world), case)
-    return train(engine, CUT, STEPS)
+    return train(engine, CUT, end_of(engine))
 
 
 def poison(folder: str, case: str, data: str) -> dict[str, Any]:
-    """After a step, the weights of the last worker are infinite: what is raised, and which tensors a step then moves.
+    """After a step, the last worker's rows of a table become infinite: the next step's error, and what that step moves.
 
-    Of a table, only that worker's rows are. A method without tables gets a dense parameter that is.
+    A method without tables gets an infinite parameter of its dense module.
     """
     engine = engine_of(config_of(folder, run_of(case, data)))
     world, error = engine.world, ""
@@ -218,7 +239,7 @@ def weights_of(engine: Any) -> dict[str, torch.Tensor]:
     return {name: value.double().requires_grad_() for name, value in values.items()}
 
 
-CHECKS = {check.__name__: check for check in (trajectory, save, proceed, poison, resume, gradients)}
+CHECKS = {check.__name__: check for check in (trajectory, divided, sparse, save, proceed, poison, resume, gradients)}
 
 
 def work(folder: str, jobs: list[Job]) -> dict[Job, Any]:

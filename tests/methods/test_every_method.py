@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -63,8 +64,8 @@ def found(request: pytest.FixtureRequest, folder: str) -> Callable[[int, Job], l
             continue
         (check, case, data), size = params["job"], params.get("size", 1)
         needed.setdefault(size, {})[check, case, data] = None
-        if check in ("trajectory", "proceed"):  # which are compared with one worker's
-            needed[1]["trajectory", case, data] = None
+        if check in ("trajectory", "divided", "sparse", "proceed"):  # which are compared with one worker's
+            needed[1]["sparse" if check == "sparse" else "trajectory", case, data] = None
         if check == "proceed":
             needed[2]["save", case, data] = None
 
@@ -99,6 +100,21 @@ def test_every_method_has_small_settings_beside_it() -> None:
 @pytest.mark.parametrize("job", TRAJECTORIES)
 def test_any_number_of_workers_gives_the_same_trajectory(found: Any, job: Job, size: int) -> None:
     agree(found(size, job)[0], found(1, job)[0], harness.run_of(*job[1:]))
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("job", [job("divided", name) for name in TRAINED if METHODS[name].sum_over_rows])
+def test_micro_batches_give_the_same_trajectory(found: Any, job: Job, size: int) -> None:
+    agree(found(size, job)[0], found(1, ("trajectory", *job[1:]))[0], harness.run_of(*job[1:]))
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("job", [job("sparse", name) for name in TRAINED if not METHODS[name].whole_tables])
+def test_any_number_of_workers_gives_the_same_trajectory_with_sparse_tables(found: Any, job: Job, size: int) -> None:
+    run = replace(harness.run_of(*job[1:]), optimizer=harness.SPARSE)
+    agree(found(size, job)[0], found(1, job)[0], run)
 
 
 @pytest.mark.multiprocess

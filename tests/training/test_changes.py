@@ -117,7 +117,7 @@ def test_a_weight_of_zero_changes_no_table_and_no_module(tmp_path: Path, data: s
 
 
 def test_odmt_goes_on_without_distillation(tmp_path: Path, data: str) -> None:
-    """ODMT's module depends on the features, so this test trains it."""
+    """A term that is left out from a change on."""
     changes = [{"epoch": 1, "values": {"method.alpha": 0.0, "method.dropout": 0.0}}]
     assert len(small.metrics(run(tmp_path, data, "odmt", changes, train={"epochs": 2}))) == 2
 

@@ -1,4 +1,4 @@
-"""Promise 1 of docs/design.md under every optimizer, with sparse tables and under ZeRO, and that its check can fail.
+"""Promise 1 of docs/design.md under every optimizer and ZeRO stage, and that its check can fail.
 
 `tests/methods/test_every_method.py` compares numbers of workers for every method.
 """
@@ -51,10 +51,8 @@ DEFAULT: dict[str, Run] = {
     "alignrec, adam": run("more users", "alignrec", ADAM, 0),  # with ZeRO: one small module
     "lightgcn, adam": run("more items", "lightgcn", ADAM, 1),
     "bprmf, sgd": run("more users", "bprmf", SGD, 2),
-    "bprmf, sparse tables": run("more users", "bprmf", {"tables": "sparse", "lr": 0.05}, 3),  # TorchRec's fused tables
     "stair, adamw": run("more users", "stair", ADAMW, 4),  # smoothed updates under a falling learning rate
     "odmt, clipped": run("more users", "odmt", CLIPPED, 5),  # with ZeRO: clipping over partitions
-    "odmt, sparse tables": run("more users", "odmt", {"tables": "sparse", "lr": 2e-3}, 6),  # and a dense module
     "sasrec, small batches": replace(run("few users", "sasrec", CLIPPED, 7), batch=4),
     "bivrec, adam": run("more users", "bivrec", ADAM, 29),  # with ZeRO: a module whose inputs depend on other tables
     "bivrec position, sgd": run("more items", "bivrec", GENTLE, 34, **POSITION),  # assignments without noise
