@@ -26,7 +26,7 @@ DATASETS = {
     "more items": (17, 90, 101, 1),
     "few users": (9, 31, 203, 2),
     "fewest users": (4, 31, 103, 3),
-    "fewest items": (61, 4, 152, 6),
+    "fewest items": (61, 4, 152, 14),
 }
 ADAM = {"name": "adam", "lr": 2e-3}
 
