@@ -117,7 +117,7 @@ class AlignRec(Method):
         return [
             Table("user", "user", dim),
             Table("item", "item", dim),
-            Table("content", "item", self.width, self.starting_from("item", lambda: self.initial_content)),
+            Table("content", "item", self.width, start=lambda: self.initial_content),
         ]
 
     def dense(self) -> torch.nn.Module:

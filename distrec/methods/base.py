@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
-import numpy as np
 import torch
 from pydantic import Field
 
@@ -25,7 +24,7 @@ from distrec.data.sampling import PairSampler, Sampler, TripleSampler
 from distrec.errors import InputError
 from distrec.methods.batch import Lookup, OwnedRows
 from distrec.methods.workspace import Workspace
-from distrec.tables.spec import Initializer, Side, Table, from_rows
+from distrec.tables.spec import Side, Table
 
 
 class MethodConfig(Section):
@@ -136,19 +135,10 @@ class Method(ABC):
         """
         return self._rows(table, *lookups)
 
-    def starting_from(self, side: Side, block: Callable[[], torch.Tensor]) -> Initializer:
-        """The initialiser of a table that starts from my rows `block()` `[my rows, dim]`, called after `build`."""
-
-        def read(start: int, stop: int) -> np.ndarray:
-            first = self.space.mine(side).start
-            return block()[start - first : stop - first].numpy()
-
-        return from_rows(read)
-
     def trained_features(self, name: str) -> Table:
         """A table `name` that starts from a feature set's rows and trains, for methods with a setting `fill`."""
-        read = self.starting_from("item", lambda: self.space.features(name, self.config.fill))
-        return Table(name, "item", self.data.feature(name).width, read)
+        width = self.data.feature(name).width
+        return Table(name, "item", width, start=lambda: self.space.features(name, self.config.fill))
 
     def kept(self) -> dict[str, tuple[Side, torch.Tensor]]:
         """Arrays that a checkpoint must hold besides the tables, by name: their side and my rows.

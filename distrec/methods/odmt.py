@@ -153,8 +153,8 @@ class ODMT(Method):
         return UserWindows(Histories([train], self.data.users), self.config.length + 1, seed)
 
     def tables(self) -> list[Table]:
-        init = xavier_normal if self.config.init == 0 else self.starting_from("item", self._first_tokens)
-        return [Table("item", "item", self.config.id_dim, init)]
+        start = self._first_tokens if self.config.init else None
+        return [Table("item", "item", self.config.id_dim, xavier_normal, start)]
 
     def dense(self) -> torch.nn.Module:
         config, (text, image) = self.config, self._widths()

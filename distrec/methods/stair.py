@@ -112,12 +112,12 @@ class STAIR(Method):
 
     def tables(self) -> list[Table]:
         return [
-            Table("user", "user", self.config.dim, self.starting_from("user", lambda: self.initial.users)),
+            Table("user", "user", self.config.dim, start=lambda: self.initial.users),
             Table(
                 "item",
                 "item",
                 self.config.dim,
-                self.starting_from("item", lambda: self.initial.items),
+                start=lambda: self.initial.items,
                 smooth=self.smooth,
             ),
         ]

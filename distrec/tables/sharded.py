@@ -163,6 +163,9 @@ class ShardedTables:
         first, stop = partition.start(self.world.rank), partition.stop(self.world.rank)
         assert len(self._blocks[name]) == stop - first
         with torch.no_grad():
+            if spec.start is not None:
+                self._blocks[name].copy_(spec.start())
+                return
             for start in range(first, stop, _INIT_ROWS):
                 end = min(start + _INIT_ROWS, stop)
                 rows = spec.init(("table", name, seed), partition.total, spec.dim, start, end)

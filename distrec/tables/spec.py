@@ -58,15 +58,6 @@ def side_by_side(parts: Sequence[tuple[str, Initializer]]) -> Initializer:
     return init
 
 
-def from_rows(read: Callable[[int, int], np.ndarray]) -> Initializer:
-    """Use given vectors as initial values: `read(start, stop)` returns `[stop - start, dim]` float32."""
-
-    def init(key: tuple[str | int, ...], rows: int, dim: int, start: int, stop: int) -> np.ndarray:
-        return read(start, stop)
-
-    return init
-
-
 @dataclass(frozen=True)
 class Table:
     """A trainable vector per user or per item."""
@@ -75,6 +66,9 @@ class Table:
     side: Side
     dim: int
     init: Initializer = xavier_uniform
+    start: Callable[[], torch.Tensor] | None = None
+    """In place of `init`: the initial values of my rows, `[my rows, dim]` float32. Every worker calls it once, after
+    the method was built, so it may be collective."""
     smooth: Callable[[torch.Tensor], torch.Tensor] | None = None
     """A linear map, from `[my rows, dim]` to the same shape, that is applied to every update; collective."""
 

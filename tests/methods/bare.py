@@ -90,8 +90,11 @@ class Bare:
         for table in self.method.tables():
             part = space.partitions[table.side]
             first, stop = part.start(world.rank), part.stop(world.rank)
-            rows = table.init(("table", table.name, SEED), part.total, table.dim, first, stop)
-            self.tables[table.name] = torch.from_numpy(rows.copy()).requires_grad_()
+            if table.start is None:
+                rows = torch.from_numpy(table.init(("table", table.name, SEED), part.total, table.dim, first, stop))
+            else:
+                rows = table.start()
+            self.tables[table.name] = rows.clone().requires_grad_()
         self.method.attach(self.tables.__getitem__, self._rows, self.net)
 
     def _rows(self, table: str, *lookups: Lookup) -> list[torch.Tensor]:

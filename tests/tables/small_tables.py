@@ -9,7 +9,7 @@ import numpy as np
 from distrec.config.run import OptimizerSection
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
-from distrec.tables.spec import Table, from_rows
+from distrec.tables.spec import Table
 
 SEED, USERS, WIDTH = 3, 13, 8
 ITEMS = {"exact": 2, "sparse": 5}  # with 2 items, one of 3 processes owns none
@@ -27,7 +27,7 @@ def tables(world: World, optimizer: dict[str, Any], items: int | None = None) ->
     specs = [
         Table("user", "user", WIDTH),
         Table("item", "item", WIDTH),
-        Table("given", "item", 4, from_rows(lambda start, stop: given[start:stop])),
+        Table("given", "item", 4, lambda key, rows, dim, start, stop: given[start:stop]),
     ]
     sides = {"user": Partition(USERS, world.size), "item": Partition(items, world.size)}
     return ShardedTables(world, specs, sides, OptimizerSection(**optimizer), SEED)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from distrec.config.run import OptimizerSection
 from distrec.parallel.partition import Partition
 from distrec.parallel.world import World
 from distrec.runtime import quiet
-from distrec.tables.spec import Table, from_rows
+from distrec.tables.spec import Table
 from tests.distributed import run_workers
 
 ITEMS, USERS, DIM, STEPS = 7, 5, 4, 6  # with 3 workers the blocks of 5 and 7 rows are unequal
@@ -58,7 +58,7 @@ def made(world: World, optimizer: dict[str, Any]) -> Any:
         return mine @ world.gather_blocks(direction, items)
 
     def rows(count: int) -> Any:
-        return from_rows(lambda start, stop: initial(count)[start:stop])
+        return lambda key, rows, dim, start, stop: initial(count)[start:stop]
 
     specs = [
         Table("item", "item", DIM, rows(ITEMS), smooth=smooth),

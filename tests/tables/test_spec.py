@@ -6,7 +6,7 @@ import pytest
 from distrec.config.run import OptimizerSection
 from distrec.data import keyed
 from distrec.parallel.partition import Partition
-from distrec.tables.spec import Table, from_rows, plan_tables, xavier_uniform
+from distrec.tables.spec import Table, plan_tables, xavier_uniform
 
 
 @pytest.mark.parametrize(("rows", "dim"), [(1, 1), (40, 8), (500, 64)])
@@ -25,12 +25,6 @@ def test_xavier_values_follow_the_formula_and_do_not_depend_on_the_block(rows: i
         for stop in (start, start + 1, rows):
             assert np.array_equal(xavier_uniform(key, rows, dim, start, stop), whole[start:stop])
     assert not np.array_equal(whole, xavier_uniform(("table", "item", 7), rows, dim, 0, rows))
-
-
-def test_only_the_requested_given_rows_are_read():
-    given = np.arange(12, dtype=np.float32).reshape(6, 2)
-    init = from_rows(lambda start, stop: given[start:stop])
-    assert init(("any",), 6, 2, 2, 5).tolist() == given[2:5].tolist()
 
 
 @pytest.mark.parametrize(
