@@ -18,6 +18,7 @@ from distrec.methods.odmt import ODMT
 from distrec.methods.popularity import Popularity
 from distrec.methods.sasrec import SASRec
 from distrec.methods.stair import STAIR
+from distrec.methods.vbpr import VBPR
 
 METHODS: dict[str, type[Method]] = {
     "alignrec": AlignRec,
@@ -25,6 +26,7 @@ METHODS: dict[str, type[Method]] = {
     "stair": STAIR,
     "odmt": ODMT,
     "bivrec": BiVRec,
+    "vbpr": VBPR,
     "lightgcn": LightGCN,
     "sasrec": SASRec,
     "bprmf": BprMf,
