@@ -11,6 +11,7 @@ from distrec.errors import InputError, shown
 from distrec.methods.alignrec import AlignRec
 from distrec.methods.base import Method
 from distrec.methods.bivrec import BiVRec
+from distrec.methods.bm3 import BM3
 from distrec.methods.bprmf import BprMf
 from distrec.methods.lightgcn import LightGCN
 from distrec.methods.mentor import MENTOR
@@ -27,6 +28,7 @@ METHODS: dict[str, type[Method]] = {
     "odmt": ODMT,
     "bivrec": BiVRec,
     "vbpr": VBPR,
+    "bm3": BM3,
     "lightgcn": LightGCN,
     "sasrec": SASRec,
     "bprmf": BprMf,
