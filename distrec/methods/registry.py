@@ -13,6 +13,7 @@ from distrec.methods.base import Method
 from distrec.methods.bivrec import BiVRec
 from distrec.methods.bm3 import BM3
 from distrec.methods.bprmf import BprMf
+from distrec.methods.freedom import FREEDOM
 from distrec.methods.lightgcn import LightGCN
 from distrec.methods.mentor import MENTOR
 from distrec.methods.odmt import ODMT
@@ -29,6 +30,7 @@ METHODS: dict[str, type[Method]] = {
     "bivrec": BiVRec,
     "vbpr": VBPR,
     "bm3": BM3,
+    "freedom": FREEDOM,
     "lightgcn": LightGCN,
     "sasrec": SASRec,
     "bprmf": BprMf,
