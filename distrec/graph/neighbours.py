@@ -27,13 +27,13 @@ def item_graph(
     """A graph of the items. Collective.
 
     `cosine`: `S_ij = cos_ij / sqrt(r_i r_j)` for the neighbours j of i, where r are the sums of an item's cosines
-    (docs/methods/alignrec.md, section 3.2). It is not symmetric. The factor of an item whose sum is not positive, for
+    (docs/methods/alignrec.md section 3.2). It is not symmetric. The factor of an item whose sum is not positive, for
     which the formula is undefined, is 0.
 
-    `uniform`: `S_ij = 1 / (k + 1e-7)` for the k neighbours j of i (docs/methods/mentor.md, section 3.3).
+    `uniform`: `S_ij = 1 / (k + 1e-7)` for the k neighbours j of i (docs/methods/mentor.md section 3.3).
 
     `symmetric`: `D^-1/2 W D^-1/2`, where `W_ij` is the larger of two counts: the lists in which j is a neighbour of i,
-    and those in which i is one of j (docs/methods/stair.md, section 3.3). Cosines only decide which items are near.
+    and those in which i is one of j (docs/methods/stair.md section 3.3). Cosines only decide which items are near.
 
     Args:
         items: the partition of the items over the ranks.

@@ -1,3 +1,5 @@
+import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +77,10 @@ def test_every_method_that_fills_missing_features_says_so(tmp_path: Path, name: 
     found = build_method(resolve(run(beside.settings(name) | {"fill": fill})), data).degradations()
     assert f"1 of 37 items lack feature 'text', filled with {rule}" in found
     assert build_method(resolve(run({"name": "lightgcn"})), data).degradations() == []
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_method_speaks_of_what_a_workspace_hides(name: str):
+    source = inspect.getsource(inspect.getmodule(METHODS[name]))
+    words = r"partition|gathered\(|GatherExchange|\bworld\b|max_\(|mine\.start|zero_stage|ZeRO"
+    assert re.findall(rf"{words}|distrec\.parallel\.(?!linear)", source) == []
