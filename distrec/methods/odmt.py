@@ -168,7 +168,8 @@ class ODMT(Method):
             config.dropout,
             hide_id=config.version == "v1",
         )
-        tails = {name: encoder.tail() for name, encoder in self.encoders.items()}
+        with torch.device("cpu"):  # also where only shapes are asked for: the weights are read from files
+            tails = {name: encoder.tail() for name, encoder in self.encoders.items()}
         return EndToEnd(branches, tails) if tails else branches
 
     def build(self, space: Workspace) -> None:
