@@ -1,25 +1,29 @@
 """Small datasets that are like a large one in all that decides about memory, for rehearsals.
 
 Users, items and interactions are the same share of the large one's, so that users have as many items. Feature sets have
-the same names, widths and numbers of tokens. Their content is random.
+the same names, widths and numbers of tokens. Their content is random. Only so many users have held-out items that
+ranking them takes seconds.
 """
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 
 import numpy as np
+import pyarrow as pa
 
 from distrec.data import keyed
-from distrec.data.dataset import Dataset, group_rows, vector_table
-from distrec.data.manifest import FeatureEntry, Manifest, write_manifest
+from distrec.data.dataset import Dataset, group_rows, vector_table, write_part
+from distrec.data.manifest import SPLITS, FeatureEntry, Manifest, write_manifest
 from distrec.data.parts import Parts, items_per_part
 from distrec.data.storage import open_folder
 from distrec.data.synth import FEWEST, GraphSize, write_graph
 
 _KEY = "likeness"
+MOST_SCORES = 2e9  # of users and items in an evaluation: some ten seconds on one core
 
 
 def share_of(manifest: Manifest, share: float) -> GraphSize:
@@ -32,8 +36,28 @@ def share_of(manifest: Manifest, share: float) -> GraphSize:
 def write_likeness(out: str, manifest: Manifest, size: GraphSize) -> Dataset:
     """Write a dataset of `size` with the feature sets of `manifest` to the new folder `out`."""
     with redirect_stdout(io.StringIO()):  # the line about what was written
-        write_graph(out, size)
+        data = write_graph(out, size)
+    _hold_out_fewer(data, math.ceil(size.users * size.items / MOST_SCORES))
     return add_features(out, manifest.features)
+
+
+def _hold_out_fewer(data: Dataset, every: int) -> None:
+    """Keep the held-out rows of one user of `every` only."""
+    if every == 1:
+        return
+    folder, manifest = data.folder, data.manifest
+    files, counts = dict(manifest.files), dict(manifest.interactions)
+    for split in SPLITS[1:]:
+        rows = data.interactions(split)
+        kept = rows.user % every == 0
+        prefix = f"interactions/{split}/"
+        for name in [name for name in files if name.startswith(prefix)]:
+            folder.remove(*name.split("/"))
+            del files[name]
+        table = pa.table({name: getattr(rows, name)[kept] for name in ("user", "item", "timestamp")})
+        files[f"{prefix}part-00000.parquet"] = write_part(folder, f"{prefix}part-00000.parquet", table)
+        counts[split] = table.num_rows
+    write_manifest(folder, manifest.model_copy(update={"interactions": counts, "files": dict(sorted(files.items()))}))
 
 
 def add_features(out: str, features: Mapping[str, FeatureEntry]) -> Dataset:

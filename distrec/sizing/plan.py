@@ -19,12 +19,12 @@ from distrec.errors import InputError
 from distrec.methods.base import Method
 from distrec.methods.registry import build_method, resolve
 from distrec.runtime import total_memory
-from distrec.sizing.likeness import share_of, write_likeness
+from distrec.sizing.likeness import MOST_SCORES, share_of, write_likeness
 from distrec.sizing.rehearsal import STEPS, Rehearsal, rehearse
 from distrec.training.attempts import with_absolute_paths
 from distrec.training.size import checkpoint_bytes, dense_values, worker_parts
 
-_MOST_SCORES = 2e9  # of users and items in an evaluation: some ten seconds on one core
+_MOST_ROWS = 6e6  # of training: minutes on one core, together with the steps
 _MOST_PRODUCTS = 1e12  # in the search for neighbours among all pairs of items
 _MOST_MEMORY = 0.25  # of this machine's memory, for the state of a rehearsed worker
 _HELPS = 0.95  # of the peak: twice as many workers that need more than this do not help
@@ -141,8 +141,10 @@ def _plan(config: RunConfig, data: Dataset, method: Method, workers: int, steps:
     known = {name: parts[name] for name in ("dense module", "checkpoint being written")}
     if config.optimizer.tables == "exact":
         known["gradients of tables"] = parts["tables"]
-    copy = parts["checkpoint being written"]  # not part of a rehearsal, which saves to a local disk
-    phases = {name: value + (copy if name not in ("process", "build") else 0) for name, value in found.phases.items()}
+    # Not part of a rehearsal, which saves to a local disk, and of a large dataset ranks some users only.
+    copy, metrics = parts["checkpoint being written"], parts["metrics of all users"] if share < 1 else 0
+    added = {"process": 0, "build": 0, "steps": copy}
+    phases = {name: value + added.get(name, copy + metrics) for name, value in found.phases.items()}
     return Needs(
         workers=workers,
         share=share,
@@ -159,8 +161,8 @@ def _plan(config: RunConfig, data: Dataset, method: Method, workers: int, steps:
 
 
 def method_widths(data: Dataset, method: Method) -> list[int]:
-    """Numbers per item of each feature set that the method reads."""
-    return [entry.tokens * entry.width for entry in map(data.feature, method.features())]
+    """Numbers per item of each feature set that the method may search for neighbours; token sets are not searched."""
+    return [entry.width for entry in map(data.feature, method.features()) if entry.tokens == 1]
 
 
 def rehearsed_share(manifest: Manifest, width: int, state: int) -> float:
@@ -168,13 +170,14 @@ def rehearsed_share(manifest: Manifest, width: int, state: int) -> float:
 
     Args:
         manifest: of the dataset.
-        width: numbers per item of all feature sets that are read.
+        width: numbers per item of all feature sets in which neighbours are searched.
         state: bytes of a worker's state.
     """
-    scores = manifest.users * manifest.items
     products = manifest.items**2 * width
     limits = [
-        math.sqrt(_MOST_SCORES / scores),
+        # The dataset itself has all its held-out users.
+        1.0 if manifest.users * manifest.items <= MOST_SCORES else 0.99,
+        _MOST_ROWS / manifest.interactions["train"],
         math.sqrt(_MOST_PRODUCTS / products) if products else 1.0,
         _MOST_MEMORY * total_memory() / state if state else 1.0,
     ]

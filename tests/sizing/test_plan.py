@@ -19,8 +19,8 @@ from distrec.data.dataset import Dataset
 from distrec.data.manifest import FeatureEntry
 from distrec.data.synth import GraphSize, write_graph
 from distrec.errors import InputError
+from distrec.sizing import likeness, worker_bytes
 from distrec.sizing import plan as planning
-from distrec.sizing import worker_bytes
 from distrec.sizing.likeness import add_features, share_of, write_likeness
 from distrec.sizing.plan import Needs, plan, rehearsed_share
 from distrec.sizing.rehearsal import Rehearsal
@@ -68,7 +68,7 @@ def test_what_is_linear_in_the_rows_is_extrapolated_to_the_dataset(
     whole = write_graph(out, GraphSize(4000, 2000, 80_000, 1, 1))
     batches: list[int] = []
     monkeypatch.setattr(planning, "rehearse", linear(batches))
-    monkeypatch.setattr(planning, "_MOST_SCORES", 4000 * 2000 / 4**2)
+    monkeypatch.setattr(planning, "_MOST_ROWS", whole.manifest.interactions["train"] / 4)
     (found,) = plan(config(out, {"name": "bprmf", "dim": 4}, train={"workers": 2, "global_batch": 64}))
     rows = whole.manifest.interactions["train"]
     assert found.share == pytest.approx(1 / 4)
@@ -109,15 +109,14 @@ def test_more_workers_are_tried_until_one_fits_a_machine(
     machine: int, batch: int, tried: list[int], data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(planning, "rehearse", shared(1000, 100))
-    monkeypatch.setattr(
-        planning, "worker_parts", lambda *_: {"tables": 0, "dense module": 0, "checkpoint being written": 0}
-    )
+    names = "tables", "dense module", "checkpoint being written", "metrics of all users"
+    monkeypatch.setattr(planning, "worker_parts", lambda *_: dict.fromkeys(names, 0))
     run = config(data, {"name": "popularity"}, train={"workers": 0, "global_batch": batch})
     found = planning.until_it_fits(run, plan(run), machine)
     assert [one.workers for one in found] == tried
 
 
-def test_a_likeness_has_the_shapes_of_what_it_is_like(tmp_path: Path) -> None:
+def test_a_likeness_has_the_shapes_of_what_it_is_like(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entries = {
         "text": FeatureEntry(width=7, dtype="float32", missing=3, source="a.npy", parts=["x"]),
         "image-tokens": FeatureEntry(tokens=3, width=5, dtype="float16", missing=0, source="b.npy", parts=["x"]),
@@ -133,6 +132,14 @@ def test_a_likeness_has_the_shapes_of_what_it_is_like(tmp_path: Path) -> None:
     assert not missing.any()
     assert small.feature("text").dtype == "float32"
     add_features(str(tmp_path / "small"), {})
+    with monkeypatch.context() as patch:
+        patch.setattr(likeness, "MOST_SCORES", 200 * 150 / 6.5)
+        fewer = write_likeness(str(tmp_path / "fewer"), manifest, share_of(manifest, 0.5))
+    for split in ("valid", "test"):
+        rows, every = fewer.interactions(split), small.interactions(split)
+        assert rows.user.tolist() == every.user[every.user % 7 == 0].tolist()
+        assert fewer.manifest.interactions[split] == len(rows) > 0
+    assert fewer.interactions("train").item.tolist() == small.interactions("train").item.tolist()
     assert not Dataset.open(str(tmp_path / "small")).manifest.features
 
 
