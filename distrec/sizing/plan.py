@@ -28,6 +28,7 @@ _MOST_ROWS = 6e6  # of training: minutes on one core, together with the steps
 _MOST_PRODUCTS = 1e12  # in the search for neighbours among all pairs of items
 _MOST_MEMORY = 0.25  # of this machine's memory, for the state of a rehearsed worker
 _HELPS = 0.95  # of the peak: twice as many workers that need more than this do not help
+_LARGE_BATCH = 0.05  # of a smaller dataset's interactions
 _SMALLER = 0.5  # the share of the second rehearsal, from which and the first the rest is extrapolated
 
 
@@ -189,12 +190,15 @@ def _extrapolated(config: RunConfig, manifest: Manifest, share: float, workers: 
     train, batch = manifest.interactions["train"], config.train.global_batch
     found: list[Rehearsal] = []
     shares = (share, _SMALLER * share)
+    # How many different rows a large batch reads depends on how many there are. A share of the batch then reads that
+    # share of the rows, which is linear; a small batch reads as many rows whatever the dataset's size.
+    scaled = batch > _LARGE_BATCH * shares[-1] * train
     for part in shares:
         with tempfile.TemporaryDirectory() as folder:
             out = str(Path(folder, "data"))
             write_likeness(out, manifest, share_of(manifest, part))
             smaller: dict[str, object] = {"data": out}
-            if batch > shares[-1] * train:  # otherwise a batch would have fewer rows than in the run
+            if scaled:
                 smaller["train.global_batch"] = max(workers, round(part * batch))
             found.append(rehearse(decode(RunConfig, set_keys(config.model_dump(), smaller, "plan")), workers, steps))
     large, small = found
@@ -208,5 +212,5 @@ def _extrapolated(config: RunConfig, manifest: Manifest, share: float, workers: 
         held={name: line(value, small.held.get(name, 0)) for name, value in large.held.items()},
         received=line(large.received, small.received),
         seconds=[line(1e6 * one, 1e6 * other) / 1e6 for one, other in zip(large.seconds, small.seconds)],
-        steps=round(large.steps / share) if batch <= shares[-1] * train else large.steps,
+        steps=large.steps if scaled else round(large.steps / share),
     )
