@@ -65,7 +65,6 @@ class FREEDOM(Method):
 
     config: FREEDOM.Config
     changeable = ("content_weight",)
-    negatives_from = "train"
 
     def __init__(self, config: FREEDOM.Config, data: Dataset):
         super().__init__(config, data)
@@ -92,7 +91,10 @@ class FREEDOM(Method):
         config = self.config
         self.user, self.item = space.distinct_pairs()
         self.whole = self.kept_edges = space.user_item(self.user, self.item)
-        lists = [space.feature_neighbours(name, config.fill, config.knn_k) for name in config.features]
+        lists = [
+            space.feature_neighbours(space.features(name, config.fill), name, config.fill, config.knn_k)
+            for name in config.features
+        ]
         weighted = config.normalisation != "symmetric"
         self.item_item = space.item_graph(lists, config.normalisation, config.weights if weighted else None)
 

@@ -161,7 +161,10 @@ class MENTOR(Method):
         self.user_item = space.user_item()
         if config.stale_scores:
             self._stale = Representations(*(torch.zeros(space.my_count(side), 2 * config.dim) for side in _SIDES))
-        nearest = [space.feature_neighbours(name, config.fill, config.knn_k) for name in self.features()]
+        nearest = [
+            space.feature_neighbours(rows, name, config.fill, config.knn_k)
+            for name, rows in zip(self.features(), (image, text), strict=True)
+        ]
         weights = config.image_weight, 1 - config.image_weight
         self.item_item = space.item_graph(nearest, "uniform", weights)
 

@@ -91,8 +91,8 @@ class STAIR(Method):
         self.user_item = space.user_item(user, item)
         blocks = [space.features(name, config.fill) for name in config.features]
         nearest = [
-            space.feature_neighbours(name, config.fill, k, include_self=False)
-            for name, k in zip(config.features, config.neighbours, strict=True)
+            space.feature_neighbours(block, name, config.fill, k, include_self=False)
+            for name, block, k in zip(config.features, blocks, config.neighbours, strict=True)
         ]
         self.item_item = space.item_graph(nearest, "symmetric")
         backward = stepwise_decay(config.dim, config.gamma)

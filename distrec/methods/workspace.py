@@ -167,10 +167,16 @@ class Workspace:
         whole = {"data": self.data.hash, **made_of}
         return cached_neighbours(open_folder(self.graphs), self.world, self.items, whole, block, k, include_self)
 
-    def feature_neighbours(self, name: str, fill: Fill, k: int, include_self: bool = True) -> Neighbours:
-        """The k items most similar to each of mine by the cosine of one feature set; see `neighbours`."""
+    def feature_neighbours(
+        self, rows: torch.Tensor, name: str, fill: Fill, k: int, include_self: bool = True
+    ) -> Neighbours:
+        """The k items most similar to each of mine by the cosine of one feature set; see `neighbours`.
+
+        Args:
+            rows: `features(name, fill)`.
+        """
         made_of = {"features": [name], "fill": fill, "rows": "unit rows"}
-        return self.neighbours(unit_rows(self.features(name, fill)), k, made_of, include_self)
+        return self.neighbours(unit_rows(rows), k, made_of, include_self)
 
     def item_graph(
         self, lists: Sequence[Neighbours], normalisation: Normalisation, weights: Sequence[float] | None = None
