@@ -35,6 +35,7 @@ from distrec.data.dataset import Dataset
 from distrec.data.manifest import FeatureEntry
 from distrec.data.synth import GraphSize, write_graph
 from distrec.sizing.likeness import add_features
+from distrec.sizing.rehearsal import high_water
 
 NODES, EDGES = 2_000_000, 40_000_000
 LIMIT = {"baby": 0.15, "movielens": 0.15, "graph": 0.25}
@@ -177,16 +178,11 @@ def measured_steps(case: Case, data: str, workers: int) -> int:
                     progress = json.loads(Path(storage, "run", "progress.json").read_text(encoding="utf-8"))
             family = psutil.Process(run.pid).children(recursive=True)
             found = [process for process in family if "RayTrainWorker" in " ".join(process.cmdline())]
-            return max(_high_water(process.pid) for process in found)
+            return max(high_water(process.pid) for process in found)
         finally:
             for process in [*psutil.Process(run.pid).children(recursive=True), run]:
                 process.kill()
             run.wait()
-
-
-def _high_water(process: int) -> int:
-    with open(f"/proc/{process}/status", encoding="ascii") as file:
-        return next(int(line.split()[1]) << 10 for line in file if line.startswith("VmHWM"))
 
 
 def _train(config: str, overrides: list[str]) -> int:

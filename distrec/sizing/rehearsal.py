@@ -153,12 +153,12 @@ def rehearse_here(config: RunConfig, workers: int, steps: int, folder: str) -> N
     Path(folder, "answer.json").write_text(json.dumps(asdict(found)), encoding="utf-8")
 
 
-def high_water() -> int:
-    """Largest resident memory of this process so far, in bytes.
+def high_water(process: int | str = "self") -> int:
+    """Largest resident memory so far of this process, or of another one, in bytes.
 
     It is not taken from `getrusage`, whose number includes that of the process that started this one.
     """
-    with open("/proc/self/status", encoding="ascii") as file:
+    with open(f"/proc/{process}/status", encoding="ascii") as file:
         return next(int(line.split()[1]) << 10 for line in file if line.startswith("VmHWM"))
 
 
