@@ -24,7 +24,7 @@ from distrec.training.worker import ray_worker
 _LOOK = 1.0  # seconds between looks at the heartbeats
 _LOOK_AT_HOSTS = 2.0  # seconds between looks at the hosts: some are taken away half a minute after they say so
 _LOOK_AT_ROOM = 10.0  # seconds between looks for room for more workers
-_NEWS = 3.0  # seconds for which Ray may learn that a host is gone whose connections have broken
+_RAY_LEARNS = 3.0  # seconds for which Ray may learn that a host is gone whose connections have broken
 _FEW = 16  # workers that Ray Train can ask for their state twice per second; more of them every 2 s, as by default
 
 
@@ -186,7 +186,7 @@ class Group:
         import ray
 
         nodes, gone = {beat.node for beat in self._beats.values()}, set[str]()
-        until = time.monotonic() + (_NEWS if all(map(_is_broken_link, errors.values())) else 0.0)
+        until = time.monotonic() + (_RAY_LEARNS if all(map(_is_broken_link, errors.values())) else 0.0)
         with suppress(Exception):  # Ray's, if the head is gone too
             while not (gone := nodes - {node["NodeID"] for node in ray.nodes() if node["Alive"]}):
                 if time.monotonic() >= until:
